@@ -1,0 +1,46 @@
+"""Packaging of tf_largebatch. Metadata only: everything else about the project is in README.md."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "tf_largebatch" / "version.py").read_text())[1]
+
+setup(
+    name="tf_largebatch",
+    version=VERSION,
+    description="Large-batch training for TensorFlow and Keras: CLARS and exact per-example gradient norms",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["tf_largebatch", "tf_largebatch.*"]),
+    package_data={"tf_largebatch": ["py.typed"]},
+    python_requires=">=3.10,<3.13",
+    install_requires=[
+        "tensorflow>=2.18",
+        "keras>=3.8",
+        "numpy",
+        "absl-py",
+        "tensorflow-datasets>=4.9.8",
+        # tensorflow-datasets imports importlib_resources in download_and_prepare without declaring it.
+        "importlib_resources",
+        # The command line: its default data set (digits) and its curves.
+        "scikit-learn",
+        "matplotlib",
+    ],
+    extras_require={
+        "dev": ["pytest", "pytest-cov", "ruff==0.14.5"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
