@@ -1,0 +1,22 @@
+"""Per-example, per-layer gradient norms. README.md in this directory has the definition and every layer's equation."""
+
+from tf_largebatch.norms import conv, dense, einsum, embedding, normalization  # noqa: F401  (they register rules)
+from tf_largebatch.norms.measure import Measurement, measure
+from tf_largebatch.norms.per_example import per_example_gradient_norms
+from tf_largebatch.norms.registry import KERAS, Registry, check_supported
+from tf_largebatch.norms.tap import Tap
+
+register = KERAS.register
+unregister = KERAS.unregister
+
+__all__ = [
+    "KERAS",
+    "Measurement",
+    "Registry",
+    "Tap",
+    "check_supported",
+    "measure",
+    "per_example_gradient_norms",
+    "register",
+    "unregister",
+]

@@ -1,0 +1,122 @@
+"""The public function: every example's gradient norm, tensor by tensor."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_largebatch.norms.measure import measure
+from tf_largebatch.norms.registry import KERAS, Registry
+from tf_largebatch.norms.tap import variable_path
+
+
+def per_example_gradient_norms(
+    model: keras.Model,
+    x: Any,
+    y: Any,
+    loss: str | keras.losses.Loss | Callable[[Any, Any], Any],
+    sample_weight: Any = None,
+    training: bool = True,
+    registry: Registry = KERAS,
+) -> dict[str, tf.Tensor]:
+    """Returns the norm of each example's own loss gradient, for each trainable tensor.
+
+    For tensor `w_k` and example `i` of the batch it is `||grad_k f_i||_2`, where `f_i` is the example's loss times its
+    weight: the part of the batch's gradient that goes through example i, with a mean loss's factor 1/B undone. The
+    mean over the batch is CLARS's `s_k` (Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup",
+    arXiv 2002.01576).
+
+    With training-mode batch normalization it is the split of the batch's gradient under complete batch statistics:
+    example i's share `G_i` of the sum that the gradient is. That differs from the gradient of example i in a batch of
+    its own, and from how the whole batch's loss depends on example i through the statistics.
+
+    Weight regularisers take no part: their gradient belongs to no example. Activity regularisers and `add_loss` do not
+    either, here; in `LargeBatchModel` they count as part of the loss.
+
+    Args:
+        model: a built Keras model, left as it was: moving averages and random seeds are restored.
+        x: the inputs, tensor(s) with the examples on axis 0.
+        y: the targets.
+        loss: a Keras loss, its name, or a function `(y_true, y_pred)` whose values are averaged.
+        sample_weight: optional weights of the examples' losses, shape [B].
+        training: whether the model runs in training mode.
+        registry: the layer rules.
+
+    Returns:
+        `{variable path: float32 tensor of shape [B]}`, without the variables that the loss does not depend on.
+
+    Raises:
+        ValueError: if a layer with trainable variables has no rule, or a variable is used elsewhere than in the layer
+            that owns it; the message names all of them.
+    """
+    x, y = (keras.tree.map_structure(tf.convert_to_tensor, t) for t in (x, y))
+    batch_size = int(keras.tree.flatten(x)[0].shape[0])
+    loss_object = as_loss(loss)
+    variables = model.trainable_variables
+    with restored(model.non_trainable_variables):
+        _, measurement = measure(
+            model,
+            lambda: model(x, training=training),
+            lambda y_pred: loss_object(y, y_pred, sample_weight=sample_weight),
+            variables,
+            batch_size,
+            registry,
+        )
+    undo = _divisor(loss_object, batch_size, sample_weight)
+    return {
+        variable_path(v): undo * tf.sqrt(squares)
+        for v, squares in zip(variables, measurement.squared_norms, strict=True)
+        if squares is not None
+    }
+
+
+def as_loss(loss: Any) -> keras.losses.Loss:
+    """A Keras loss object that reduces to a scalar.
+
+    Raises:
+        ValueError: if the loss does not reduce.
+    """
+    loss = keras.losses.get(loss)
+    if not isinstance(loss, keras.losses.Loss):
+        loss = _FunctionLoss(loss)
+    if loss.reduction in (None, "none"):
+        raise ValueError(
+            f"loss must reduce to a scalar, got {loss.name!r} with reduction={loss.reduction!r}: "
+            "use reduction='sum_over_batch_size' or 'sum'."
+        )
+    return loss
+
+
+class _FunctionLoss(keras.losses.Loss):
+    """The mean of a plain function's values."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]) -> None:
+        super().__init__(name=getattr(function, "__name__", "loss"))
+        self._function = function
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        return self._function(y_true, y_pred)
+
+
+def _divisor(loss: keras.losses.Loss, batch_size: int, sample_weight: Any) -> float | tf.Tensor:
+    """What the loss's reduction divides the sum of the examples' losses by."""
+    if loss.reduction == "sum":
+        return 1.0
+    if loss.reduction == "mean_with_sample_weight" and sample_weight is not None:
+        return tf.reduce_sum(tf.cast(sample_weight, tf.float32))
+    return float(batch_size)
+
+
+@contextlib.contextmanager
+def restored(variables: list[Any]) -> Iterator[None]:
+    """Gives the variables their values back on leaving."""
+    values = [tf.identity(v) if isinstance(v, tf.Variable) else tf.identity(v.value) for v in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)

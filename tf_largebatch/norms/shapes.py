@@ -1,0 +1,26 @@
+"""Sizes that are Python ints where they are known and tensors where they are not."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+Size = int | tf.Tensor
+
+
+def static_or_dynamic_size(t: tf.Tensor, axis: int) -> Size:
+    """The size of one axis: an int if it is known when the step is traced, else a scalar int32 tensor."""
+    size = t.shape[axis]
+    return tf.shape(t)[axis] if size is None else size
+
+
+def static_or_dynamic_shape(t: tf.Tensor) -> list[Size]:
+    """The sizes of all axes, each as `static_or_dynamic_size` gives it."""
+    return [static_or_dynamic_size(t, axis) for axis in range(t.shape.rank)]
+
+
+def product(sizes: list[Size]) -> Size:
+    """The product of sizes; an int if all are."""
+    result: Size = 1
+    for size in sizes:
+        result = result * size
+    return result

@@ -1,0 +1,43 @@
+"""Biases: `y = z + b` with `b` broadcast, so `G_i` is the sum of example i's output gradient over the broadcast axes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+from keras import ops
+
+from tf_largebatch.norms.tap import Tap, sum_squares_per_example
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """`y = z + reshape(w, broadcast_shape)` by NumPy's broadcasting, `broadcast_shape` as long as y's rank."""
+
+    variable_shape: tuple[int, ...]
+    broadcast_shape: tuple[int, ...]
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i = sum_t d_{i,t}` in float32, shape [b, *variable_shape]."""
+        d = tf.cast(d[examples], tf.float32)
+        summed = [axis for axis, size in enumerate(self.broadcast_shape) if size == 1 and axis > 0]
+        return tf.reshape(tf.reduce_sum(d, axis=summed), [-1, *self.variable_shape])
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """Directly: no more work than the bias's own gradient."""
+        return sum_squares_per_example(self.contributions(d, examples))
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The contributions add up to the gradient, in place of the ordinary sum over everything."""
+        contributions = self.contributions(d, slice(None))
+        return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)
+
+
+def add_bias(tap: Tap, bias: Any, y: tf.Tensor, broadcast_shape: tuple[int, ...]) -> tf.Tensor:
+    """`y + reshape(bias, broadcast_shape)`, recorded."""
+    variable_shape = tuple(bias.shape)
+    missing = y.shape.rank - len(broadcast_shape)
+    broadcast_shape = (1,) * missing + tuple(broadcast_shape)
+    shifted = ops.add(y, ops.reshape(tap.value(bias), broadcast_shape))
+    return tap.record(bias, shifted, Shift(variable_shape, broadcast_shape))

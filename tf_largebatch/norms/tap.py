@@ -1,0 +1,161 @@
+"""What a layer rule speaks to: the record of where each trainable variable was used in one forward pass.
+
+A rule computes its layer's output from private copies of the layer's variables (`Tap.value`) and records every
+use of a variable together with the tensor that depends on it (`Tap.record`). One backward pass then gives the
+gradient of the loss at every recorded tensor, and from it each example's contribution to each variable's gradient.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from tf_largebatch.norms.shapes import static_or_dynamic_size
+
+Variable = Any  # a keras.Variable, a tf_keras variable or a tf.Variable
+
+
+class Contraction(Protocol):
+    """How a recorded tensor `y` depends on a variable `w`: linearly, example by example.
+
+    With `d = dLoss/dy`, shape [B, ...], example i's contribution to the gradient of `w` is `G_i(d)`, shape
+    `w.shape`, and `sum_i G_i` is that use's whole share of the gradient.
+    """
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i` for the examples of the slice, shape [b, *w.shape]: the direct form, right for any number of uses."""
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`||G_i||^2` in float32, shape [b], by the cheapest form for these shapes."""
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """`||G_i||^2`, shape [B], and `sum_i G_i` where the two are cheaper together; else None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One use of one variable: the recorded tensor and how it depends on the variable.
+
+    `copy` is the private copy that was used, whose gradient is the ordinary gradient of this use. A use without a
+    contraction is a per-example copy of the variable (`Tap.per_example`): its gradient is `G_i` itself.
+    """
+
+    variable: Variable
+    output: tf.Tensor
+    copy: tf.Tensor
+    contraction: Contraction | None
+
+
+class Tap:
+    """Records the uses of variables during one forward pass of a batch.
+
+    Args:
+        tape: the recording gradient tape of that forward pass.
+        batch_size: number of examples B, an int where it is known, else a scalar int32 tensor.
+    """
+
+    def __init__(self, tape: tf.GradientTape, batch_size: int | tf.Tensor) -> None:
+        self.batch_size = batch_size
+        self.uses: list[Use] = []
+        self._graph = _graph()
+        self._tape = tape
+        self._copies: dict[int, tf.Tensor] = {}
+        self._layer_path = ""
+
+    def enter_layer(self, path: str) -> None:
+        """Names the layer whose rule runs next, for error messages."""
+        self._layer_path = path
+
+    def value(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
+        """Returns a private copy of a variable's value, in the layer's compute dtype or in `dtype`.
+
+        The read is hidden from the tape. So every read that the tape does see is a use of the variable which no
+        rule accounts for, and such a model can be refused instead of measured wrongly.
+        """
+        with self._tape.stop_recording():
+            value = tf.convert_to_tensor(variable)
+            if dtype is not None:
+                value = tf.cast(value, dtype)
+            value = tf.identity(value)
+        self._tape.watch(value)
+        self._copies[id(variable)] = value
+        return value
+
+    def record(self, variable: Variable, output: tf.Tensor, contraction: Contraction) -> tf.Tensor:
+        """Notes that `output`, shape [B, ...], depends on the last `value` of the variable as the contraction says.
+
+        Returns the tensor to go on with (the gradient is taken at exactly that tensor).
+        """
+        output = tf.identity(output)
+        if _graph() is not self._graph:
+            raise ValueError(
+                f"Per-example gradient norms are not available: layer {self._layer_path!r} runs inside a tf.function, "
+                "tf.cond, tf.while_loop or rematerialisation of its own. Call it directly or train with "
+                "gradient_norms='replica'."
+            )
+        self._check_batch_axis(variable, output)
+        self.uses.append(Use(variable, output, self._copies[id(variable)], contraction))
+        return output
+
+    def per_example(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
+        """Returns the variable repeated for each example, shape [B, *variable.shape].
+
+        A layer that computes with it in place of the variable gets exact per-example gradients with no more work:
+        the gradient of the copies is `G_i`. Meant for small tensors such as scales and biases.
+        """
+        copy = self.value(variable, dtype)
+        shape = copy.shape.as_list()
+        repeated = tf.broadcast_to(copy[tf.newaxis], [self.batch_size, *shape])
+        self.uses.append(Use(variable, repeated, copy, None))
+        return repeated
+
+    def _check_batch_axis(self, variable: Variable, output: tf.Tensor) -> None:
+        rows = static_or_dynamic_size(output, 0)
+        if isinstance(rows, int) and isinstance(self.batch_size, int):
+            if rows != self.batch_size:
+                raise ValueError(batch_axis_message(self._layer_path, variable, rows, self.batch_size))
+        else:
+            tf.debugging.assert_equal(
+                rows, self.batch_size, batch_axis_message(self._layer_path, variable, "?", "the batch size")
+            )
+
+
+def _graph() -> Any:
+    """The graph under construction; None in eager execution."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def batch_axis_message(layer: str, variable: Variable, rows: Any, batch_size: Any) -> str:
+    """The sentence for a layer whose first axis is not the batch."""
+    return (
+        f"Per-example gradient norms need the examples on axis 0 of every layer's output; layer {layer!r} (variable "
+        f"{variable_path(variable)!r}) works on {rows} rows where the batch has {batch_size}: keep the batch axis "
+        "first and apart in the model, or train with gradient_norms='replica'."
+    )
+
+
+def variable_path(variable: Variable) -> str:
+    """The variable's path: `Variable.path` in Keras 3, the name elsewhere."""
+    return getattr(variable, "path", None) or variable.name
+
+
+def added_squared_norms(uses: Sequence[tuple[Use, tf.Tensor]], examples: slice) -> tf.Tensor:
+    """`||sum_u G_i^u||^2` in float32, shape [b], of a variable used several times, from each use and its `d`.
+
+    The contributions are added before the norm is taken: adding norms instead would over-estimate.
+    """
+    total = None
+    for use, d in uses:
+        part = d[examples] if use.contraction is None else use.contraction.contributions(d, examples)
+        part = tf.cast(part, tf.float32)
+        total = part if total is None else total + part
+    return sum_squares_per_example(total)
+
+
+def sum_squares_per_example(t: tf.Tensor) -> tf.Tensor:
+    """Sum of squares over all axes but the first, in float32, shape [b]."""
+    t = tf.cast(t, tf.float32)
+    return tf.reduce_sum(tf.square(t), axis=list(range(1, t.shape.rank)))
