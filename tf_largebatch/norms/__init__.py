@@ -1,6 +1,7 @@
 """Per-example, per-layer gradient norms. README.md in this directory has the definition and every layer's equation."""
 
 from tf_largebatch.norms import conv, dense, einsum, embedding, normalization  # noqa: F401  (they register rules)
+from tf_largebatch.norms.brute_force import brute_force_gradient_norms
 from tf_largebatch.norms.measure import Measurement, measure
 from tf_largebatch.norms.per_example import per_example_gradient_norms
 from tf_largebatch.norms.registry import KERAS, Registry, check_supported
@@ -14,6 +15,7 @@ __all__ = [
     "Measurement",
     "Registry",
     "Tap",
+    "brute_force_gradient_norms",
     "check_supported",
     "measure",
     "per_example_gradient_norms",

@@ -38,7 +38,11 @@ class Window:
             return x
         before_after: list[list[Any]] = [[0, 0]]
         for size, out, k, s, r in zip(
-            static_or_dynamic_shape(x)[1:-1], output_sizes, self.kernel_size, self.strides, self.dilation_rate,
+            static_or_dynamic_shape(x)[1:-1],
+            output_sizes,
+            self.kernel_size,
+            self.strides,
+            self.dilation_rate,
             strict=True,
         ):
             reach = (k - 1) * r
@@ -189,7 +193,11 @@ def convolution(layer: Any, tap: Tap, inputs: tf.Tensor) -> tf.Tensor:
     padded, padding = inputs, layer.padding
     if padding == "causal":
         reach = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
-        left = [[0, 0], [reach, 0], [0, 0]] if layer.data_format == "channels_last" else [[0, 0], [0, 0], [reach, 0]]
+        left = (
+            [[0, 0], [reach, 0], [0, 0]]
+            if layer.data_format == "channels_last"
+            else [[0, 0], [0, 0], [reach, 0]]
+        )
         padded, padding = tf.pad(inputs, left), "valid"
     y = ops.conv(
         padded,

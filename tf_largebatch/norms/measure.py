@@ -11,7 +11,14 @@ import tensorflow as tf
 
 from tf_largebatch.norms.registry import Registry, check_supported
 from tf_largebatch.norms.shapes import Size
-from tf_largebatch.norms.tap import Tap, Use, Variable, added_squared_norms, sum_squares_per_example, variable_path
+from tf_largebatch.norms.tap import (
+    Tap,
+    Use,
+    Variable,
+    added_squared_norms,
+    sum_squares_per_example,
+    variable_path,
+)
 
 Gradient = tf.Tensor | tf.IndexedSlices | None
 

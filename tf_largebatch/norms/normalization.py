@@ -63,7 +63,9 @@ def affine(z: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None) -> tf.
     return z if beta is None else z + beta
 
 
-def normalise_then_affine(layer: Any, tap: Tap, inputs: tf.Tensor, axes: list[int], **kwargs: Any) -> tf.Tensor:
+def normalise_then_affine(
+    layer: Any, tap: Tap, inputs: tf.Tensor, axes: list[int], **kwargs: Any
+) -> tf.Tensor:
     """The layer's own normalisation, whatever it does, followed by a per-example scale and shift."""
     dtype = tf.as_dtype(keras.backend.result_type(inputs.dtype, "float32"))
     rank = inputs.shape.rank

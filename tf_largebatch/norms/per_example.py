@@ -66,7 +66,7 @@ def per_example_gradient_norms(
             batch_size,
             registry,
         )
-    undo = _divisor(loss_object, batch_size, sample_weight)
+    undo = undivided(loss_object, batch_size, sample_weight)
     return {
         variable_path(v): undo * tf.sqrt(squares)
         for v, squares in zip(variables, measurement.squared_norms, strict=True)
@@ -102,8 +102,8 @@ class _FunctionLoss(keras.losses.Loss):
         return self._function(y_true, y_pred)
 
 
-def _divisor(loss: keras.losses.Loss, batch_size: int, sample_weight: Any) -> float | tf.Tensor:
-    """What the loss's reduction divides the sum of the examples' losses by."""
+def undivided(loss: keras.losses.Loss, batch_size: int, sample_weight: Any) -> float | tf.Tensor:
+    """The factor by which a loss's reduction divides the sum of the examples' losses."""
     if loss.reduction == "sum":
         return 1.0
     if loss.reduction == "mean_with_sample_weight" and sample_weight is not None:
