@@ -24,6 +24,8 @@ def _fresh_keras():
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def two_replicas() -> tf.distribute.MirroredStrategy:
+    # One in a process: each strategy numbers its collectives from the start, and TensorFlow refuses a number
+    # that comes again with another shape.
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

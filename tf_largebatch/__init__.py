@@ -1,1 +1,22 @@
-"""Large-batch training."""
+"""Large-batch training for TensorFlow and Keras: CLARS, LARS and exact per-example gradient norms.
+
+The names here are those of Keras 3. Importing the package touches no global state but Keras's table of serialisable
+classes.
+"""
+
+from tf_largebatch.core.scaling import WarmupPolynomialDecay, large_batch_schedule, linear_scaling
+from tf_largebatch.models import LargeBatchModel
+from tf_largebatch.norms import per_example_gradient_norms
+from tf_largebatch.optimizers import CLARS, LARS
+from tf_largebatch.version import __version__
+
+__all__ = [
+    "CLARS",
+    "LARS",
+    "LargeBatchModel",
+    "WarmupPolynomialDecay",
+    "__version__",
+    "large_batch_schedule",
+    "linear_scaling",
+    "per_example_gradient_norms",
+]

@@ -113,11 +113,7 @@ def test_contributions_add_up_to_the_gradient_and_the_output_is_the_layers_own(c
 def test_losses_and_sample_weights(loss, weighted):
     model = classifier("conv2d same, stride 2")
     x, y = batch(model)
-    y = (
-        y[:, None].astype("float32")
-        if not isinstance(loss, keras.losses.Loss) or "mean_s" in loss.name
-        else y
-    )
+    y = y[:, None].astype("float32") if not isinstance(loss, keras.losses.Loss) or "mean_s" in loss.name else y
     y = y[:, 0] if callable(loss) and not isinstance(loss, keras.losses.Loss) else y
     weights = np.array([0.5, 2.0, 0.0, 1.0, 3.0], "float32") if weighted else None
     found = per_example_gradient_norms(model, x, y, loss, sample_weight=weights)
@@ -247,8 +243,13 @@ def test_the_model_is_left_as_it_was():
 
 def test_sizes_unknown_when_traced():
     model = keras.Sequential(
-        [keras.Input((None, None, 3)), L.Conv2D(4, 3, strides=2, padding="same"), L.BatchNormalization()]
-        + [L.GlobalAveragePooling2D(), L.Dense(3)]
+        [
+            keras.Input((None, None, 3)),
+            L.Conv2D(4, 3, strides=2, padding="same"),
+            L.BatchNormalization(),
+            L.GlobalAveragePooling2D(),
+            L.Dense(3),
+        ]
     )
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(BATCH, 7, 6, 3)).astype("float32"), rng.integers(0, 3, BATCH)

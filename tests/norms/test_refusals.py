@@ -27,9 +27,7 @@ class MyDense(L.Dense):
 
 
 def test_every_unsupported_layer_is_named():
-    model = keras.Sequential(
-        [keras.Input((6,)), Scale(name="a"), L.Dense(4), MyDense(3, name="b"), Scale(name="c")]
-    )
+    model = keras.Sequential([keras.Input((6,)), Scale(name="a"), L.Dense(4), MyDense(3, name="b"), Scale(name="c")])
     with pytest.raises(ValueError) as error:
         per_example_gradient_norms(model, X, Y, "sparse_categorical_crossentropy")
     message = str(error.value)
@@ -61,9 +59,7 @@ def test_a_batch_axis_that_is_not_first_is_refused():
     inputs = keras.Input((4, 6))
     rows = L.Lambda(lambda t: keras.ops.reshape(t, (-1, 6)), output_shape=(6,))(inputs)
     hidden = L.Dense(3)(rows)
-    model = keras.Model(
-        inputs, L.Lambda(lambda t: keras.ops.reshape(t, (-1, 12)), output_shape=(12,))(hidden)
-    )
+    model = keras.Model(inputs, L.Lambda(lambda t: keras.ops.reshape(t, (-1, 12)), output_shape=(12,))(hidden))
     with pytest.raises(ValueError, match=r"axis 0 .*'dense.*' .* 16 rows where the batch has 4"):
         per_example_gradient_norms(model, np.ones((4, 4, 6), "float32"), np.zeros((4, 12)), "mse")
 

@@ -193,11 +193,7 @@ def convolution(layer: Any, tap: Tap, inputs: tf.Tensor) -> tf.Tensor:
     padded, padding = inputs, layer.padding
     if padding == "causal":
         reach = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
-        left = (
-            [[0, 0], [reach, 0], [0, 0]]
-            if layer.data_format == "channels_last"
-            else [[0, 0], [0, 0], [reach, 0]]
-        )
+        left = [[0, 0], [reach, 0], [0, 0]] if layer.data_format == "channels_last" else [[0, 0], [0, 0], [reach, 0]]
         padded, padding = tf.pad(inputs, left), "valid"
     y = ops.conv(
         padded,
@@ -223,9 +219,7 @@ def depthwise_convolution(layer: Any, tap: Tap, inputs: tf.Tensor) -> tf.Tensor:
 def separable_convolution(layer: Any, tap: Tap, inputs: tf.Tensor) -> tf.Tensor:
     """`y = activation(conv(depthwise_conv(x, W_d), W_p) + b)`, the second convolution pointwise."""
     hidden = depthwise(layer, tap, layer.depthwise_kernel, inputs)
-    y = ops.conv(
-        hidden, tap.value(layer.pointwise_kernel), strides=1, padding="valid", data_format=layer.data_format
-    )
+    y = ops.conv(hidden, tap.value(layer.pointwise_kernel), strides=1, padding="valid", data_format=layer.data_format)
     ones = (1,) * len(layer.kernel_size)
     contraction = Convolution(channels_last(layer, hidden), Window(ones, ones, "valid", ones), groups=1)
     y = record_channels_last(layer, tap, layer.pointwise_kernel, y, contraction)

@@ -37,7 +37,7 @@ def without_scale_and_center(layer: Any) -> Iterator[None]:
 
 
 def per_example_affine(layer: Any, tap: Tap, dtype: Any, rank: int, axes: list[int]) -> tuple[Any, Any]:
-    """gamma and beta repeated for each example, ready to broadcast; None where the layer has none.
+    """Gamma and beta repeated for each example, ready to broadcast; None where the layer has none.
 
     Args:
         layer: the normalisation layer.
@@ -63,9 +63,7 @@ def affine(z: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None) -> tf.
     return z if beta is None else z + beta
 
 
-def normalise_then_affine(
-    layer: Any, tap: Tap, inputs: tf.Tensor, axes: list[int], **kwargs: Any
-) -> tf.Tensor:
+def normalise_then_affine(layer: Any, tap: Tap, inputs: tf.Tensor, axes: list[int], **kwargs: Any) -> tf.Tensor:
     """The layer's own normalisation, whatever it does, followed by a per-example scale and shift."""
     dtype = tf.as_dtype(keras.backend.result_type(inputs.dtype, "float32"))
     rank = inputs.shape.rank

@@ -1,0 +1,183 @@
+"""Where CLARS's norms come from, and what is said when they do not."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from layerwise_cases import apply_all, gradients, make, norms, regression, small_model, variables
+
+from tf_largebatch.optimizers import CLARS, LARS
+
+BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
+
+
+def test_auto_uses_the_measured_norms_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = CLARS(0.5)
+        apply_all(optimizer, gradients(2), variables(), norms(2))
+    assert optimizer.gradient_norms() == pytest.approx(norms(2)[-1])
+
+
+def test_auto_falls_back_with_one_warning_for_all_traces():
+    optimizer, trained = CLARS(0.5), variables()
+    optimizer.build(trained)
+    traces = []
+
+    @tf.function
+    def step(gradient, python_number):
+        traces.append(python_number)
+        optimizer.apply(gradient, trained)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for number in (1, 1, 2, 3):
+            step([tf.constant(g) for g in gradients(1)[0]], number)
+    assert traces == [1, 2, 3]
+    messages = [str(w.message) for w in caught if "per-example gradient norms" in str(w.message)]
+    assert len(messages) == 1
+    assert "LargeBatchModel" in messages[0]
+    assert "gradient_norms='replica'" in messages[0]
+
+
+def test_auto_fits_any_model_with_one_warning():
+    model = small_model()
+    model.compile(optimizer=CLARS(0.5, eta=0.1), loss="mse")
+    with pytest.warns(UserWarning, match="per-example gradient norms") as caught:
+        losses = model.fit(*regression(), batch_size=5, epochs=4, verbose=0).history["loss"]
+    assert len(caught) == 1
+    assert losses[-1] < losses[0]
+
+
+def test_the_fallback_is_the_norm_of_the_gradient():
+    with pytest.warns(UserWarning, match="per-example"):
+        found = apply_all(CLARS(0.5), gradients(2), variables())
+    expected = apply_all(make(CLARS, 0.5), gradients(2), variables())
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_nothing_adapted_needs_no_norms():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for source in ("auto", "per_example"):
+            apply_all(CLARS(0.5, gradient_norms=source, exclude_from_layer_adaptation=["."]), gradients(1), variables())
+
+
+def test_per_example_raises_when_no_norms_arrive():
+    with pytest.raises(ValueError, match=r"no per-example gradient norms.*LargeBatchModel"):
+        apply_all(CLARS(0.5, gradient_norms="per_example"), gradients(1), variables())
+    model = small_model()
+    model.compile(optimizer=CLARS(0.5, gradient_norms="per_example"), loss="mse")
+    with pytest.raises(ValueError, match="no per-example gradient norms"):
+        model.fit(*regression(), verbose=0)
+
+
+def test_replica_ignores_measured_norms():
+    optimizer = CLARS(0.5, gradient_norms="replica")
+    assert not optimizer.reads_per_example_norms
+    found = apply_all(optimizer, gradients(2), variables(), norms(2))
+    for one, other in zip(found, apply_all(make(CLARS, 0.5), gradients(2), variables()), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_list_is_in_the_order_of_the_trained_variables():
+    by_path = norms(1)
+    expected = apply_all(CLARS(0.5), gradients(1), variables(), by_path)
+    found = apply_all(CLARS(0.5), gradients(1), variables(), [list(by_path[0].values())])
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "handed, message",
+    [
+        ({"stem/kernel": 1.0}, r"lack \['head/kernel'\].*exclude_from_layer_adaptation"),
+        ([1.0, None, None], r"lack \['head/kernel'\]"),
+        ([1.0, 1.0], "2 measured gradient norms for 3"),
+        ({"stem/kernel": [1.0, 2.0], "head/kernel": 1.0}, r"scalar; that of 'stem/kernel' has shape \(2,\)"),
+    ],
+)
+def test_malformed_norms(handed, message):
+    optimizer = CLARS(0.5)
+    with pytest.raises(ValueError, match=message):
+        apply_all(optimizer, gradients(1), variables(), [handed])
+    # The failed step leaves no norms behind for the next one.
+    with pytest.warns(UserWarning, match="no per-example"):
+        optimizer.apply([tf.constant(g) for g in gradients(1)[0]])
+
+
+def test_shared_paths_are_refused_by_path_and_taken_by_list():
+    trained = [keras.Variable(np.ones((2, 2)), name="kernel") for _ in range(2)]
+    some = [tf.ones((2, 2)), tf.ones((2, 2))]
+    optimizer = CLARS(0.5)
+    with pytest.raises(ValueError, match=r"several trained variables have the paths \['kernel'\]"):
+        with optimizer.measured_gradient_norms({"kernel": 1.0}):
+            optimizer.apply(some, trained)
+    with optimizer.measured_gradient_norms([1.0, 2.0]):
+        optimizer.apply(some, trained)
+    assert optimizer.gradient_norms() == {"kernel": 1.0, "kernel#2": 2.0}
+
+
+def test_norms_of_excluded_tensors_are_welcome_but_not_needed():
+    for extra in ({}, {"stem/bias": 7.0, "unknown": 1.0}):
+        optimizer = CLARS(0.5)
+        apply_all(optimizer, gradients(1), variables(), [{"stem/kernel": 2.0, "head/kernel": 3.0, **extra}])
+        extra.pop("unknown", None)
+        assert optimizer.gradient_norms() == {"stem/kernel": 2.0, "head/kernel": 3.0, **extra}
+        assert optimizer.layerwise_rates()["stem/bias"] == 1.0
+
+
+@BOTH
+def test_reports_before_the_first_step(cls):
+    optimizer = make(cls, 0.5)
+    for _ in range(2):
+        for read in (optimizer.layerwise_rates, optimizer.gradient_norms):
+            with pytest.raises(RuntimeError, match="not taken a step yet"):
+                read()
+        optimizer.build(variables())
+
+
+@BOTH
+def test_reports_are_floats_by_path(cls):
+    optimizer = make(cls, 0.5, eta=0.1, epsilon=0.0)
+    trained = variables()
+    before = [v.numpy() for v in trained]
+    some = gradients(1)
+    apply_all(optimizer, some, trained)
+    rates = optimizer.layerwise_rates()
+    assert list(rates) == ["stem/kernel", "stem/bias", "head/kernel"]
+    assert all(type(rate) is float for rate in rates.values())
+    assert rates["stem/bias"] == 1.0
+    expected = 0.1 * np.linalg.norm(before[2]) / np.linalg.norm(some[0][2])
+    assert rates["head/kernel"] == pytest.approx(expected, rel=1e-6)
+    assert optimizer.gradient_norms() == pytest.approx(
+        {path: np.linalg.norm(some[0][i]) for i, path in ((0, "stem/kernel"), (2, "head/kernel"))}, rel=1e-6
+    )
+
+
+@BOTH
+def test_weights_without_gradient_are_skipped_and_not_reported(cls):
+    optimizer = make(cls, 0.5)
+    trained, before = variables(), variables()
+    handed = [{"head/kernel": 3.0}] * 2 if cls is CLARS else None
+    if cls is CLARS:
+        optimizer = CLARS(0.5)
+    some = [[None, None, gradients(1)[0][2]]] * 2
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        apply_all(optimizer, some, trained, handed)
+    for i in (0, 1):
+        np.testing.assert_array_equal(trained[i].numpy(), before[i].numpy())
+    assert list(optimizer.layerwise_rates()) == ["head/kernel"] == list(optimizer.gradient_norms())
+
+
+@BOTH
+def test_packed_variables_are_one_float32_vector_each(cls):
+    optimizer = make(cls, 0.5)
+    optimizer.build(variables("float16"))
+    packed = {v.name: (tuple(v.shape), v.dtype) for v in optimizer.variables if tuple(v.shape) == (3,)}
+    assert packed == {"layerwise_rates": ((3,), "float32"), "gradient_norms": ((3,), "float32")}

@@ -1,0 +1,210 @@
+"""Zeros, NaN and infinities, sparse gradients, low precision, compilation."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from layerwise_cases import apply_all, gradients, make, norms, regression, small_model, variables
+
+from tf_largebatch.optimizers import CLARS, LARS
+
+BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
+BAD = pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+
+
+@BOTH
+@pytest.mark.parametrize("max_rate", [None, 0.1])
+def test_zero_weights_move_at_the_plain_learning_rate(cls, max_rate):
+    variable = keras.Variable(np.zeros((2, 2)), name="kernel")
+    optimizer = make(cls, 0.5, max_rate=max_rate)
+    optimizer.apply([tf.ones((2, 2))], [variable])
+    np.testing.assert_array_equal(variable.numpy(), np.full((2, 2), -0.5))
+    assert optimizer.layerwise_rates() == {"kernel": 1.0}
+
+
+@BOTH
+def test_a_zero_gradient_gives_rate_one_and_only_decay_moves_the_weights(cls):
+    variable = keras.Variable(np.ones((2, 2)), name="kernel")
+    optimizer = make(cls, 0.5)
+    optimizer.apply([tf.zeros((2, 2))], [variable])
+    np.testing.assert_array_equal(variable.numpy(), np.ones((2, 2)))
+    assert optimizer.layerwise_rates() == {"kernel": 1.0}
+    assert optimizer.gradient_norms() == {"kernel": 0.0}
+
+
+def test_a_zero_measured_norm_gives_rate_one():
+    optimizer = CLARS(0.5, max_rate=0.1)
+    apply_all(optimizer, gradients(1), variables(), [{"stem/kernel": 0.0, "head/kernel": 1.0}])
+    assert optimizer.layerwise_rates()["stem/kernel"] == 1.0
+    assert optimizer.layerwise_rates()["head/kernel"] < 0.1
+
+
+@BOTH
+@BAD
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"max_rate": 0.1}, {"clipnorm": 1.0}, {"nesterov": True, "classic_momentum": False}],
+    ids=str,
+)
+def test_a_gradient_that_is_not_finite_leaves_no_finite_update(cls, bad, arguments):
+    """Not even of the entries whose own gradient is fine: the norm belongs to all of them."""
+    optimizer = make(cls, 0.5, **arguments)
+    some = gradients(1)
+    some[0][2][0, 0] = bad
+    found = apply_all(optimizer, some, variables())
+    assert np.isnan(found[2]).all()
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(optimizer.layerwise_rates()["head/kernel"])
+    assert not np.isfinite(optimizer.gradient_norms()["head/kernel"])
+
+
+@BOTH
+@BAD
+def test_a_gradient_that_is_not_finite_shows_in_excluded_tensors(cls, bad):
+    some = gradients(1)
+    some[0][1][0] = bad
+    assert not np.isfinite(apply_all(make(cls, 0.5), some, variables())[1][0])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("max_rate", [None, 0.1])
+def test_a_measured_norm_that_is_not_finite_never_becomes_a_finite_update(bad, max_rate):
+    """Infinity in the denominator would be rate 0, a step silently left out."""
+    optimizer = CLARS(0.5, max_rate=max_rate)
+    found = apply_all(optimizer, gradients(1), variables(), [{"stem/kernel": bad, "head/kernel": 1.0}])
+    assert np.isnan(found[0]).all()
+    assert np.isfinite(found[2]).all()
+    assert np.isnan(optimizer.layerwise_rates()["stem/kernel"])
+
+
+@BOTH
+@BAD
+def test_weights_that_are_not_finite_stay_so(cls, bad):
+    variable = keras.Variable(np.array([[bad, 1.0], [1.0, 1.0]]), name="kernel")
+    make(cls, 0.5, max_rate=0.1).apply([tf.ones((2, 2))], [variable])
+    assert not np.isfinite(variable.numpy()).any()
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"clipnorm": 1.0}, {"loss_scale_factor": 4.0}, {"gradient_accumulation_steps": 2}],
+    ids=str,
+)
+def test_sparse_gradients_equal_dense_ones(cls, arguments):
+    table = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    values = np.random.default_rng(1).normal(size=(4, 3)).astype("float32")
+    indices = [1, 3, 1, 1]
+    dense = np.zeros_like(table)
+    np.add.at(dense, indices, values)
+    results = []
+    for gradient in (tf.IndexedSlices(tf.constant(values), tf.constant(indices)), tf.constant(dense)):
+        variable = keras.Variable(table, name="embeddings")
+        optimizer = make(cls, 0.5, eta=0.1, weight_decay_rate=0.1, **arguments)
+        for _ in range(4):
+            optimizer.apply([gradient], [variable])
+        results.append((variable.numpy(), optimizer.gradient_norms()["embeddings"]))
+    # Three float32 terms are added in another order.
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)
+
+
+@pytest.mark.parametrize("cls, wrapped", [(CLARS, True), (LARS, False)])
+def test_an_embedding_trains_with_sparse_gradients(cls, wrapped):
+    tokens = np.array([[1, 1, 2], [3, 1, 0]])
+
+    def fit(embedding):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3,), dtype="int32"), embedding(5, 4), keras.layers.Dense(1)])
+        optimizer = make(cls, 0.5, eta=0.1)
+        if wrapped:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=4.0)
+        model.compile(optimizer=optimizer, loss="mse")
+        model.fit(tokens, np.ones((2, 3, 1)), epochs=3, verbose=0)
+        return model.get_weights()
+
+    class DenseGradient(keras.layers.Embedding):
+        def call(self, inputs):
+            return keras.ops.one_hot(inputs, self.input_dim) @ self.embeddings
+
+    for one, other in zip(fit(keras.layers.Embedding), fit(DenseGradient), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_rates_of_other_dtypes_are_computed_in_float32_at_least(cls, dtype):
+    trained = variables(dtype)
+    optimizer = make(cls, 0.5, momentum=0.0)
+    # 0.5 x 0.01 x a rate near 1e-5: below float16's normal numbers, and 400 squared is above its largest.
+    some = [[tf.cast(400 * g, dtype) for g in gradients(1)[0]]]
+    expected = {v.path: np.linalg.norm(v.numpy().astype("float64")) for v in trained}
+    big = [g.numpy().astype("float64") for g in some[0]]
+    optimizer.apply(some[0], trained)
+    for variable, gradient in zip(trained, big, strict=True):
+        if len(variable.shape) > 1:
+            rate = optimizer.eta * expected[variable.path] / np.linalg.norm(gradient)
+            assert optimizer.layerwise_rates()[variable.path] == pytest.approx(rate, rel=1e-5)
+        assert variable.dtype == dtype
+        assert np.isfinite(variable.numpy().astype("float64")).all()
+
+
+@pytest.mark.parametrize(
+    "cls, policy",
+    [(CLARS, "mixed_float16"), (CLARS, "mixed_bfloat16"), (CLARS, "bfloat16"), (LARS, "mixed_float16")],
+)
+def test_low_precision_fit(cls, policy):
+    keras.config.set_dtype_policy(policy)
+    x, y = regression()
+    model = small_model()
+    model.compile(optimizer=make(cls, 1.0, eta=0.1), loss="mse")
+    losses = model.fit(x, y, batch_size=16, epochs=8, verbose=0).history["loss"]
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("cls, jit_compile", [(CLARS, True), (CLARS, False), (LARS, True)])
+def test_fit_traces_once_compiled_or_not(cls, jit_compile):
+    traces = []
+
+    class Counting(cls):
+        def update_step(self, gradient, variable, learning_rate, gradient_norm=None):
+            traces.append(variable.name)
+            return super().update_step(gradient, variable, learning_rate, gradient_norm)
+
+    x, y = regression()
+    model = small_model()
+    model.compile(optimizer=make(Counting, 0.5, eta=0.1), loss="mse", jit_compile=jit_compile)
+    model.fit(x, y, batch_size=8, verbose=0)
+    # Keras traces the first step twice, to create its metrics.
+    assert len(traces) in (4, 8)
+    traces.clear()
+    losses = model.fit(x, y, batch_size=8, epochs=3, verbose=0).history["loss"]
+    assert not traces
+    assert losses[-1] < losses[0]
+
+
+def test_measured_norms_in_compiled_functions_without_retracing():
+    traces = []
+
+    def train(jit_compile):
+        optimizer, trained = CLARS(0.5, gradient_norms="per_example"), variables()
+        optimizer.build(trained)
+
+        @tf.function(jit_compile=jit_compile)
+        def step(gradient, some):
+            traces.append(1)
+            with optimizer.measured_gradient_norms(some):
+                optimizer.apply(gradient, trained)
+
+        for gradient, some in zip(gradients(3), norms(3), strict=True):
+            step([tf.constant(g) for g in gradient], {path: tf.constant(s) for path, s in some.items()})
+        return [v.numpy() for v in trained]
+
+    for one, other in zip(train(None), train(True), strict=True):
+        # XLA fuses multiplications and additions.
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert len(traces) == 2

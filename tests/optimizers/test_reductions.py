@@ -1,0 +1,118 @@
+"""Settings in which CLARS, LARS and SGD are one and the same."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from layerwise_cases import apply_all, gradients, make, norms, variables
+
+from tf_largebatch.optimizers import CLARS, LARS
+
+BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
+EVERYTHING = ["."]
+
+
+def assert_equal(actual, expected):
+    for one, other in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("classic", [False, True])
+def test_clars_with_the_norm_of_the_only_gradient_is_lars(classic, nesterov):
+    common = {"eta": 0.1, "classic_momentum": classic, "nesterov": nesterov, "max_rate": 0.05}
+    clars = apply_all(CLARS(0.5, gradient_norms="replica", **common), gradients(5), variables())
+    assert_equal(clars, apply_all(LARS(0.5, **common), gradients(5), variables()))
+
+
+def test_clars_with_one_example_is_lars():
+    """One example: the mean of the per-example norms is the norm of the gradient."""
+    trained = variables()
+    optimizer = CLARS(0.5, eta=0.1, gradient_norms="per_example")
+    handed = [{v.path: np.linalg.norm(g) for v, g in zip(trained, some, strict=True)} for some in gradients(3)]
+    clars = apply_all(optimizer, gradients(3), trained, handed)
+    lars = apply_all(LARS(0.5, eta=0.1), gradients(3), variables())
+    for one, other in zip(clars, lars, strict=True):
+        # NumPy and TensorFlow add up the squares in a different order.
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_clars_rate_is_the_lars_rate_times_the_agreement_of_the_examples():
+    some, handed = gradients(1), norms(1)
+    trained = variables()
+    clars, lars = CLARS(0.5, epsilon=0.0), LARS(0.5, eta=0.01, epsilon=0.0)
+    apply_all(clars, some, trained, handed)
+    apply_all(lars, some, variables())
+    for path, rate in lars.layerwise_rates().items():
+        if rate != 1:
+            agreement = lars.gradient_norms()[path] / clars.gradient_norms()[path]
+            assert clars.layerwise_rates()[path] == pytest.approx(rate * agreement, rel=1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+def test_without_adaptation_it_is_sgd(cls, momentum, nesterov):
+    optimizer = make(cls, 0.1, momentum=momentum, nesterov=nesterov, exclude_from_layer_adaptation=EVERYTHING)
+    sgd = keras.optimizers.SGD(0.1, momentum=momentum, nesterov=nesterov)
+    found = apply_all(optimizer, gradients(5), variables())
+    # Bit for bit: a rate of 1 costs no rounding.
+    assert_equal(found, apply_all(sgd, gradients(5), variables()))
+    assert set(optimizer.layerwise_rates().values()) == {1.0}
+
+
+@BOTH
+def test_popular_momentum_under_a_constant_learning_rate_is_sgd(cls):
+    optimizer = make(cls, 0.1, classic_momentum=False, exclude_from_layer_adaptation=EVERYTHING)
+    found = apply_all(optimizer, gradients(5), variables())
+    expected = apply_all(keras.optimizers.SGD(0.1, momentum=0.9), gradients(5), variables())
+    for one, other in zip(found, expected, strict=True):
+        # The learning rate multiplies a sum instead of each term; weights near zero round to 1e-7 of the step.
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@BOTH
+def test_weight_decay_is_l2_on_the_weights_not_excluded(cls):
+    optimizer = make(cls, 0.1, momentum=0.0, weight_decay_rate=0.25, exclude_from_layer_adaptation=EVERYTHING)
+    trained = variables()
+    expected = [
+        v.numpy() - np.float32(0.1) * (g + (0.25 if len(v.shape) > 1 else 0.0) * v.numpy())
+        for v, g in zip(trained, gradients(1)[0], strict=True)
+    ]
+    for one, other in zip(apply_all(optimizer, gradients(1), trained), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+@BOTH
+def test_no_velocities_without_momentum(cls):
+    with_momentum, without = make(cls, 0.1), make(cls, 0.1, momentum=0.0)
+    for optimizer in (with_momentum, without):
+        optimizer.build(variables())
+    assert len(with_momentum.variables) - len(without.variables) == 3
+
+
+@BOTH
+def test_kerass_own_method_excludes_from_decay_too(cls):
+    by_method, by_argument = make(cls, 0.1), make(cls, 0.1, exclude_from_weight_decay=["head"])
+    by_method.exclude_from_weight_decay(var_names=["head"])
+    assert by_method.get_config()["exclude_from_weight_decay"] == ["head"]
+    trained = variables()
+    by_variable = make(cls, 0.1)
+    by_variable.exclude_from_weight_decay(var_list=[trained[2]])
+    for optimizer in (by_method, by_argument, by_variable):
+        optimizer.weight_decay_rate = 0.5
+    expected = apply_all(by_argument, gradients(2), variables())
+    assert_equal(apply_all(by_method, gradients(2), variables()), expected)
+    assert_equal(apply_all(by_variable, gradients(2), trained), expected)
+    with pytest.raises(ValueError, match="before the optimizer is built"):
+        by_method.exclude_from_weight_decay(var_names=["stem"])
+
+
+@BOTH
+def test_plain_tensorflow_variables_train(cls):
+    trained = [tf.Variable(v.numpy(), name=v.path) for v in variables()]
+    optimizer = make(cls, 0.1, exclude_from_layer_adaptation=["bias"])
+    found = apply_all(optimizer, gradients(2), trained)
+    assert_equal(found, apply_all(make(cls, 0.1), gradients(2), variables()))
+    assert "stem/kernel" in optimizer.layerwise_rates()

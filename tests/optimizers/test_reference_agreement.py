@@ -1,0 +1,95 @@
+"""Ten steps against the NumPy transcription of the equations."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from layerwise_cases import SHAPES, apply_all, gradients, norms, variables
+from reference import Reference
+
+from tf_largebatch.optimizers import CLARS, LARS
+
+STEPS = 10
+# What is excluded, as the argument and as paths.
+EXCLUSIONS = {
+    "default": (None, {"stem/bias"}),
+    "nothing": ([], set()),
+    "pattern": ("^head/", {"head/kernel"}),
+}
+
+
+def difference(actual, expected):
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+
+
+# Decay, cap, exclusion from adaptation, exclusion from decay.
+SETTINGS = [
+    (0.0, None, "default", "default"),
+    (0.05, None, "default", "nothing"),
+    (0.05, 0.03, "nothing", "pattern"),
+    (0.05, 0.03, "pattern", "default"),
+]
+
+
+@pytest.mark.parametrize("cls", [CLARS, LARS])
+@pytest.mark.parametrize("classic", [True, False])
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("decay, max_rate, adaptation, decaying", SETTINGS)
+def test_ten_steps(cls, classic, nesterov, decay, max_rate, adaptation, decaying):
+    optimizer = cls(
+        learning_rate=0.5,
+        momentum=0.75,
+        eta=0.125,
+        weight_decay_rate=decay,
+        nesterov=nesterov,
+        classic_momentum=classic,
+        epsilon=0.25,
+        max_rate=max_rate,
+        exclude_from_layer_adaptation=EXCLUSIONS[adaptation][0],
+        exclude_from_weight_decay=EXCLUSIONS[decaying][0],
+    )
+    trained = variables()
+    references = [
+        Reference(
+            variable.numpy(),
+            lr=0.5,
+            eta=0.125,
+            beta=0.75,
+            decay=decay,
+            nesterov=nesterov,
+            classic=classic,
+            epsilon=0.25,
+            max_rate=max_rate,
+            adapted=path not in EXCLUSIONS[adaptation][1],
+            decayed=path not in EXCLUSIONS[decaying][1],
+        )
+        for path, variable in zip(SHAPES, trained, strict=True)
+    ]
+    all_gradients = gradients(STEPS)
+    all_norms = norms(STEPS) if cls is CLARS else None
+    found = apply_all(optimizer, all_gradients, trained, all_norms)
+    for step, some in enumerate(all_gradients):
+        for path, reference, gradient in zip(SHAPES, references, some, strict=True):
+            reference.step(gradient, None if all_norms is None else all_norms[step][path])
+
+    rates, measured = optimizer.layerwise_rates(), optimizer.gradient_norms()
+    for path, actual, reference in zip(SHAPES, found, references, strict=True):
+        # Ten float32 steps: the roundings of 6e-8 add up to well below 1e-6.
+        assert difference(actual, reference.w) < 1e-6, path
+        assert rates[path] == pytest.approx(reference.rate, rel=1e-6), path
+        if reference.adapted:
+            assert measured[path] == pytest.approx(reference.norm, rel=1e-6), path
+
+
+def test_the_learning_rate_of_each_step_counts(schedule=(0.5, 0.25, 0.0, 1.0)):
+    """The forms of momentum differ only here, so the grid's constant rate would not tell them apart."""
+    for classic in (True, False):
+        optimizer = LARS(1.0, eta=0.125, classic_momentum=classic)
+        trained = variables()
+        reference = Reference(trained[0].numpy(), lr=1.0, eta=0.125, classic=classic)
+        for learning_rate, some in zip(schedule, gradients(len(schedule)), strict=True):
+            optimizer.learning_rate = learning_rate
+            apply_all(optimizer, [some], trained)
+            reference.lr = learning_rate
+            reference.step(some[0])
+        assert difference(trained[0].numpy(), reference.w) < 1e-6

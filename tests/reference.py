@@ -1,0 +1,56 @@
+"""LARS and CLARS in NumPy float64, one line of code for each line of the equations.
+
+s_k     mean of the per-example gradient norms (CLARS), ||g_k|| (LARS)
+rate_k  = eta * ||w_k|| / (s_k + epsilon), at most max_rate; 1 for excluded tensors and for zero norms
+g_k     = gradient + lambda * w_k
+
+classic momentum:   v <- beta * v + lr * rate_k * g_k ;   w <- w - v
+popular momentum:   v <- beta * v + g_k ;                 w <- w - lr * rate_k * v
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass
+class Reference:
+    """One tensor under LARS (`s=None` in `step`) or CLARS."""
+
+    w: np.ndarray
+    lr: float
+    eta: float
+    beta: float = 0.9
+    decay: float = 0.0
+    nesterov: bool = False
+    classic: bool = True
+    epsilon: float = 1e-6
+    max_rate: float | None = None
+    adapted: bool = True
+    decayed: bool = True
+
+    def __post_init__(self):
+        self.w = np.asarray(self.w, np.float64)
+        self.v = np.zeros_like(self.w)
+        self.rate = self.norm = None
+
+    def step(self, gradient, s=None):
+        g = np.asarray(gradient, np.float64)
+        if self.decayed:
+            g = g + self.decay * self.w
+        weight_norm = np.sqrt((self.w**2).sum())
+        self.norm = np.sqrt((g**2).sum()) if s is None else s
+        self.rate = 1.0
+        if self.adapted and weight_norm > 0 and self.norm > 0:
+            self.rate = self.eta * weight_norm / (self.norm + self.epsilon)
+            if self.max_rate is not None:
+                self.rate = min(self.rate, self.max_rate)
+        if self.classic:
+            self.v = self.beta * self.v + self.lr * self.rate * g
+            update = self.beta * self.v + self.lr * self.rate * g if self.nesterov else self.v
+        else:
+            self.v = self.beta * self.v + g
+            update = self.lr * self.rate * (g + self.beta * self.v if self.nesterov else self.v)
+        self.w = self.w - update

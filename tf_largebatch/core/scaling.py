@@ -1,0 +1,204 @@
+"""From a batch size to a learning rate: scaling rules, gradual warmup, polynomial decay."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def linear_scaling(base_learning_rate: float, batch_size: int, base_batch_size: int = 256) -> float:
+    """Learning rate proportional to the batch size, `base_learning_rate * batch_size / base_batch_size`.
+
+    Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677.
+
+    Args:
+        base_learning_rate: Learning rate known to work at `base_batch_size`, above 0.
+        batch_size: Examples of one update, over all replicas and accumulated micro-batches.
+        base_batch_size: Examples of one update for which `base_learning_rate` holds.
+
+    Returns:
+        The learning rate for `batch_size`.
+
+    Raises:
+        ValueError: If an argument is not above 0.
+    """
+    _require_positive(base_learning_rate=base_learning_rate, batch_size=batch_size, base_batch_size=base_batch_size)
+    return base_learning_rate * batch_size / base_batch_size
+
+
+def sqrt_scaling(base_learning_rate: float, batch_size: int, base_batch_size: int = 256) -> float:
+    """Learning rate growing with the batch size's square root.
+
+        base_learning_rate * sqrt(batch_size / base_batch_size)
+
+    Krizhevsky, "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997.
+
+    Args:
+        base_learning_rate: Learning rate known to work at `base_batch_size`, above 0.
+        batch_size: Examples of one update, over all replicas and accumulated micro-batches.
+        base_batch_size: Examples of one update for which `base_learning_rate` holds.
+
+    Returns:
+        The learning rate for `batch_size`.
+
+    Raises:
+        ValueError: If an argument is not above 0.
+    """
+    _require_positive(base_learning_rate=base_learning_rate, batch_size=batch_size, base_batch_size=base_batch_size)
+    return base_learning_rate * math.sqrt(batch_size / base_batch_size)
+
+
+@keras.saving.register_keras_serializable(package="tf_largebatch")
+class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
+    """Linear warmup to a peak, then polynomial decay that *counts from the end of the warmup*.
+
+        step < warmup_steps:   warmup_start + (peak - warmup_start) * step / warmup_steps
+        otherwise:             end + (peak - end) * (1 - min(p, 1))^power
+                               p = (step - warmup_steps) / (total_steps - warmup_steps)
+
+    Hence `peak_learning_rate` is reached exactly at `warmup_steps` and `end_learning_rate` at
+    `total_steps`, whatever the warmup: the reading of the TPU reference code of LARS. (A decay counted
+    from step 0 would never reach the peak.)
+
+    A step is one call of the optimizer: with `gradient_accumulation_steps=m` Keras counts micro-batches, m
+    to an update. Computed in float32 whatever `keras.config.floatx()` is.
+
+    Args:
+        peak_learning_rate: Learning rate at the end of the warmup, 0 or more.
+        total_steps: Steps of the whole training, warmup included.
+        warmup_steps: Steps of the warmup, fewer than `total_steps`; 0 for none.
+        warmup_start: Learning rate of step 0 if there is a warmup; at 0 that step changes nothing.
+        power: Power of the decay, above 0. LARS and CLARS were published with 2.
+        end_learning_rate: Learning rate from `total_steps` on, 0 or more.
+        name: Name scope of the operations.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> schedule = WarmupPolynomialDecay(peak_learning_rate=8.0, total_steps=100, warmup_steps=10)
+        >>> [round(float(schedule(step)), 4) for step in (0, 5, 10, 55, 100)]
+        [0.0, 4.0, 8.0, 2.0001, 0.0001]
+    """
+
+    def __init__(
+        self,
+        peak_learning_rate: float,
+        total_steps: int,
+        warmup_steps: int = 0,
+        warmup_start: float = 0.0,
+        power: float = 2.0,
+        end_learning_rate: float = 1e-4,
+        name: str = "WarmupPolynomialDecay",
+    ) -> None:
+        super().__init__()
+        _require_positive(total_steps=total_steps, power=power)
+        for argument, value in {
+            "peak_learning_rate": peak_learning_rate,
+            "warmup_steps": warmup_steps,
+            "warmup_start": warmup_start,
+            "end_learning_rate": end_learning_rate,
+        }.items():
+            if not (value >= 0 and math.isfinite(value)):
+                raise ValueError(f"`{argument}` must be a number of 0 or more; received {argument}={value!r}.")
+        if warmup_steps >= total_steps:
+            raise ValueError(
+                "`warmup_steps` must be fewer than `total_steps`, to leave steps for the decay; "
+                f"received warmup_steps={warmup_steps!r}, total_steps={total_steps!r}."
+            )
+        self.peak_learning_rate = peak_learning_rate
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.warmup_start = warmup_start
+        self.power = power
+        self.end_learning_rate = end_learning_rate
+        self.name = name
+        # PolynomialDecay computes in the dtype of its first argument: a Python float would mean floatx,
+        # and float16 counts no further than step 65,504.
+        self._decay = keras.optimizers.schedules.PolynomialDecay(
+            np.float32(peak_learning_rate), total_steps - warmup_steps, end_learning_rate, power, name=name
+        )
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate of `step`.
+
+        Args:
+            step: Scalar number of steps taken so far, any integer or floating dtype.
+
+        Returns:
+            Scalar float32 tensor.
+        """
+        step = ops.cast(step, "float32")
+        if not self.warmup_steps:
+            return self._decay(step)
+        # A negative fraction to a fractional power is NaN, and where() would hide that only here.
+        decayed = self._decay(ops.maximum(step - self.warmup_steps, 0.0))
+        slope = (self.peak_learning_rate - self.warmup_start) / self.warmup_steps
+        return ops.where(step < self.warmup_steps, self.warmup_start + slope * step, decayed)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments, as JSON types."""
+        return {
+            "peak_learning_rate": self.peak_learning_rate,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "warmup_start": self.warmup_start,
+            "power": self.power,
+            "end_learning_rate": self.end_learning_rate,
+            "name": self.name,
+        }
+
+
+def large_batch_schedule(
+    base_learning_rate: float,
+    batch_size: int,
+    base_batch_size: int,
+    steps_per_epoch: int,
+    epochs: float,
+    warmup_epochs: float = 0,
+    power: float = 2.0,
+    end_learning_rate: float = 1e-4,
+) -> WarmupPolynomialDecay:
+    """Linear scaling, warmup and polynomial decay in one, in the units papers state them in.
+
+    Args:
+        base_learning_rate: Learning rate known to work at `base_batch_size`.
+        batch_size: Examples of one update, over all replicas and accumulated micro-batches.
+        base_batch_size: Examples of one update for which `base_learning_rate` holds.
+        steps_per_epoch: Calls of the optimizer in an epoch (micro-batches, where gradients are accumulated).
+        epochs: Epochs of the whole training, warmup included.
+        warmup_epochs: Epochs of the warmup; CLARS needs none.
+        power: Power of the decay.
+        end_learning_rate: Learning rate after the last step.
+
+    Returns:
+        The schedule; its step counts are rounded to whole steps.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Example:
+        >>> schedule = large_batch_schedule(0.1, 4096, 256, steps_per_epoch=312, epochs=90, warmup_epochs=5)
+        >>> schedule.peak_learning_rate, schedule.warmup_steps, schedule.total_steps
+        (1.6, 1560, 28080)
+    """
+    _require_positive(steps_per_epoch=steps_per_epoch, epochs=epochs)
+    if not warmup_epochs >= 0:
+        raise ValueError(f"`warmup_epochs` must be 0 or more; received warmup_epochs={warmup_epochs!r}.")
+    return WarmupPolynomialDecay(
+        peak_learning_rate=linear_scaling(base_learning_rate, batch_size, base_batch_size),
+        total_steps=round(steps_per_epoch * epochs),
+        warmup_steps=round(steps_per_epoch * warmup_epochs),
+        power=power,
+        end_learning_rate=end_learning_rate,
+    )
+
+
+def _require_positive(**arguments: float) -> None:
+    for argument, value in arguments.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"`{argument}` must be a number above 0; received {argument}={value!r}.")

@@ -1,0 +1,5 @@
+"""Model wrappers with a training step of their own."""
+
+from tf_largebatch.models.large_batch import LargeBatchModel
+
+__all__ = ["LargeBatchModel"]
