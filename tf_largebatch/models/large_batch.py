@@ -191,7 +191,8 @@ class LargeBatchModel(keras.Model):
                 value = getattr(self, name)
                 if value is not None and value > batch_size:
                     raise ValueError(
-                        f"{name} must be at most the batch size {batch_size}, got {name}={value}: lower it or pass None."
+                        f"{name} must be at most the batch size {batch_size}, got {name}={value}: "
+                        "lower it or pass None."
                     )
         if self.optimizer is not None and self.model.built and self._measures():
             check_supported(self.model, KERAS)

@@ -1,4 +1,4 @@
-"""Convolutions: with `x` padded, `G_i[o] = sum_t x_{i, stride t + dilation o} (x) d_{i,t}` for every kernel offset o."""
+"""Convolutions: `x` padded, `G_i[o] = sum_t x_{i, stride t + dilation o} (x) d_{i,t}` for every kernel offset o."""
 
 from __future__ import annotations
 

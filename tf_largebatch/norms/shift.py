@@ -1,4 +1,4 @@
-"""Biases: `y = z + b` with `b` broadcast, so `G_i` is the sum of example i's output gradient over the broadcast axes."""
+"""Biases: `y = z + b`, b broadcast, so `G_i` is the sum of example i's output gradient over the broadcast axes."""
 
 from __future__ import annotations
 
