@@ -1,0 +1,97 @@
+"""Checkpoints that continue a run bit for bit."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tf_largebatch.run_directory import replacing
+
+_NAME = re.compile(r"epoch-(\d+)\.npz")
+
+
+class RunCheckpoint(keras.callbacks.Callback):
+    """Saves the whole state of training at the end of every epoch.
+
+    Args:
+        directory: Where `epoch-0001.npz`, ... go; the number counts completed epochs.
+        keep: How many of the last checkpoints stay.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
+        super().__init__()
+        if keep < 1:
+            raise ValueError(f"`keep` must be at least 1; received keep={keep}.")
+        self.directory = pathlib.Path(directory)
+        self.keep = keep
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Saves, then removes what is older than the last `keep`."""
+        save_checkpoint(self.directory / f"epoch-{epoch + 1:04d}.npz", self.model, epoch + 1)
+        for _, path in list_checkpoints(self.directory)[: -self.keep]:
+            path.unlink()
+
+
+def list_checkpoints(directory: str | os.PathLike[str]) -> list[tuple[int, pathlib.Path]]:
+    """The checkpoints of a directory as (completed epochs, path), oldest first; none if it is missing."""
+    paths = pathlib.Path(directory).glob("epoch-*.npz")
+    return sorted((int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name)))
+
+
+def save_checkpoint(path: str | os.PathLike[str], model: keras.Model, epoch: int) -> None:
+    """Saves every variable of a compiled model and of its optimizer: weights, moving averages, random seeds.
+
+    Keras's own `save_weights` leaves out the state of seed generators, so that dropout would go on
+    differently.
+
+    Args:
+        path: The file; it appears whole or not at all.
+        model: A compiled model.
+        epoch: Completed epochs.
+    """
+    arrays = {f"{group}/{i}": _to_array(v) for group, vs in _state(model).items() for i, v in enumerate(vs)}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, epoch=epoch, **arrays)
+
+
+def load_checkpoint(path: str | os.PathLike[str], model: keras.Model) -> int:
+    """Restores what `save_checkpoint` saved.
+
+    Args:
+        path: The file.
+        model: A compiled model, built as the saved one was.
+
+    Returns:
+        Completed epochs.
+
+    Raises:
+        ValueError: If the variables of the model are not those of the checkpoint.
+    """
+    with np.load(path) as arrays:
+        state = {f"{group}/{i}": v for group, vs in _state(model).items() for i, v in enumerate(vs)}
+        missing = set(state).symmetric_difference(set(arrays.files) - {"epoch"})
+        wrong = [key for key in state if key not in missing and arrays[key].shape != tuple(state[key].shape)]
+        if missing or wrong:
+            name = sorted(missing)[0] if missing else f"{wrong[0]} ({state[wrong[0]].path})"
+            raise ValueError(f"{path} must hold the variables of {model.name}; {name} differs.")
+        for key, variable in state.items():
+            variable.assign(arrays[key])
+        return int(arrays["epoch"])
+
+
+def _state(model: keras.Model) -> dict[str, list[Any]]:
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return {"model": model.variables, "optimizer": model.optimizer.variables}
+
+
+def _to_array(variable: Any) -> np.ndarray:
+    array = variable.value.numpy()
+    # NumPy files know no bfloat16; float32 holds each of its values.
+    return array.astype(np.float32) if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array

@@ -1,0 +1,145 @@
+"""Curves of a run, and its layer-wise rates as a heat map."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tf_largebatch import run_directory
+from tf_largebatch.callbacks.layerwise_rates import read_layerwise_rates
+from tf_largebatch.callbacks.metrics import read_metrics
+
+# Okabe and Ito's blue and vermillion: told apart under every common colour blindness.
+_TRAIN, _EVALUATION = "#0072B2", "#D55E00"
+_LABELLED_ROWS = 32
+
+
+def plot_curves(output_dir: str | os.PathLike[str], evaluation: str = "test") -> pathlib.Path:
+    """Draws `curves.png` from `metrics.csv` and `layerwise_rates.csv`.
+
+    Loss, accuracy and learning rate over the epochs; below them, for CLARS and LARS, the layer-wise rate of
+    every adapted tensor (rows from input to output) over the updates, in logarithmic colours.
+
+    Args:
+        output_dir: Directory of a run.
+        evaluation: What the `val_` columns were measured on, for the legend.
+
+    Returns:
+        Path of the picture.
+
+    Raises:
+        ValueError: If the directory holds no metrics.
+    """
+    output_dir = pathlib.Path(output_dir)
+    rows = read_metrics(output_dir / run_directory.METRICS)
+    if not rows:
+        raise ValueError(f"output_dir must hold a {run_directory.METRICS}; received {str(output_dir)!r}.")
+    updates, names, rates = _rate_table(output_dir / run_directory.LAYERWISE_RATES)
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
+    import matplotlib
+
+    with matplotlib.rc_context(style):
+        map_height = float(np.clip(0.26 * len(names) + 1.6, 3.6, 11.0)) if len(names) else 0.0
+        figure = Figure(figsize=(14, 4.2 + map_height), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+        FigureCanvasAgg(figure)
+        if len(names):
+            top, bottom = figure.subfigures(2, 1, height_ratios=[4.2, map_height])
+            _draw_rates(bottom, updates, names, rates)
+        else:
+            top = figure
+        _draw_metrics(top, rows, evaluation)
+        path = output_dir / run_directory.CURVES
+        with run_directory.replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120)
+    return path
+
+
+def _draw_metrics(figure: Any, rows: list[dict[str, Any]], evaluation: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    shown = [name for name in ("loss", "accuracy") if name in rows[0]]
+    *axes, learning_rate = figure.subplots(1, len(shown) + 1)
+    epochs = [row["epoch"] for row in rows]
+    marker = "o" if len(rows) < 25 else None
+    for axis, name in zip(axes, shown, strict=True):
+        for column, colour, label in ((name, _TRAIN, "training"), (f"val_{name}", _EVALUATION, evaluation)):
+            if column in rows[0]:
+                values = [row[column] for row in rows]
+                axis.plot(epochs, values, color=colour, label=label, marker=marker, markersize=4, linewidth=2)
+        last = rows[-1].get(f"val_{name}")
+        axis.set_title(name.capitalize() + ("" if last is None else f" ({evaluation}: {last:.4f})"))
+        axis.legend(frameon=False)
+        if name == "loss" and min(row[name] for row in rows) > 0:
+            axis.set_yscale("log")
+    learning_rate.plot(
+        epochs,
+        [row["learning_rate"] for row in rows],
+        color="#333333",
+        marker=marker,
+        markersize=4,
+        linewidth=2,
+    )
+    learning_rate.set_title("Learning rate")
+    learning_rate.set_ylim(bottom=0)
+    for axis in (*axes, learning_rate):
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.25)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _draw_rates(figure: Any, updates: np.ndarray, names: list[str], rates: np.ndarray) -> None:
+    import matplotlib
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import MaxNLocator
+
+    axis = figure.subplots()
+    finite = rates[np.isfinite(rates) & (rates > 0)]
+    low, high = (finite.min(), finite.max()) if finite.size else (1e-3, 1.0)
+    # A scale of one colour cannot be drawn.
+    norm = LogNorm(low, max(high, low * 1.01))
+    colours = matplotlib.colormaps["viridis"].with_extremes(bad="#dddddd")
+    image = axis.pcolormesh(
+        _edges(updates), np.arange(len(names) + 1) - 0.5, np.ma.masked_invalid(rates), norm=norm, cmap=colours
+    )
+    step = -(-len(names) // _LABELLED_ROWS)
+    axis.set_yticks(range(0, len(names), step), [_label(names[i]) for i in range(0, len(names), step)], fontsize=10)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("update")
+    axis.set_title("Layer-wise rate of each tensor, input at the top")
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, label="layer-wise rate", pad=0.01)
+
+
+def _rate_table(path: pathlib.Path) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Updates [U], names of the adapted tensors [K] and their rates [K, U], NaN where none was recorded."""
+    records = read_layerwise_rates(path)
+    updates = sorted({update for update, *_ in records})
+    # A dict keeps the network's order and drops repetitions. A rate of exactly 1 marks a tensor left alone.
+    names = list(dict.fromkeys(name for _, name, rate, _ in records if rate != 1))
+    table = np.full((len(names), len(updates)), np.nan)
+    row, column = {n: i for i, n in enumerate(names)}, {u: j for j, u in enumerate(updates)}
+    for update, name, rate, _ in records:
+        if name in row:
+            table[row[name], column[update]] = rate
+    return np.array(updates), names, table
+
+
+def _edges(updates: np.ndarray) -> np.ndarray:
+    """Borders of the columns: halfway between recorded updates."""
+    if len(updates) == 1:
+        return np.array([updates[0] - 0.5, updates[0] + 0.5])
+    middle = (updates[1:] + updates[:-1]) / 2
+    return np.concatenate([[1.5 * updates[0] - 0.5 * updates[1]], middle, [1.5 * updates[-1] - 0.5 * updates[-2]]])
+
+
+def _label(path: str) -> str:
+    return path.removesuffix("/kernel")

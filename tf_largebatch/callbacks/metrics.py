@@ -1,0 +1,104 @@
+"""One row of numbers an epoch."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+from tf_largebatch.run_directory import replacing
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+class MetricsRecorder(keras.callbacks.Callback):
+    """Writes `metrics.csv` and stops a run whose loss is not finite.
+
+    Columns: `epoch` (completed epochs, from 1), `updates` (so far), `learning_rate` (of the epoch's last
+    update), Keras's logs (`loss`, `accuracy`, `val_loss`, `val_accuracy`, ...), `images_per_second` (training
+    alone, evaluation excluded; the first epoch includes compilation) and `seconds` (the whole epoch).
+
+    A model that has already taken steps continues the file: rows of later updates are dropped.
+
+    Args:
+        path: The file. It is replaced whole at every epoch.
+        images_per_epoch: Images trained on in an epoch, for `images_per_second`.
+
+    Raises:
+        TrainingDiverged: At the end of an epoch whose loss is not finite, after writing its row.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], images_per_epoch: int) -> None:
+        super().__init__()
+        self.path = pathlib.Path(path)
+        self.images_per_epoch = images_per_epoch
+        self.rows: list[dict[str, Any]] = []
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Reads the rows of the updates already taken."""
+        updates = updates_taken(self.model)
+        self.rows = [row for row in read_metrics(self.path) if row["updates"] <= updates]
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+        self._trained: float | None = None
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Ends the time of training; evaluation begins."""
+        if self._trained is None:
+            self._trained = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Writes the row."""
+        ended = time.perf_counter()
+        updates = updates_taken(self.model)
+        row = {
+            "epoch": epoch + 1,
+            "updates": updates,
+            "learning_rate": _last_learning_rate(self.model, updates),
+            **{name: float(value) for name, value in (logs or {}).items()},
+            "images_per_second": round(self.images_per_epoch / ((self._trained or ended) - self._started), 1),
+            "seconds": round(ended - self._started, 3),
+        }
+        self.rows.append(row)
+        with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        if not math.isfinite(row.get("loss", 0.0)):
+            raise TrainingDiverged(
+                f"the loss is {row['loss']} in epoch {epoch + 1}, after {updates} updates: lower "
+                f"base_learning_rate, or add warmup_epochs."
+            )
+
+
+def updates_taken(model: keras.Model) -> int:
+    """How many updates the model's optimizer has taken."""
+    return int(model.optimizer.iterations.value)
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of a `metrics.csv`, with numbers for strings; none if it is missing."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"]), "updates": int(row["updates"])} for row in rows]
+
+
+def _last_learning_rate(model: keras.Model, updates: int) -> float:
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    schedule = getattr(optimizer, "_learning_rate", None)
+    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return float(schedule(max(updates - 1, 0)))
+    return float(optimizer.learning_rate)

@@ -1,0 +1,354 @@
+"""Trains an image classifier: `python -m tf_largebatch.train --help`.
+
+Without flags: the digits, batches of 512, CLARS without warmup. What a run leaves in its directory is listed
+in `run_directory.py`. The final model returns logits of standardised images; how to standardise them is in
+`config.json` under `dataset`. It is a plain Keras model:
+
+    model = keras.models.load_model("final.keras")      # this package is not needed
+
+CLARS trains inside `LargeBatchModel`, which measures the per-example gradient norms; so does every optimizer
+with --micro_batch_size, which it works off. Other runs use `keras.Model.fit` on the bare model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import pathlib
+import platform
+import sys
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from absl import app, flags, logging
+
+from tf_largebatch import data, run_directory, zoo
+from tf_largebatch.callbacks import (
+    LayerwiseRateRecorder,
+    MetricsRecorder,
+    RunCheckpoint,
+    TrainingDiverged,
+    load_checkpoint,
+    plot_curves,
+)
+from tf_largebatch.callbacks.checkpoint import list_checkpoints
+from tf_largebatch.callbacks.metrics import read_metrics
+from tf_largebatch.models import LargeBatchModel
+from tf_largebatch.norms import KERAS, check_supported
+from tf_largebatch.train_config import (
+    LAYERWISE,
+    TrainConfig,
+    arguments_of_the_run,
+    build_optimizer,
+    build_schedule,
+    check_against,
+    resolved,
+)
+from tf_largebatch.version import __version__
+
+EVALUATION_BATCH_SIZE = 1000
+RECORDS_OF_A_RUN = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run reached.
+
+    Attributes:
+        accuracy: Share of the evaluation images classified correctly after the last epoch.
+        loss: Mean loss of the evaluation images after the last epoch.
+        updates: Updates of the weights.
+        seconds: Wall time of all epochs, evaluation and the first epoch's compilation included.
+        epochs: Completed epochs.
+        complete: Whether these are all epochs of the run.
+        output_dir: Directory of the run.
+    """
+
+    accuracy: float
+    loss: float
+    updates: int
+    seconds: float
+    epochs: int
+    complete: bool
+    output_dir: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run whose arguments have been checked: everything is built, no step is taken.
+
+    Attributes:
+        config: The resolved arguments.
+        dataset: The data.
+        inner: The model to train and to save.
+        model: What is fitted: `inner`, or `LargeBatchModel` around it, compiled.
+        schedule: The learning rate.
+        first_epoch: Epochs already done.
+        output_dir: Directory of the run.
+    """
+
+    config: TrainConfig
+    dataset: data.Dataset
+    inner: keras.Model
+    model: keras.Model
+    schedule: Any
+    first_epoch: int
+    output_dir: pathlib.Path
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of one epoch."""
+        return self.dataset.steps_per_epoch(self.config.batch_size)
+
+
+def train(config: TrainConfig) -> Result:
+    """Trains, and leaves everything of the run in its directory.
+
+    Training drops the last partial batch of each epoch, other images every time; evaluation covers every
+    image exactly. With one seed, machine and number of threads a run that was interrupted and resumed ends
+    with the weights of one that was not.
+
+    Args:
+        config: The arguments; see `TrainConfig`.
+
+    Raises:
+        ValueError: For arguments that cannot work, before the directory is made and before any step.
+        TrainingDiverged: When the loss is not finite at the end of an epoch.
+    """
+    return execute(prepare(config))
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Checks the arguments, loads the data, builds the model and restores what is resumed; writes nothing.
+
+    Raises:
+        ValueError: In one sentence that names the argument and its value.
+    """
+    config = resolved(config)
+    output_dir = pathlib.Path(config.output_dir or _fresh_directory(config))
+    if config.resume:
+        run_directory.check_same_run(output_dir, arguments_of_the_run(config))
+    else:
+        run_directory.check_new(output_dir)
+    dataset = data.load(
+        config.dataset,
+        data_dir=config.data_dir,
+        download=config.download,
+        eval_split=config.eval_split,
+        validation_examples=config.validation_examples,
+        augment=config.augment,
+        image_size=config.image_size,
+    )
+    check_against(config, dataset)
+    schedule = build_schedule(config, dataset.steps_per_epoch(config.batch_size))
+    keras.utils.set_random_seed(config.seed)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.mixed_precision)
+    try:
+        inner = zoo.build(config.model, dataset.image_shape, dataset.num_classes)
+        model = _compiled(config, inner, schedule)
+    finally:
+        keras.config.set_dtype_policy(policy)
+    checkpoints = list_checkpoints(output_dir / run_directory.CHECKPOINTS) if config.resume else []
+    first_epoch = load_checkpoint(checkpoints[-1][1], model) if checkpoints else 0
+    return Run(config, dataset, inner, model, schedule, first_epoch, output_dir)
+
+
+def execute(run: Run) -> Result:
+    """Trains a prepared run; see `train`."""
+    config, dataset, output_dir = run.config, run.dataset, run.output_dir
+    steps = run.steps_per_epoch
+    if not config.resume:
+        run_directory.write_json(output_dir / run_directory.CONFIG, _description(run))
+    _say(run)
+    callbacks: list[keras.callbacks.Callback] = [
+        MetricsRecorder(output_dir / run_directory.METRICS, images_per_epoch=steps * config.batch_size)
+    ]
+    if config.optimizer in LAYERWISE:
+        every = config.record_every or -(-steps * config.epochs // RECORDS_OF_A_RUN)
+        callbacks.append(LayerwiseRateRecorder(output_dir / run_directory.LAYERWISE_RATES, every))
+    # Last: a checkpoint exists only of an epoch whose records are written.
+    callbacks.append(RunCheckpoint(output_dir / run_directory.CHECKPOINTS))
+    last_epoch = config.stop_after_epoch or config.epochs
+    try:
+        if run.first_epoch < last_epoch:
+            training = dataset.train(config.batch_size, config.seed, run.first_epoch, config.epochs)
+            run.model.fit(
+                _with_targets(training, config, dataset),
+                validation_data=_with_targets(dataset.evaluation(EVALUATION_BATCH_SIZE), config, dataset),
+                initial_epoch=run.first_epoch,
+                epochs=last_epoch,
+                steps_per_epoch=steps,
+                callbacks=callbacks,
+                verbose=config.verbose,
+                shuffle=False,
+            )
+    finally:
+        # Also of a run that was interrupted or diverged: its curves say why.
+        if (output_dir / run_directory.METRICS).exists():
+            plot_curves(output_dir, evaluation=config.eval_split)
+    return _finish(run)
+
+
+def _compiled(config: TrainConfig, inner: keras.Model, schedule: Any) -> keras.Model:
+    if config.optimizer == "clars":
+        check_supported(inner, KERAS)
+    optimizer = build_optimizer(config, schedule, inner)
+    model = inner
+    if config.optimizer == "clars" or config.micro_batch_size is not None:
+        model = LargeBatchModel(inner, norm_examples=config.norm_examples, micro_batch_size=config.micro_batch_size)
+    if config.label_smoothing:
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # Keras's "auto" compiles with XLA on CPUs too, where that makes convolutions several times slower.
+    accelerated = bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile="auto" if accelerated else False)
+    return model
+
+
+def _with_targets(batches: tf.data.Dataset, config: TrainConfig, dataset: data.Dataset) -> tf.data.Dataset:
+    """One-hot labels where the loss smooths them: Keras's sparse loss cannot."""
+    if not config.label_smoothing:
+        return batches
+    return batches.map(lambda image, label: (image, tf.one_hot(label, dataset.num_classes)))
+
+
+def _finish(run: Run) -> Result:
+    config, inner, output_dir = run.config, run.inner, run.output_dir
+    rows = read_metrics(output_dir / run_directory.METRICS)
+    last = rows[-1]
+    result = Result(
+        accuracy=last["val_accuracy"],
+        loss=last["val_loss"],
+        updates=last["updates"],
+        seconds=sum(row["seconds"] for row in rows),
+        epochs=last["epoch"],
+        complete=last["epoch"] == config.epochs,
+        output_dir=str(output_dir),
+    )
+    if result.complete:
+        # Without the optimizer, whose class a program that only imports keras would not know.
+        bare = keras.Model(inner.input, inner.output, name=inner.name)
+        with run_directory.replacing(output_dir / run_directory.FINAL_MODEL) as temporary:
+            bare.save(temporary)
+        run_directory.write_json(output_dir / run_directory.RESULT, dataclasses.asdict(result))
+    else:
+        print(f"stopped after epoch {result.epochs} of {config.epochs}: --resume continues {output_dir}")
+    print(
+        f"{config.eval_split} accuracy {result.accuracy:.4f} after {result.updates} updates of "
+        f"{config.batch_size} images ({result.seconds:.0f} seconds)"
+    )
+    return result
+
+
+def _description(run: Run) -> dict[str, Any]:
+    optimizer = getattr(run.model.optimizer, "inner_optimizer", run.model.optimizer)
+    trainable = sum(variable.value.shape.num_elements() for variable in run.inner.trainable_variables)
+    return {
+        "arguments": arguments_of_the_run(run.config),
+        "dataset": run.dataset.describe(),
+        "model": {
+            "name": run.inner.name,
+            "parameters": run.inner.count_params(),
+            "trainable_parameters": trainable,
+            "output": "logits",
+        },
+        "optimizer": keras.saving.serialize_keras_object(optimizer),
+        "updates_per_epoch": run.steps_per_epoch,
+        "updates": run.steps_per_epoch * run.config.epochs,
+        "versions": {
+            "tf_largebatch": __version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _say(run: Run) -> None:
+    config, dataset, inner = run.config, run.dataset, run.inner
+    done = f", {run.first_epoch} done" if run.first_epoch else ""
+    print(
+        f"{dataset.name}: {dataset.train_size} training and {dataset.eval_size} {dataset.eval_split} images. "
+        f"{inner.name}: {inner.count_params()} parameters.\n"
+        f"{config.optimizer}: batches of {config.batch_size}, {run.steps_per_epoch} updates in each of "
+        f"{config.epochs} epochs{done}, peak learning rate {run.schedule.peak_learning_rate:g}, "
+        f"{config.warmup_epochs:g} epochs of warmup.\n"
+        f"Output: {run.output_dir}"
+    )
+
+
+def _fresh_directory(config: TrainConfig) -> pathlib.Path:
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    dataset = config.dataset.replace("/", "-").replace(":", "-")
+    stem = f"{dataset}-{config.model}-{config.optimizer}-{config.batch_size}-{now}"
+    path, count = pathlib.Path("runs") / stem, 1
+    while path.exists():
+        count += 1
+        path = pathlib.Path("runs") / f"{stem}-{count}"
+    return path
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines a flag for every argument of `TrainConfig`."""
+    types = typing.get_type_hints(TrainConfig)
+    for field in dataclasses.fields(TrainConfig):
+        kind = next(t for t in (typing.get_args(types[field.name]) or (types[field.name],)) if t is not type(None))
+        options = {"default": field.default, "help": field.metadata["help"], "flag_values": flag_values}
+        if field.metadata["choices"]:
+            flags.DEFINE_enum(field.name, enum_values=field.metadata["choices"], **options)
+        else:
+            define = {
+                bool: flags.DEFINE_bool,
+                int: flags.DEFINE_integer,
+                float: flags.DEFINE_float,
+                str: flags.DEFINE_string,
+            }[kind]
+            define(field.name, **options)
+
+
+def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> TrainConfig:
+    """The arguments given as flags; with --resume the others come from the run's directory."""
+    given = {field.name: flag_values[field.name].value for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**given)
+    if config.resume and config.output_dir:
+        stored = run_directory.read_arguments(config.output_dir)
+        known = {name: stored[name] for name in stored if name in given and not flag_values[name].present}
+        config = dataclasses.replace(config, **known)
+    return config
+
+
+def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
+    """Runs the command line; returns the exit status."""
+    try:
+        if len(argv) > 1:
+            raise ValueError(f"every argument must be a flag (--name=value); received {argv[1]!r}.")
+        run = prepare(config_from_flags(flag_values))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    try:
+        execute(run)
+    except TrainingDiverged as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: --resume continues after the last whole epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _quiet_main(argv: Sequence[str]) -> int:
+    # absl shows what tensorflow_datasets logs at INFO unless told otherwise; it would break the progress bar.
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    return main(argv)
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(_quiet_main)
