@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tf_largebatch.norms.chunks import chunk_of, norms_and_gradient_in_chunks
 from tf_largebatch.norms.dense import activate, refuse_lora
 from tf_largebatch.norms.registry import KERAS
 from tf_largebatch.norms.shapes import Size, product, static_or_dynamic_shape
@@ -61,7 +63,7 @@ class Window:
             window = [slice(None)]
             for o, out, s, r in zip(offset, output_sizes, self.strides, self.dilation_rate, strict=True):
                 window.append(slice(o * r, o * r + (out - 1) * s + 1, s))
-            yield x[tuple(window)]
+            yield x if self.is_pointwise and all(s == 1 for s in self.strides) else x[tuple(window)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,16 +82,27 @@ class Convolution:
         )
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """Directly, offset by offset, so that one offset's contributions are held at a time."""
-        parts = self._contributions_by_offset(self.a[examples], d[examples])
-        return tf.add_n([sum_squares_per_example(part) for part in parts])
+        """Directly, chunk by chunk and offset by offset."""
+        a, d = self.a[examples], d[examples]
+        return self._in_chunks(a, d)[0]
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The contributions add up to the gradient: the ordinary weight-gradient kernel need not run."""
+        return self._in_chunks(self.a, d)
+
+    def _in_chunks(self, a: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        channels, outputs = a.shape[-1] // self.groups, d.shape[-1]
+        positions = math.prod(size or 1 for size in d.shape[1:-1])
+        # What is held of each example is its shifted input and its contribution, of one kernel offset.
+        chunk = chunk_of(4 * (positions * a.shape[-1] + channels * outputs))
+        shape = [*self.window.kernel_size, channels, outputs]
+        return norms_and_gradient_in_chunks(self._norms_and_gradient, a, d, chunk, shape)
+
+    def _norms_and_gradient(self, a: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         squares, gradients = [], []
-        for part in self._contributions_by_offset(self.a, d):
+        for part in self._contributions_by_offset(a, d):
             squares.append(sum_squares_per_example(part))
-            gradients.append(tf.reduce_sum(part, axis=0))
+            gradients.append(tf.reduce_sum(tf.cast(part, tf.float32), axis=0))
         shape = [*self.window.kernel_size, *gradients[0].shape]
         return tf.add_n(squares), tf.reshape(tf.stack(gradients), shape)
 
