@@ -378,6 +378,18 @@ def test_an_unsupported_layer_fails_before_any_step():
     compiled(model, lb.CLARS(0.1, gradient_norms="replica")).fit(np.ones((8, 4)), np.zeros(8), verbose=0)
 
 
+def test_an_unsupported_layer_is_measured_alone_where_that_is_allowed():
+    net = keras.Sequential([keras.Input((4,)), Unknown(name="odd"), L.Dense(3)])
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
+    expected = brute_force_gradient_norms(net, x, y, CROSS_ENTROPY)
+    model = compiled(lb.LargeBatchModel(net, allow_generic=True), lb.CLARS(0.1))
+    model.fit(x, y, batch_size=8, verbose=0)
+    for path, norm in model.optimizer.gradient_norms().items():
+        np.testing.assert_allclose(norm, np.mean(expected[path]), rtol=1e-5)
+    assert lb.LargeBatchModel.from_config(model.get_config()).allow_generic
+
+
 def test_micro_batches_need_mean_losses():
     x, y = images(24)
     model = lb.LargeBatchModel(network(), micro_batch_size=4)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tf_largebatch.core.rates import l2_norm
 from tf_largebatch.models.micro_batches import StepResult, averaged_over_micro_batches, count
-from tf_largebatch.norms import KERAS, check_supported, measure
+from tf_largebatch.norms import KERAS, Registry, check_supported, measure
 from tf_largebatch.norms.shapes import Size, static_or_dynamic_size
 from tf_largebatch.optimizers import CLARS
 
@@ -37,6 +37,8 @@ class LargeBatchModel(keras.Model):
             within the step; None for no split. Gradient and norms are those of the whole batch. Batch normalization
             takes its statistics from one micro-batch at a time, and updates its moving averages once for each. Needs
             losses with the reduction "sum_over_batch_size" (Keras's default).
+        allow_generic: whether layers without a rule are measured by differentiating them alone, example by example,
+            at two to three times their own cost, instead of being refused.
         name: the wrapper's name.
 
     Raises:
@@ -52,6 +54,7 @@ class LargeBatchModel(keras.Model):
         model: keras.Model,
         norm_examples: int | None = None,
         micro_batch_size: int | None = None,
+        allow_generic: bool = False,
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -63,6 +66,7 @@ class LargeBatchModel(keras.Model):
         self.model = model
         self.norm_examples = norm_examples
         self.micro_batch_size = micro_batch_size
+        self.allow_generic = allow_generic
         if hasattr(model, "output_names"):
             self.output_names = list(model.output_names)
         if model.built:
@@ -109,6 +113,7 @@ class LargeBatchModel(keras.Model):
             "model": keras.saving.serialize_keras_object(self.model),
             "norm_examples": self.norm_examples,
             "micro_batch_size": self.micro_batch_size,
+            "allow_generic": self.allow_generic,
             "name": self.name,
         }
 
@@ -146,7 +151,7 @@ class LargeBatchModel(keras.Model):
         else:
             batch_size = static_or_dynamic_size(keras.tree.flatten(x)[0], 0)
             y_pred, measured = measure(
-                self.model, lambda: self(x, training=True), loss, variables, batch_size, KERAS, examples
+                self.model, lambda: self(x, training=True), loss, variables, batch_size, self._registry, examples
             )
             gradients, norms = measured.gradients, measured.norm_sums()
         self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
@@ -168,6 +173,10 @@ class LargeBatchModel(keras.Model):
             gradients = _poison_unless_finite(gradients, norms)
         with clars.measured_gradient_norms(norms):
             self.optimizer.apply(gradients, variables)
+
+    @property
+    def _registry(self) -> Registry:
+        return KERAS.allowing_generic() if self.allow_generic else KERAS
 
     def _clars(self) -> CLARS | None:
         """The optimizer if it is one that takes gradient norms, out of its loss-scaling wrapper."""
@@ -195,7 +204,7 @@ class LargeBatchModel(keras.Model):
                         "lower it or pass None."
                     )
         if self.optimizer is not None and self.model.built and self._measures():
-            check_supported(self.model, KERAS)
+            check_supported(self.model, self._registry)
 
     def _check_losses_are_means(self) -> None:
         for loss in keras.tree.flatten(self.loss):

@@ -1,7 +1,21 @@
 """Per-example, per-layer gradient norms. README.md in this directory has the definition and every layer's equation."""
 
-from tf_largebatch.norms import conv, dense, einsum, embedding, normalization  # noqa: F401  (they register rules)
+from tf_largebatch.norms import (  # noqa: F401  (they register rules)
+    attention,
+    conv,
+    conv_transpose,
+    dense,
+    einsum,
+    elementwise,
+    embedding,
+    normalization,
+    recurrent,
+    reversible_embedding,
+    spectrogram,
+    time_distributed,
+)
 from tf_largebatch.norms.brute_force import brute_force_gradient_norms
+from tf_largebatch.norms.generic import use_generic
 from tf_largebatch.norms.measure import Measurement, measure
 from tf_largebatch.norms.per_example import per_example_gradient_norms
 from tf_largebatch.norms.registry import KERAS, Registry, check_supported
@@ -21,4 +35,5 @@ __all__ = [
     "per_example_gradient_norms",
     "register",
     "unregister",
+    "use_generic",
 ]

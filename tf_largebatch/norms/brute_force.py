@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_largebatch.norms.per_example import as_loss, restored, undivided
+from tf_largebatch.norms.per_example import as_loss, restored, state_of, undivided
 from tf_largebatch.norms.registry import own_trainable_variables
 from tf_largebatch.norms.tap import variable_path
 
@@ -20,8 +20,9 @@ def brute_force_gradient_norms(
     loss: str | keras.losses.Loss | Callable[[Any, Any], Any],
     sample_weight: Any = None,
     training: bool = True,
+    examples: Sequence[int] | None = None,
 ) -> dict[str, tf.Tensor]:
-    """As `per_example_gradient_norms`, example by example and layer by layer.
+    """As `per_example_gradient_norms`, example by example and layer by layer; of these `examples` or of all.
 
     One backward pass gives `d`, the gradient of the loss at every layer's outputs. Then, for each example i and each
     layer, the layer alone is differentiated with respect to its own variables against `d` with every other example's
@@ -35,13 +36,15 @@ def brute_force_gradient_norms(
 
     def recording(layer: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            outputs = keras.tree.map_structure(tf.identity, type(layer).call(layer, *args, **kwargs))
+            # Stateful recurrent layers hand on their state as the variable, which changes at the end of their call.
+            args, kwargs = keras.tree.map_structure(_present_value, (args, kwargs))
+            outputs = keras.tree.map_structure(_identity, type(layer).call(layer, *args, **kwargs))
             calls.append((layer, args, kwargs, outputs))
             return outputs
 
         return call
 
-    with restored(model.non_trainable_variables):
+    with restored(state_of(model)):
         with tf.GradientTape() as tape:
             try:
                 for layer in layers:
@@ -55,7 +58,7 @@ def brute_force_gradient_norms(
 
         variables = model.trainable_variables
         norms: dict[str, list[tf.Tensor]] = {}
-        for i in range(batch_size):
+        for i in range(batch_size) if examples is None else examples:
             contributions: dict[int, tf.Tensor] = {}
             for (layer, args, kwargs, _), d in zip(calls, d_outputs, strict=True):
                 if all(part is None for part in d):
@@ -63,8 +66,9 @@ def brute_force_gradient_norms(
                 own = own_trainable_variables(layer)
                 with tf.GradientTape() as layer_tape:
                     outputs = keras.tree.flatten(layer(*args, **kwargs))
-                only_i = [None if part is None else part * _row(i, part) for part in d]
-                shares = layer_tape.gradient(outputs, [v.value for v in own], output_gradients=only_i)
+                used = [(y, part * _row(i, part)) for y, part in zip(outputs, d, strict=True) if part is not None]
+                targets, only_i = zip(*used, strict=True)
+                shares = layer_tape.gradient(targets, [v.value for v in own], output_gradients=only_i)
                 for variable, share in zip(own, shares, strict=True):
                     if share is not None:
                         share = tf.cast(tf.convert_to_tensor(share), tf.float32)
@@ -75,6 +79,19 @@ def brute_force_gradient_norms(
                     norms.setdefault(variable_path(variable), []).append(norm)
     undo = undivided(loss_object, batch_size, sample_weight)
     return {path: undo * tf.stack(values) for path, values in norms.items()}
+
+
+def _present_value(t: Any) -> Any:
+    """The value now, where t is a variable."""
+    return tf.identity(tf.convert_to_tensor(t)) if isinstance(t, (tf.Variable, keras.Variable)) else t
+
+
+def _identity(t: tf.Tensor) -> tf.Tensor:
+    """The tensor again, with the mask that Keras keeps at it."""
+    copy = tf.identity(t)
+    if hasattr(t, "_keras_mask"):
+        copy._keras_mask = t._keras_mask
+    return copy
 
 
 def _row(i: int, t: tf.Tensor) -> tf.Tensor:

@@ -21,6 +21,7 @@ def per_example_gradient_norms(
     loss: str | keras.losses.Loss | Callable[[Any, Any], Any],
     sample_weight: Any = None,
     training: bool = True,
+    allow_generic: bool = False,
     registry: Registry = KERAS,
 ) -> dict[str, tf.Tensor]:
     """Returns the norm of each example's own loss gradient, for each trainable tensor.
@@ -44,6 +45,8 @@ def per_example_gradient_norms(
         loss: a Keras loss, its name, or a function `(y_true, y_pred)` whose values are averaged.
         sample_weight: optional weights of the examples' losses, shape [B].
         training: whether the model runs in training mode.
+        allow_generic: whether layers without a rule are differentiated alone, example by example, at two to three
+            times their own cost (`tf_largebatch.norms.use_generic` does so for one layer).
         registry: the layer rules.
 
     Returns:
@@ -53,11 +56,12 @@ def per_example_gradient_norms(
         ValueError: if a layer with trainable variables has no rule, or a variable is used elsewhere than in the layer
             that owns it; the message names all of them.
     """
+    registry = registry.allowing_generic() if allow_generic else registry
     x, y = (keras.tree.map_structure(tf.convert_to_tensor, t) for t in (x, y))
     batch_size = int(keras.tree.flatten(x)[0].shape[0])
     loss_object = as_loss(loss)
     variables = model.trainable_variables
-    with restored(model.non_trainable_variables):
+    with restored(state_of(model)):
         _, measurement = measure(
             model,
             lambda: model(x, training=training),
@@ -72,6 +76,17 @@ def per_example_gradient_norms(
         for v, squares in zip(variables, measurement.squared_norms, strict=True)
         if squares is not None
     }
+
+
+def state_of(model: keras.Model) -> list[Any]:
+    """What a forward pass in training mode may change, beyond Keras's own list the states of stateful recurrent layers
+    and the kernels to which SpectralNormalization assigns.
+    """
+    layers = model._flatten_layers()
+    recurrent = [layer for layer in layers if getattr(layer, "stateful", False) and hasattr(layer, "cell")]
+    spectral = [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
+    states = [state for layer in recurrent for state in keras.tree.flatten(layer.states)]
+    return [*model.non_trainable_variables, *states, *(layer.kernel for layer in spectral)]
 
 
 def as_loss(loss: Any) -> keras.losses.Loss:

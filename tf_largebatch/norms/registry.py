@@ -7,6 +7,7 @@ A rule is a function `rule(layer, tap, *args, **kwargs)` with the arguments of t
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ class _Entry:
     layer_class: type
     methods: tuple[str, ...]
     refuse: Callable[[Any], str | None]
+    covers: Callable[[Any], list[Any]]
+    wraps: bool
 
 
 class Registry:
@@ -28,12 +31,17 @@ class Registry:
 
     def __init__(self) -> None:
         self._entries: dict[type, _Entry] = {}
+        self._generic_rule: Rule | None = None
+        self._generic_layers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._generic_allowed = False
 
     def register(
         self,
         *layer_classes: type,
         methods: tuple[str, ...] = ("call",),
         refuse: Callable[[Any], str | None] = lambda layer: None,
+        covers: Callable[[Any], list[Any]] = lambda layer: [],
+        wraps: bool = False,
     ) -> Callable[[Rule], Rule]:
         """Decorator that registers a rule for layer classes.
 
@@ -44,6 +52,9 @@ class Registry:
             *layer_classes: the classes.
             methods: names of the methods that the rule replaces or relies on.
             refuse: gives the reason why a particular layer cannot be measured, or None.
+            covers: gives the layers inside a layer whose variables the rule records itself; they need no rule and
+                none of theirs runs.
+            wraps: whether the rule runs for the sake of the layers inside, even where it has no variables to record.
 
         Raises:
             ValueError: if a class has a rule already; `unregister` it first.
@@ -56,7 +67,7 @@ class Registry:
                         f"layer_class {cls.__name__} has a per-example norm rule already: call "
                         f"unregister({cls.__name__}) before you register another."
                     )
-                self._entries[cls] = _Entry(rule, cls, methods, refuse)
+                self._entries[cls] = _Entry(rule, cls, methods, refuse, covers, wraps)
             return rule
 
         return decorate
@@ -69,14 +80,54 @@ class Registry:
         """All classes with a rule, by name."""
         return sorted(self._entries, key=lambda cls: cls.__name__)
 
+    def register_generic(self, rule: Rule) -> Rule:
+        """Decorator that registers the rule for any layer, run for those that are marked or where it is allowed."""
+        self._generic_rule = rule
+        return rule
+
+    def mark_generic(self, layer: Any) -> None:
+        """Has one layer, with all layers inside it, measured by the generic rule whether it has another or not."""
+        self._generic_layers.add(layer)
+
+    def allowing_generic(self) -> Registry:
+        """This registry with the generic rule for every layer that has no other. The rules are shared."""
+        registry = Registry()
+        vars(registry).update(vars(self), _generic_allowed=True)
+        return registry
+
     def rule_for(self, layer: Any) -> Rule | None:
         """The rule that measures this layer, or None."""
+        if self._is_generic(layer):
+            return self._generic_rule
         return None if self.why_not(layer) else self._entry(layer).rule
 
     def why_not(self, layer: Any) -> str | None:
         """Why this layer cannot be measured, or None if it can."""
+        return None if self._is_generic(layer) else self._why_no_exact_rule(layer)
+
+    def covered(self, layer: Any) -> list[Any]:
+        """The layers inside a layer whose variables the layer's rule records itself."""
+        entry = self._entry(layer)
+        covered = [] if entry is None else entry.covers(layer)
+        if layer in self._generic_layers or (_variables(layer, covered) and self._is_generic(layer)):
+            return layer._flatten_layers(include_self=False)
+        return covered
+
+    def wraps(self, layer: Any) -> bool:
+        """Whether the layer's rule runs for the sake of the layers inside."""
+        entry = self._entry(layer)
+        return entry is not None and entry.wraps and bool(layer.trainable_variables)
+
+    def _is_generic(self, layer: Any) -> bool:
+        if self._generic_rule is None or _is_quantised(layer):
+            return False
+        return layer in self._generic_layers or (self._generic_allowed and self._why_no_exact_rule(layer) is not None)
+
+    def _why_no_exact_rule(self, layer: Any) -> str | None:
         entry = self._entry(layer)
         name = type(layer).__name__
+        if _is_quantised(layer):
+            return f"{name} is quantised"
         if entry is None:
             return f"{name} has no rule"
         for method in entry.methods:
@@ -91,10 +142,21 @@ class Registry:
         return None
 
 
+def _is_quantised(layer: Any) -> bool:
+    """Whether Keras runs the layer's `quantized_call` in place of its `call`."""
+    return getattr(getattr(layer, "dtype_policy", None), "quantization_mode", None) is not None
+
+
 def own_trainable_variables(layer: Any) -> list[Any]:
     """The trainable variables of the layer itself, without its sublayers'."""
     below = {id(v) for sub in layer._flatten_layers(include_self=False) for v in sub.trainable_variables}
     return [v for v in layer.trainable_variables if id(v) not in below]
+
+
+def _variables(layer: Any, covered: list[Any]) -> list[Any]:
+    """The trainable variables which the rule of a layer records that covers these layers."""
+    inside = {id(v): v for sub in covered for v in sub.trainable_variables}
+    return [*own_trainable_variables(layer), *inside.values()]
 
 
 def check_supported(model: Any, registry: Registry) -> list[Any]:
@@ -103,22 +165,29 @@ def check_supported(model: Any, registry: Registry) -> list[Any]:
     Raises:
         ValueError: if a layer with trainable variables of its own has no rule; names all of them.
     """
+    layers = model._flatten_layers()
+    covered_by = {id(layer): registry.covered(layer) for layer in layers}
+    covered = {id(sub) for subs in covered_by.values() for sub in subs}
     measured, offenders = [], []
-    for layer in model._flatten_layers():
-        own = own_trainable_variables(layer)
-        if not own:
+    for layer in layers:
+        if id(layer) in covered:
+            continue
+        recorded = _variables(layer, covered_by[id(layer)])
+        if not recorded and not registry.wraps(layer):
             continue
         reason = registry.why_not(layer)
         if reason is None:
             measured.append(layer)
         else:
-            offenders.append(f"{variable_path(own[0]).rsplit('/', 1)[0]} ({reason})")
+            own = own_trainable_variables(layer)
+            path = variable_path(own[0]).rsplit("/", 1)[0] if own else getattr(layer, "path", layer.name)
+            offenders.append(f"{path} ({reason})")
     if offenders:
         raise ValueError(
             "Per-example gradient norms are not available for these layers: "
             + "; ".join(sorted(offenders))
-            + ". Register a rule for them (tf_largebatch.norms.register), freeze them, or train with "
-            "gradient_norms='replica'."
+            + ". Register a rule for them (tf_largebatch.norms.register), have them measured by the slow rule for any "
+            "layer (tf_largebatch.norms.use_generic), freeze them, or train with gradient_norms='replica'."
         )
     return measured
 

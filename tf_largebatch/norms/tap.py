@@ -7,13 +7,14 @@ gradient of the loss at every recorded tensor, and from it each example's contri
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tf_largebatch.norms.shapes import static_or_dynamic_size
+from tf_largebatch.norms.shapes import Size, static_or_dynamic_size
 
 Variable = Any  # a keras.Variable, a tf_keras variable or a tf.Variable
 
@@ -64,6 +65,9 @@ class Tap:
         self._tape = tape
         self._copies: dict[int, tf.Tensor] = {}
         self._layer_path = ""
+        self._hidden = False
+        self._rows_per_example: Size | None = None
+        self._fold: Callable[[Contraction], Contraction] = lambda contraction: contraction
 
     def enter_layer(self, path: str) -> None:
         """Names the layer whose rule runs next, for error messages."""
@@ -75,7 +79,7 @@ class Tap:
         The read is hidden from the tape. So every read that the tape does see is a use of the variable which no
         rule accounts for, and such a model can be refused instead of measured wrongly.
         """
-        with self._tape.stop_recording():
+        with self.unseen():
             value = tf.convert_to_tensor(variable)
             if dtype is not None:
                 value = tf.cast(value, dtype)
@@ -83,6 +87,42 @@ class Tap:
         self._tape.watch(value)
         self._copies[id(variable)] = value
         return value
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Within it the tape records nothing; may be nested."""
+        if self._hidden:
+            yield
+            return
+        self._hidden = True
+        try:
+            with self._tape.stop_recording():
+                yield
+        finally:
+            self._hidden = False
+
+    def probe(self, shape: Sequence[Size], dtype: Any) -> tf.Tensor:
+        """Returns zeros to record and then to add to a tensor inside a loop: the gradient there is theirs."""
+        zeros = tf.zeros(shape, dtype)
+        self._tape.watch(zeros)
+        return zeros
+
+    @contextlib.contextmanager
+    def folded(self, rows: Size, fold: Callable[[Contraction], Contraction]) -> Iterator[None]:
+        """Within it every layer's batch axis holds `rows` times the batch, one batch after the other.
+
+        Args:
+            rows: how many rows an example has.
+            fold: makes of a contraction over single rows one over examples. Its `d` has all the rows on axis 0.
+        """
+        saved = self.batch_size, self._rows_per_example, self._fold
+        outer = self._fold
+        self._rows_per_example = rows if self._rows_per_example is None else self._rows_per_example * rows
+        self.batch_size, self._fold = self.batch_size * rows, lambda contraction: outer(fold(contraction))
+        try:
+            yield
+        finally:
+            self.batch_size, self._rows_per_example, self._fold = saved
 
     def record(self, variable: Variable, output: tf.Tensor, contraction: Contraction) -> tf.Tensor:
         """Notes that `output`, shape [B, ...], depends on the last `value` of the variable as the contraction says.
@@ -97,7 +137,7 @@ class Tap:
                 "gradient_norms='replica'."
             )
         self._check_batch_axis(variable, output)
-        self.uses.append(Use(variable, output, self._copies[id(variable)], contraction))
+        self.uses.append(Use(variable, output, self._copies[id(variable)], self._fold(contraction)))
         return output
 
     def per_example(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
@@ -108,9 +148,11 @@ class Tap:
         """
         copy = self.value(variable, dtype)
         shape = copy.shape.as_list()
-        repeated = tf.broadcast_to(copy[tf.newaxis], [self.batch_size, *shape])
+        rows = self._rows_per_example
+        examples = self.batch_size if rows is None else self.batch_size // rows
+        repeated = tf.broadcast_to(copy[tf.newaxis], [examples, *shape])
         self.uses.append(Use(variable, repeated, copy, None))
-        return repeated
+        return repeated if rows is None else tf.tile(repeated, [rows, *(1 for _ in shape)])
 
     def _check_batch_axis(self, variable: Variable, output: tf.Tensor) -> None:
         rows = static_or_dynamic_size(output, 0)

@@ -1,0 +1,236 @@
+"""The rule for any layer: exact where asked for, refused where examples are not independent."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers as L
+from test_layer_norms import CROSS_ENTROPY, RTOL, assert_norms_close, randomise
+
+from tf_largebatch.norms import (
+    KERAS,
+    brute_force_gradient_norms,
+    check_supported,
+    measure,
+    per_example_gradient_norms,
+    use_generic,
+)
+
+GENERIC = KERAS.allowing_generic()
+BATCH = 5
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*was passed an input with a mask")
+
+
+class Gated(L.Layer):
+    """Two variables, two outputs, one of them of another dtype, and one more argument."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 4), name="kernel")
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, x, mask=None, power=1):
+        h = keras.ops.tanh(x @ self.kernel) ** power
+        h = h if mask is None else keras.ops.where(mask[..., None], h, 0.0)
+        return h * self.scale, keras.ops.sum(keras.ops.square(x @ self.kernel), axis=-1), x[:, 0, 0] > 0
+
+
+class Own(L.Layer):
+    """Reads the weights of layers inside it, and has one of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.norm = L.Dense(4), L.LayerNormalization()
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((*shape[:-1], 4))
+        self.shift = self.add_weight(shape=(4,), name="shift")
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+
+    def call(self, x):
+        self.calls.assign_add(1.0)
+        return self.norm(x @ (self.dense.kernel * self.dense.kernel) + self.shift) + self.dense(x)
+
+
+class MinusMean(L.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+
+    def call(self, x):
+        return self.scale * (x - keras.ops.mean(x, axis=0))
+
+
+class WithLoss(MinusMean):
+    def call(self, x):
+        self.add_loss(keras.ops.sum(self.scale))
+        return x * self.scale
+
+
+@keras.saving.register_keras_serializable(package="test_generic")
+class MyCell(L.LSTMCell):
+    def call(self, inputs, states, training=False):
+        return super().call(2.0 * inputs, states)
+
+
+def gated(x):
+    h, squares, _ = Gated()(x, mask=x[..., 0] > 0, power=2)
+    return keras.ops.concatenate([h, squares[..., None]], axis=-1)
+
+
+def shared(x):
+    layer = Own()
+    return layer(layer(L.Dense(4)(x)))
+
+
+LAYERS = {
+    "several outputs": gated,
+    "layers inside": lambda x: Own()(x),
+    "shared": shared,
+    "lstm of another cell": lambda x: L.RNN(MyCell(3))(x),
+    "bidirectional": lambda x: L.Bidirectional(L.RNN(MyCell(3), return_sequences=True))(x),
+}
+
+
+def classifier(build):
+    inputs = keras.Input((6, 3))
+    model = keras.Model(inputs, L.Dense(3)(L.Flatten()(build(inputs))))
+    randomise(model)
+    rng = np.random.default_rng(1)
+    return model, rng.normal(size=(BATCH, 6, 3)).astype("float32"), rng.integers(0, 3, BATCH)
+
+
+def one_example_at_a_time(model, x, y):
+    norms = {v.path: [] for v in model.trainable_variables}
+    for i in range(len(x)):
+        with tf.GradientTape() as tape:
+            loss = CROSS_ENTROPY(y[i : i + 1], model(x[i : i + 1], training=True))
+        for v, g in zip(norms, tape.gradient(loss, [v.value for v in model.trainable_variables]), strict=True):
+            norms[v].append(tf.norm(g))
+    return {path: tf.stack(values) for path, values in norms.items()}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_norms_agree_with_a_loop_over_batches_of_one(layer):
+    model, x, y = classifier(LAYERS[layer])
+    with pytest.raises(ValueError, match="use_generic"):
+        per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY, registry=GENERIC)
+    assert set(found) == {v.path for v in model.trainable_variables}
+    assert_norms_close(found, one_example_at_a_time(model, x, y))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, 99])
+def test_a_marked_layer_in_chunks(chunk_size):
+    model, x, y = classifier(lambda x: L.Conv1D(4, 3, padding="same")(x))
+    expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY)
+    assert use_generic(model.layers[1], chunk_size) is model.layers[1]
+    assert KERAS.rule_for(model.layers[1]) is not KERAS.rule_for(L.Conv1D(4, 3))
+    assert_norms_close(per_example_gradient_norms(model, x, y, CROSS_ENTROPY), expected)
+
+
+@pytest.mark.parametrize("examples", [None, 3])
+@pytest.mark.parametrize("layer", ["several outputs", "layers inside", "shared"])
+def test_within_a_traced_step_of_unknown_batch_size(layer, examples):
+    model, x, y = classifier(LAYERS[layer])
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 6, 3]), tf.TensorSpec([None], tf.int64)])
+    def step(x, y):
+        output, measured = measure(
+            model,
+            lambda: model(x, training=True),
+            lambda y_pred: CROSS_ENTROPY(y, y_pred),
+            model.trainable_variables,
+            tf.shape(x)[0],
+            GENERIC,
+            examples,
+        )
+        return output, measured.gradients, measured.squared_norms
+
+    calls = [v for v in model.non_trainable_variables if "calls" in v.path]
+    before = [float(v.numpy()) for v in calls]
+    output, gradients, squares = step(x, y)
+    assert [float(v.numpy()) for v in calls] == [n + (2 if layer == "shared" else 1) for n in before]
+    expected = one_example_at_a_time(model, x, y)
+    with tf.GradientTape() as tape:
+        plain = model(x, training=True)
+        loss = CROSS_ENTROPY(y, plain)
+    np.testing.assert_allclose(output, plain, rtol=1e-5, atol=1e-5)
+    for v, g, found, plain in zip(
+        model.trainable_variables,
+        gradients,
+        squares,
+        tape.gradient(loss, [v.value for v in model.trainable_variables]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(g, plain, rtol=RTOL, atol=1e-6, err_msg=v.path)
+        wanted = expected[v.path][:examples] / BATCH
+        np.testing.assert_allclose(tf.sqrt(found), wanted, rtol=RTOL, atol=1e-6, err_msg=v.path)
+
+
+@pytest.mark.parametrize(
+    "layers", [[MinusMean()], [L.BatchNormalization()], [keras.Sequential([L.Dropout(0.5), L.Dense(3)])]]
+)
+def test_layers_whose_examples_are_not_independent_are_refused(layers):
+    model, x, y = classifier(lambda x: layers[0](x))
+    use_generic(layers[0])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="couples examples or draws random numbers"):
+        per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    if not isinstance(layers[0], MinusMean):  # nor do they do so in inference
+        found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY, training=False)
+        assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY, training=False))
+
+
+def test_where_assertions_are_left_out_such_layers_give_nan():
+    model, x, y = classifier(lambda x: use_generic(MinusMean())(x))
+
+    @tf.function(jit_compile=True)
+    def step(x, y):
+        _, measured = measure(
+            model, lambda: model(x), lambda y_pred: CROSS_ENTROPY(y, y_pred), model.trainable_variables, BATCH, KERAS
+        )
+        return measured.norm_sums()
+
+    norms = dict(zip([v.path for v in model.trainable_variables], step(x, y), strict=True))
+    for path, norm in norms.items():
+        assert np.isnan(norm) == ("scale" in path), path
+
+
+def test_a_loss_added_in_the_layer_is_refused():
+    model, x, y = classifier(lambda x: WithLoss()(x))
+    with pytest.raises(ValueError, match="adds a loss"):
+        per_example_gradient_norms(model, x, y, CROSS_ENTROPY, registry=GENERIC)
+
+
+def test_outputs_without_the_batch_axis_first_are_refused():
+    class Mean(Gated):
+        def call(self, x):
+            return keras.ops.broadcast_to(keras.ops.mean(x @ self.kernel, axis=0), (6, 4)) * self.scale
+
+    model, x, y = classifier(lambda x: x + L.Dense(3)(keras.ops.reshape(Mean()(x), (1, 6, 4))))
+    with pytest.raises(ValueError, match="on axis 0"):
+        per_example_gradient_norms(model, x, y, CROSS_ENTROPY, registry=GENERIC)
+
+
+def test_exact_rules_are_preferred():
+    model, _, _ = classifier(lambda x: Own()(L.Dense(3)(x)))
+    rules = {type(layer).__name__: GENERIC.rule_for(layer) for layer in check_supported(model, GENERIC)}
+    assert rules["Dense"] is KERAS.rule_for(L.Dense(1))
+    assert rules["Own"].__name__ == "generic"
+    assert len(rules) == 2  # what is inside Own needs no rule
+
+
+def test_half_precision():
+    keras.config.set_dtype_policy("mixed_float16")
+    model, x, y = classifier(lambda x: L.Dense(4, activation="tanh")(x))
+    expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY)
+    use_generic(model.layers[1])
+    assert_norms_close(per_example_gradient_norms(model, x, y, CROSS_ENTROPY), expected, rtol=2e-2)
+
+
+@pytest.mark.parametrize("chunk_size", [0, 1.5])
+def test_chunk_sizes_are_positive(chunk_size):
+    with pytest.raises(ValueError, match="chunk_size must be"):
+        use_generic(L.Dense(3), chunk_size)

@@ -1,0 +1,246 @@
+"""Recurrent, transposed, element-wise, attention and time-distributed layers: as in test_layer_norms.py."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers as L
+from more_layer_cases import BATCH, CASES, RANDOM_CASES
+from test_layer_norms import CROSS_ENTROPY, RTOL, assert_norms_close, randomise
+
+from tf_largebatch.norms import KERAS, brute_force_gradient_norms, measure, per_example_gradient_norms
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*was passed an input with a mask")
+
+
+def classifier(case):
+    shape, make = {**CASES, **RANDOM_CASES}[case]
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, L.Dense(3)(L.Flatten()(make()(inputs))))
+    randomise(model)
+    return model
+
+
+def batch(model, size=BATCH):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(size, *model.input_shape[1:])).astype("float32")
+    return x, rng.integers(0, 3, size)
+
+
+def one_example_at_a_time(model, x, y):
+    """Norms of the gradients of the batch's loss with every weight zero but one: where examples are independent."""
+    norms = {v.path: [] for v in model.trainable_variables}
+    state = [v.numpy() for v in model.non_trainable_variables]
+    for i in range(len(x)):
+        for v, value in zip(model.non_trainable_variables, state, strict=True):
+            v.assign(value)  # the same random numbers again
+        with tf.GradientTape() as tape:
+            only_i = CROSS_ENTROPY(y, model(x, training=True), sample_weight=np.eye(len(x))[i])
+        gradients = tape.gradient(only_i, [v.value for v in model.trainable_variables])
+        for v, g in zip(model.trainable_variables, gradients, strict=True):
+            norms[v.path].append(len(x) * tf.norm(tf.convert_to_tensor(g)))
+    for v, value in zip(model.non_trainable_variables, state, strict=True):
+        v.assign(value)
+    return {path: tf.stack(values) for path, values in norms.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_norms_agree_with_the_reference(case):
+    model = classifier(case)
+    x, y = batch(model)
+    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    assert set(found) == {v.path for v in model.trainable_variables}
+    assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY))
+
+
+@pytest.mark.parametrize("case", RANDOM_CASES)
+def test_norms_of_layers_with_dropout(case):
+    model = classifier(case)
+    x, y = batch(model)
+    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    assert_norms_close(found, one_example_at_a_time(model, x, y))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", [*CASES, *RANDOM_CASES])
+def test_contributions_add_up_to_the_gradient_and_the_output_is_the_layers_own(case, training):
+    model = classifier(case)
+    x, y = batch(model)
+    before = [v.numpy() for v in model.variables]
+    with tf.GradientTape() as tape:
+        plain = model(x, training=training)
+        loss = CROSS_ENTROPY(y, plain)
+    expected = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    after_plain = [v.numpy() for v in model.variables]
+    for v, value in zip(model.variables, before, strict=True):
+        v.assign(value)
+
+    @tf.function
+    def measured(x, y):
+        output, measurement = measure(
+            model,
+            lambda: model(x, training=training),
+            lambda y_pred: CROSS_ENTROPY(y, y_pred),
+            model.trainable_variables,
+            BATCH,
+            KERAS,
+        )
+        return output, [tf.convert_to_tensor(g) for g in measurement.gradients]
+
+    output, gradients = measured(x, y)
+    np.testing.assert_allclose(output, plain, rtol=1e-5, atol=1e-6)
+    for v, w in zip(model.variables, after_plain, strict=True):
+        np.testing.assert_allclose(v, w, rtol=1e-6, atol=1e-7, err_msg=v.path)
+    for v, found, g in zip(model.trainable_variables, gradients, expected, strict=True):
+        scale = float(tf.reduce_max(tf.abs(tf.convert_to_tensor(g))))
+        np.testing.assert_allclose(found, g, rtol=RTOL, atol=2e-5 * scale + 1e-6, err_msg=v.path)
+
+
+def sums_of_a_traced_step(model, signature):
+    """A compiled function of x and y that gives the norm sums of all variables, traced with this signature of x."""
+
+    @tf.function(input_signature=[signature, tf.TensorSpec([None], tf.int64)])
+    def sums(x, y):
+        _, measured = measure(
+            model,
+            lambda: model(x, training=True),
+            lambda y_pred: CROSS_ENTROPY(y, y_pred),
+            model.trainable_variables,
+            tf.shape(x)[0],
+            KERAS,
+        )
+        return measured.norm_sums()
+
+    return sums
+
+
+SEQUENCE_LAYERS = {
+    "lstm": lambda: L.LSTM(4),
+    "gru, reset before": lambda: L.GRU(4, reset_after=False),
+    "bidirectional": lambda: L.Bidirectional(L.GRU(4)),
+    "stacked": lambda: L.RNN([L.LSTMCell(4), L.SimpleRNNCell(3)]),
+    "time distributed dense": lambda: keras.Sequential([L.TimeDistributed(L.Dense(4)), L.GlobalAveragePooling1D()]),
+    "time distributed model": lambda: keras.Sequential(
+        [
+            L.TimeDistributed(keras.Sequential([L.Dense(4, activation="relu"), L.LayerNormalization()])),
+            L.GlobalAveragePooling1D(),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("layer", SEQUENCE_LAYERS)
+def test_batch_and_length_unknown_when_traced(layer):
+    model = keras.Sequential([keras.Input((None, 3)), SEQUENCE_LAYERS[layer](), L.Dense(3)])
+    randomise(model)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(BATCH, 6, 3)).astype("float32"), rng.integers(0, 3, BATCH)
+    sums = sums_of_a_traced_step(model, tf.TensorSpec([None, None, 3]))
+    expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY)
+    for v, s in zip(model.trainable_variables, sums(x, y), strict=True):
+        np.testing.assert_allclose(s, tf.reduce_mean(expected[v.path]), rtol=RTOL, atol=1e-6, err_msg=v.path)
+    sums(x[:3, :4], y[:3])
+    assert sums.experimental_get_tracing_count() == 1
+
+
+def test_time_distributed_within_time_distributed_over_unknown_lengths():
+    inner = L.TimeDistributed(keras.Sequential([L.Dense(4, activation="tanh"), L.RMSNormalization()]))
+    model = keras.Sequential(
+        [keras.Input((None, None, 3)), L.TimeDistributed(inner), L.GlobalMaxPooling2D(), L.Dense(3)]
+    )
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(BATCH, 3, 2, 3)).astype("float32"), rng.integers(0, 3, BATCH)
+    found = sums_of_a_traced_step(model, tf.TensorSpec([None, None, None, 3]))(x, y)
+    expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY)
+    for v, s in zip(model.trainable_variables, found, strict=True):
+        np.testing.assert_allclose(s, tf.reduce_mean(expected[v.path]), rtol=RTOL, atol=1e-6, err_msg=v.path)
+
+
+def test_time_distributed_batch_norm_over_an_unknown_length_is_refused():
+    inner = keras.Sequential([L.Dense(4), L.BatchNormalization()])
+    model = keras.Sequential([keras.Input((None, 3)), L.TimeDistributed(inner), L.GlobalAveragePooling1D(), L.Dense(3)])
+    with pytest.raises(ValueError, match=r"BatchNormalization\) over a number of time steps unknown"):
+        sums_of_a_traced_step(model, tf.TensorSpec([None, None, 3]))(np.ones((4, 5, 3)), np.zeros(4, "int64"))
+
+
+def test_stateful_layers_go_on_where_the_last_batch_ended():
+    inputs = keras.Input(batch_shape=(BATCH, 5, 3))
+    layer = L.GRU(4, stateful=True)
+    model = keras.Model(inputs, L.Dense(3)(layer(inputs)))
+    x, y = batch(model)
+    model(x)
+    state = layer.states[0].numpy()
+    assert np.any(state)
+    norms = []
+    for function in (brute_force_gradient_norms, per_example_gradient_norms):
+        norms.append(function(model, x, y, CROSS_ENTROPY))
+        layer.states[0].assign(state)
+    assert_norms_close(*norms)
+
+
+def test_a_shared_recurrent_layer_and_a_cell_called_alone():
+    inputs = keras.Input((5, 3))
+    shared, cell, reset_before = L.LSTM(3, return_sequences=True), L.LSTMCell(4), L.GRUCell(3, reset_after=False)
+    x = shared(shared(inputs))
+    zeros = keras.ops.zeros_like(L.Dense(4)(x[:, 0]))
+    h, states = cell(x[:, 0], [zeros, zeros])
+    h, _ = cell(x[:, 1], states)
+    h, _ = reset_before(h, L.Dense(3)(h))
+    model = keras.Model(inputs, L.Dense(3)(h))
+    x, y = batch(model)
+    randomise(model)
+    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY))
+
+
+class MyCell(L.LSTMCell):
+    def call(self, inputs, states, training=False):
+        return super().call(2.0 * inputs, states)
+
+
+@pytest.mark.parametrize(
+    "cell, reason", [(MyCell(3), "MyCell are not known"), (L.GRUCell(3, dtype="float16"), "float16")]
+)
+def test_cells_with_other_equations_are_refused_by_the_name_of_the_layer(cell, reason):
+    model = keras.Sequential([keras.Input((5, 3)), L.RNN(cell, name="mine"), L.Dense(3)])
+    with pytest.raises(ValueError, match=rf"mine \(.*{reason}") as error:
+        per_example_gradient_norms(model, np.ones((4, 5, 3), "float32"), np.zeros(4, "int64"), CROSS_ENTROPY)
+    assert str(error.value).count("(") == 3  # one layer is named; two pieces of advice
+
+
+def test_masks_that_keras_takes_in_the_wrong_order_are_refused():
+    layer = L.GRU(3, unroll=True, go_backwards=True, zero_output_for_mask=True, return_sequences=True)
+    inputs = keras.Input((5, 3))
+    model = keras.Model(inputs, L.Dense(3)(layer(inputs, mask=inputs[..., 0] > 0)[:, -1]))
+    x, y = batch(model)
+    with pytest.raises(ValueError, match="unroll=False"):
+        per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_reversible_embedding(tied, cap):
+    ids = keras.Input((5,), dtype="int32")
+    table = L.ReversibleEmbedding(7, 4, tie_weights=tied, logit_soft_cap=cap, mask_zero=True)
+    logits = table(L.LSTM(4)(table(ids)), reverse=True)
+    model = keras.Model(ids, logits)
+    randomise(model)
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 7, (BATCH, 5)), rng.integers(0, 7, BATCH)
+    x[:, 0] = 1
+    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY))
+
+
+@pytest.mark.parametrize("policy, rtol", [("mixed_float16", 2e-2), ("mixed_bfloat16", 1e-1)])
+@pytest.mark.parametrize("case", ["lstm, sequences, no bias", "gru, reset before", "conv2d transpose", "rms norm"])
+def test_half_precision(case, policy, rtol):
+    # A few roundings of 2^-11 and 2^-8, more in loops over time.
+    keras.config.set_dtype_policy(policy)
+    model = classifier(case)
+    x, y = batch(model)
+    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    assert all(norms.dtype == tf.float32 for norms in found.values())
+    assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY), rtol)
