@@ -59,7 +59,7 @@ class TrainConfig:
 
     dataset: str = _argument(
         "digits",
-        f"{', '.join(data.data_tfds.WELL_KNOWN)}, or another tensorflow_datasets image classification name.",
+        f"{', '.join(data.WELL_KNOWN)}, or another tensorflow_datasets image classification name.",
     )
     data_dir: str | None = _argument(
         None, "Directory of prepared tensorflow_datasets; default: TFDS_DATA_DIR, else its own."

@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from tf_largebatch import data, data_tfds
+from tf_largebatch import data
+from tf_largebatch.data import tfds as prepared
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -78,7 +79,7 @@ def labels_of(batches):
 
 @pytest.mark.parametrize(("name", "image_size"), [("tiny_jpegs", 24), ("tiny_pngs", None)])
 def test_streamed_sets(name, image_size, data_dir, monkeypatch):
-    monkeypatch.setattr(data, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("tf_largebatch.data.loading.IN_MEMORY_BYTES", 0)
     dataset = data.load(name, data_dir=data_dir, image_size=image_size)
     assert (dataset.train_size, dataset.eval_size, dataset.num_classes) == (25, 7, 25)
     assert dataset.image_shape == (image_size or 16, image_size or 16, 3) and dataset.augment == "inception"
@@ -150,10 +151,10 @@ def test_sets_of_something_else_are_refused():
         {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
     )
     with pytest.raises(ValueError, match="one image and a class label; received dataset='imdb' with the features"):
-        data_tfds.image_and_label("imdb", features)
+        prepared.image_and_label("imdb", features)
     with pytest.raises(ValueError, match=r"train and a test or validation split; received dataset='x' .* train"):
-        data_tfds.test_split("x", {"train": None})
-    assert data_tfds.test_split("imagenet2012", {"train": None, "validation": None, "test": None}) == "validation"
+        prepared.test_split("x", {"train": None})
+    assert prepared.test_split("imagenet2012", {"train": None, "validation": None, "test": None}) == "validation"
 
 
 @pytest.fixture(scope="module")
