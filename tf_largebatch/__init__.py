@@ -4,6 +4,14 @@ The names here are those of Keras 3. Importing the package touches no global sta
 classes.
 """
 
+import keras
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        f"tf_largebatch needs Keras on TensorFlow, and Keras runs on {keras.backend.backend()!r} here: set the "
+        "environment variable KERAS_BACKEND=tensorflow before keras is imported."
+    )
+
 from tf_largebatch.core.scaling import WarmupPolynomialDecay, large_batch_schedule, linear_scaling
 from tf_largebatch.models import LargeBatchModel
 from tf_largebatch.norms import per_example_gradient_norms
