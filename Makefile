@@ -11,7 +11,7 @@ train: $(STAMP)
 	$(BIN)/python -m tf_largebatch.train $(ARGS)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest tests --cov=tf_largebatch --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest tests --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

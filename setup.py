@@ -31,7 +31,7 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-cov", "ruff==0.14.5"],
+        "dev": ["pytest", "pytest-cov", "pytest-xdist", "ruff==0.14.5"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -94,8 +94,8 @@ def test_every_argument_of_the_run_is_a_flag_with_help():
 def test_defaults_depend_on_the_optimizer_and_the_data_set():
     digits, cifar10 = resolved(TrainConfig()), resolved(TrainConfig(dataset="cifar10", batch_size=4096))
     assert digits.base_learning_rate > cifar10.base_learning_rate
-    assert (cifar10.optimizer, cifar10.scaling, cifar10.eta, cifar10.max_rate) == ("clars", "linear", 0.01, 0.1)
-    assert build_schedule(cifar10, 12).peak_learning_rate == pytest.approx(0.1 * 4096 / 128)
+    assert (cifar10.optimizer, cifar10.scaling, cifar10.eta, cifar10.max_rate) == ("clars", "linear", 0.3, 1.0)
+    assert build_schedule(cifar10, 12).peak_learning_rate == pytest.approx(1.0)
     adam = resolved(TrainConfig(optimizer="Adam"))
     assert (adam.optimizer, adam.momentum, adam.eta, adam.classic_momentum) == ("adam", None, None, None)
 

@@ -12,6 +12,7 @@ from tf_largebatch import LARS, run_directory
 from tf_largebatch.callbacks import (
     LayerwiseRateRecorder,
     MetricsRecorder,
+    curves,
     load_checkpoint,
     plot_curves,
     save_checkpoint,
@@ -69,7 +70,16 @@ def test_layerwise_rates_are_recorded(every, updates, tmp_path):
     assert [update for update, name, *_ in records if name.endswith("d/kernel")] == updates
     kernel, bias = optimizer.layerwise_rates()
     assert records[-2][1:] == (kernel, optimizer.layerwise_rates()[kernel], optimizer.gradient_norms()[kernel])
-    assert records[-1][1:] == (bias, 1.0, "")
+    assert records[-1][1:] == (bias, "", "")
+    assert optimizer.adapted_tensors() == [kernel]
+
+
+def test_a_tensor_held_at_a_cap_of_one_is_drawn_in_its_place(tmp_path):
+    path = tmp_path / run_directory.LAYERWISE_RATES
+    path.write_text(
+        "update,variable,rate,gradient_norm\n1,a/kernel,1.0,1\n1,a/bias,,1\n1,b/kernel,0.1,1\n1,c/kernel,1.0,1\n"
+    )
+    assert curves._rate_table(path)[1] == ["a/kernel", "b/kernel", "c/kernel"]
 
 
 def test_a_record_cut_short_is_left_out(tmp_path):

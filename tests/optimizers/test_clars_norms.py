@@ -77,11 +77,11 @@ def test_per_example_raises_when_no_norms_arrive():
         model.fit(*regression(), verbose=0)
 
 
-def test_replica_ignores_measured_norms():
+def test_replica_asks_for_no_norms_but_takes_those_of_a_step_that_works_off_micro_batches():
     optimizer = CLARS(0.5, gradient_norms="replica")
     assert not optimizer.reads_per_example_norms
     found = apply_all(optimizer, gradients(2), variables(), norms(2))
-    for one, other in zip(found, apply_all(make(CLARS, 0.5), gradients(2), variables()), strict=True):
+    for one, other in zip(found, apply_all(CLARS(0.5), gradients(2), variables(), norms(2)), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -47,7 +47,7 @@ def test_without_adaptation_as_in_sgd(cls, arguments, momentum):
 @pytest.mark.parametrize("clipping", [{"clipnorm": 0.5}, {"clipvalue": 0.01}, {"global_clipnorm": 0.5}], ids=str)
 @pytest.mark.parametrize("source", ["replica", "per_example"])
 def test_clars_measures_before_clipping_and_lars_after(clipping, source):
-    some, handed = gradients(1), norms(1)
+    some, handed = gradients(1), norms(1) if source == "per_example" else None
     clars, lars = CLARS(0.1, gradient_norms=source, **clipping), LARS(0.1, **clipping)
     apply_all(clars, some, variables(), handed)
     apply_all(lars, some, variables())

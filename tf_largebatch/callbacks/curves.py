@@ -123,8 +123,8 @@ def _rate_table(path: pathlib.Path) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Updates [U], names of the adapted tensors [K] and their rates [K, U], NaN where none was recorded."""
     records = read_layerwise_rates(path)
     updates = sorted({update for update, *_ in records})
-    # A dict keeps the network's order and drops repetitions. A rate of exactly 1 marks a tensor left alone.
-    names = list(dict.fromkeys(name for _, name, rate, _ in records if rate != 1))
+    # A dict keeps the network's order and drops repetitions. Tensors without layer adaptation have no rate.
+    names = list(dict.fromkeys(name for _, name, rate, _ in records if rate != ""))
     table = np.full((len(names), len(updates)), np.nan)
     row, column = {n: i for i, n in enumerate(names)}, {u: j for j, u in enumerate(updates)}
     for update, name, rate, _ in records:

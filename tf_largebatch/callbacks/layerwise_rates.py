@@ -20,8 +20,8 @@ class LayerwiseRateRecorder(keras.callbacks.Callback):
     """Writes the layer-wise rates and gradient norms of CLARS or LARS to a CSV file.
 
     One row a recorded update and tensor: `update` (counted from 1), `variable` (its path, in network order),
-    `rate` (1 for tensors without layer adaptation) and `gradient_norm` (in the unit of the mean-loss
-    gradient; empty where the optimizer did not use one).
+    `rate` (empty for tensors without layer adaptation, which keep the plain learning rate) and `gradient_norm`
+    (in the unit of the mean-loss gradient; empty where the optimizer did not use one).
 
     A model that has already taken steps continues the file: rows of later updates are dropped.
 
@@ -74,14 +74,15 @@ class LayerwiseRateRecorder(keras.callbacks.Callback):
             rates, norms = self._optimizer.layerwise_rates(), self._optimizer.gradient_norms()
         except RuntimeError:  # No step yet: a loss scale that was too large skipped the first.
             return
-        update = updates_taken(self.model)
+        update, adapted = updates_taken(self.model), set(self._optimizer.adapted_tensors())
         with open(self.path, "a", newline="") as file:
             csv.writer(file).writerows(
-                (update, name, repr(rate), repr(norms[name]) if name in norms else "") for name, rate in rates.items()
+                (update, name, repr(rate) if name in adapted else "", repr(norms[name]) if name in norms else "")
+                for name, rate in rates.items()
             )
 
 
-def read_layerwise_rates(path: str | os.PathLike[str]) -> list[tuple[int, str, float, float | str]]:
+def read_layerwise_rates(path: str | os.PathLike[str]) -> list[tuple[int, str, float | str, float | str]]:
     """The rows of a `layerwise_rates.csv`; none if it is missing. A row cut short at its end is left out."""
     path = pathlib.Path(path)
     if not path.exists():
@@ -89,5 +90,6 @@ def read_layerwise_rates(path: str | os.PathLike[str]) -> list[tuple[int, str, f
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1].splitlines()[1:]
     return [
-        (int(update), name, float(rate), float(norm) if norm else "") for update, name, rate, norm in csv.reader(whole)
+        (int(update), name, float(rate) if rate else "", float(norm) if norm else "")
+        for update, name, rate, norm in csv.reader(whole)
     ]

@@ -164,6 +164,18 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         """
         return self._read("_packed_rates")
 
+    def adapted_tensors(self) -> list[str]:
+        """The paths of the tensors with layer adaptation, as `layerwise_rates` names them, in the model's order.
+
+        A rate of 1 does not tell: it may also be the cap's, or that of a zero norm.
+
+        Raises:
+            RuntimeError: Before the optimizer is built.
+        """
+        if not self.built:
+            raise RuntimeError(f"{self.name} is not built yet: train first, or call build(model.trainable_variables).")
+        return [label for label, adapted in zip(self._labels(), self._adapted, strict=True) if adapted]
+
     def gradient_norms(self) -> dict[str, float]:
         """The gradient norms the rates of the last step were made from.
 
