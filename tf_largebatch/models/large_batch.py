@@ -32,7 +32,8 @@ class LargeBatchModel(keras.Model):
         norm_examples: how many examples of each batch (of each replica's share of it) are measured; None for all,
             which is exact. The first `b` examples are taken, which is a random sample if the data are shuffled: their
             mean is an unbiased estimate of `s_k` with the relative error (std / mean) / sqrt(b), at about b/B of the
-            price. In a large batch 128 to 512 examples cost a percent and err by a few.
+            price: in a large batch 128 to 512 examples err by a few percent. A last, smaller batch is
+            measured whole.
         micro_batch_size: splits each batch into micro-batches of this many examples, worked off one after the other
             within the step; None for no split. Gradient and norms are those of the whole batch. Batch normalization
             takes its statistics from one micro-batch at a time, and updates its moving averages once for each. Needs
@@ -241,11 +242,11 @@ def _undo_replica_share(loss: tf.Tensor) -> tf.Tensor:
 def _poison_unless_finite(gradients: list[Any], norms: list[Any]) -> list[Any]:
     """Makes one gradient NaN if a norm is not finite, for `LossScaleOptimizer` to see and skip the step."""
     finite = tf.math.is_finite(tf.add_n([s for s in norms if s is not None]))
-    smallest = min(
-        (i for i, g in enumerate(gradients) if isinstance(g, tf.Tensor)),
-        key=lambda i: gradients[i].shape.num_elements(),
-    )
     poison = tf.where(finite, 0.0, float("nan"))
     poisoned = list(gradients)
-    poisoned[smallest] = gradients[smallest] + tf.cast(poison, gradients[smallest].dtype)
+    present = [i for i, g in enumerate(gradients) if g is not None]
+    # A dense one if there is one: making a sparse gradient dense costs memory.
+    chosen = min(present, key=lambda i: (isinstance(gradients[i], tf.IndexedSlices), gradients[i].shape.num_elements()))
+    gradient = tf.convert_to_tensor(gradients[chosen])
+    poisoned[chosen] = gradient + tf.cast(poison, gradient.dtype)
     return poisoned
