@@ -19,8 +19,8 @@ setup(
     package_data={"tf_largebatch": ["py.typed"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "tensorflow>=2.18",
-        "keras>=3.8",
+        "tensorflow>=2.20",
+        "keras>=3.12",
         "numpy",
         "absl-py",
         "tensorflow-datasets>=4.9.8",

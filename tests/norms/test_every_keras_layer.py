@@ -91,7 +91,8 @@ def test_a_person_has_decided_about_every_class():
     tables = [set(MEASURED), set(REFUSED), NOTHING_TO_TRAIN]
     decided = set().union(*tables)
     assert sum(map(len, tables)) == len(decided), "a class is in two tables"
-    assert set(keras_layers()) == decided
+    # Not the other way: older versions of Keras lack some.
+    assert not set(keras_layers()) - decided
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -113,7 +114,7 @@ def test_refused(name):
     assert not set(keras_layers()[name].__mro__) & set(KERAS.layer_classes())
 
 
-@pytest.mark.parametrize("name", sorted(NOTHING_TO_TRAIN - {"Layer"}))
+@pytest.mark.parametrize("name", sorted((NOTHING_TO_TRAIN & set(keras_layers())) - {"Layer"}))
 def test_nothing_to_train(name):
     own_classes = keras_layers()[name].__mro__
     source = "".join(inspect.getsource(cls) for cls in own_classes[: own_classes.index(L.Layer)])

@@ -49,7 +49,8 @@ def test_auto_fits_any_model_with_one_warning():
     model.compile(optimizer=CLARS(0.5, eta=0.1), loss="mse")
     with pytest.warns(UserWarning, match="per-example gradient norms") as caught:
         losses = model.fit(*regression(), batch_size=5, epochs=4, verbose=0).history["loss"]
-    assert len(caught) == 1
+    # Keras may have warnings of its own.
+    assert len([w for w in caught if "per-example gradient norms" in str(w.message)]) == 1
     assert losses[-1] < losses[0]
 
 
