@@ -3,15 +3,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Model Garden pins an older TensorFlow: its tests have an environment of their own.
+GARDEN_VENV ?= .venv-garden
+GARDEN_BIN := $(GARDEN_VENV)/bin
+GARDEN_STAMP := $(GARDEN_VENV)/.installed
 
-.PHONY: train test lint clean
+.PHONY: train test test-base test-garden lint clean
 
 # The default run: digits, batch 512, CLARS without warmup. More flags: make train ARGS="--epochs=5"
 train: $(STAMP)
 	$(BIN)/python -m tf_largebatch.train $(ARGS)
 
-test: $(STAMP) lint
-	$(BIN)/python -m pytest tests --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
+test: test-base test-garden
+
+test-base: $(STAMP) lint
+	$(BIN)/python -m pytest tests --ignore=tests/garden --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
+
+test-garden: $(GARDEN_STAMP)
+	$(GARDEN_BIN)/python -m pytest tests/garden --numprocesses=2 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -19,11 +28,19 @@ lint: $(STAMP)
 
 # Reinstalls when setup.py changes; the package itself is installed in place.
 $(STAMP): setup.py tf_largebatch/version.py
+	$(call install,$(VENV),dev$(comma)tpu)
+
+$(GARDEN_STAMP): setup.py tf_largebatch/version.py
+	$(call install,$(GARDEN_VENV),dev$(comma)garden)
+
+comma := ,
+define install
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: set PYTHON=python3.12 or the like." % v)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $(STAMP)
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install --quiet --upgrade pip
+	$(1)/bin/pip install --quiet --editable '.[$(2)]'
+	touch $(1)/.installed
+endef
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(GARDEN_VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage

@@ -31,6 +31,10 @@ setup(
         "matplotlib",
     ],
     extras_require={
+        # TensorFlow Model Garden lives in tf_keras and pins TensorFlow 2.20.
+        "garden": ["tf-models-official==2.20.0", "tf_keras>=2.20,<2.21"],
+        # The TPU compiler, to compile for a TPU without one; jaxlib and libtpu belong together.
+        "tpu": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1; platform_system == 'Linux'"],
         "dev": ["pytest", "pytest-cov", "pytest-xdist", "ruff==0.14.5"],
     },
     classifiers=[
