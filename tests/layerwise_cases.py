@@ -20,6 +20,7 @@ OTHER_ARGUMENTS = {
     "classic_momentum": False,
     "epsilon": 0.0625,
     "max_rate": 0.5,
+    "jit_compile": True,
     "exclude_from_layer_adaptation": ["stem"],
     "exclude_from_weight_decay": [],
     "clipnorm": 2.0,

@@ -67,7 +67,8 @@ def brute_force_gradient_norms(
                 with tf.GradientTape() as layer_tape:
                     outputs = keras.tree.flatten(layer(*args, **kwargs))
                 used = [(y, part * _row(i, part)) for y, part in zip(outputs, d, strict=True) if part is not None]
-                targets, only_i = zip(*used, strict=True)
+                # Under mixed precision Keras computes ReversibleEmbedding in another dtype when it is called alone.
+                targets, only_i = zip(*((y, tf.cast(part, y.dtype)) for y, part in used), strict=True)
                 shares = layer_tape.gradient(targets, [v.value for v in own], output_gradients=only_i)
                 for variable, share in zip(own, shares, strict=True):
                     if share is not None:

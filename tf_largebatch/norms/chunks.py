@@ -57,6 +57,23 @@ def norms_and_gradient_in_chunks(
     return tf.concat([squares, rest_squares], axis=0), total + rest_total
 
 
+def squared_norms_in_chunks(
+    work: Callable[[tf.Tensor, tf.Tensor], tf.Tensor], a: tf.Tensor, d: tf.Tensor, chunk: int
+) -> tf.Tensor:
+    """As `norms_and_gradient_in_chunks` for a `work` that gives squared norms only; they come concatenated, [B]."""
+
+    def without_gradient(a: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return work(a, d), tf.zeros([])
+
+    return norms_and_gradient_in_chunks(without_gradient, a, d, chunk, [])[0]
+
+
+def not_before(t: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
+    """`t` for work that could begin without `d`: in a graph it waits, lest its results lie about until `d` comes."""
+    with tf.control_dependencies([d]):
+        return tf.identity(t)
+
+
 def _examples(t: tf.Tensor, start: Any, count: int) -> tf.Tensor:
     """`count` examples from `start`: a slice of static size, which XLA needs."""
     begin = [start, *(0 for _ in range(t.shape.rank - 1))]

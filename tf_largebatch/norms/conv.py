@@ -3,67 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.chunks import chunk_of, norms_and_gradient_in_chunks
+from tf_largebatch.norms import convolution_cpu, convolution_direct, convolution_tpu, depthwise_cpu
+from tf_largebatch.norms.chunks import not_before
 from tf_largebatch.norms.dense import activate, refuse_lora
+from tf_largebatch.norms.device import device
 from tf_largebatch.norms.registry import KERAS
-from tf_largebatch.norms.shapes import Size, product, static_or_dynamic_shape
+from tf_largebatch.norms.shapes import static_or_dynamic_shape
 from tf_largebatch.norms.shift import add_bias
 from tf_largebatch.norms.tap import Tap, sum_squares_per_example
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """The geometry of a convolution over any number of spatial axes, channels last."""
-
-    kernel_size: tuple[int, ...]
-    strides: tuple[int, ...]
-    padding: str
-    dilation_rate: tuple[int, ...]
-
-    @property
-    def is_pointwise(self) -> bool:
-        """Whether each output position sees one input position only."""
-        return all(k == 1 for k in self.kernel_size)
-
-    def pad(self, x: tf.Tensor, output_sizes: list[Size]) -> tf.Tensor:
-        """Pads the spatial axes of x with zeros as the convolution does."""
-        if self.padding == "valid" or (self.is_pointwise and all(s == 1 for s in self.strides)):
-            return x
-        before_after: list[list[Any]] = [[0, 0]]
-        for size, out, k, s, r in zip(
-            static_or_dynamic_shape(x)[1:-1],
-            output_sizes,
-            self.kernel_size,
-            self.strides,
-            self.dilation_rate,
-            strict=True,
-        ):
-            reach = (k - 1) * r
-            if self.padding == "causal":
-                before_after.append([reach, 0])
-                continue
-            total = (out - 1) * s + reach + 1 - size
-            total = max(total, 0) if isinstance(total, int) else tf.maximum(total, 0)
-            before_after.append([total // 2, total - total // 2])
-        return tf.pad(x, [*before_after, [0, 0]])
-
-    def shifted_inputs(self, x: tf.Tensor, output_sizes: list[Size]) -> Iterator[tf.Tensor]:
-        """For each kernel offset in row-major order, the inputs it meets: [B, *output_sizes, C]."""
-        x = self.pad(x, output_sizes)
-        for offset in itertools.product(*(range(k) for k in self.kernel_size)):
-            window = [slice(None)]
-            for o, out, s, r in zip(offset, output_sizes, self.strides, self.dilation_rate, strict=True):
-                window.append(slice(o * r, o * r + (out - 1) * s + 1, s))
-            yield x if self.is_pointwise and all(s == 1 for s in self.strides) else x[tuple(window)]
+from tf_largebatch.norms.window import Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,56 +30,28 @@ class Convolution:
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """`G_i`, shape [b, *kernel_size, C / groups, P]."""
-        parts = list(self._contributions_by_offset(self.a[examples], d[examples]))
-        return tf.reshape(
-            tf.stack(parts, axis=1), [-1, *self.window.kernel_size, parts[0].shape[-2], parts[0].shape[-1]]
-        )
+        return convolution_direct.contributions(self.a[examples], d[examples], self.window, self.groups)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """Directly, chunk by chunk and offset by offset."""
-        a, d = self.a[examples], d[examples]
-        return self._in_chunks(a, d)[0]
+        """By the form that suits the device and the shapes."""
+        arguments = not_before(self.a[examples], d), d[examples], self.window, self.groups
+        squares = None
+        if device() == "tpu":
+            squares = convolution_tpu.squared_norms(*arguments)
+        elif device() == "cpu":
+            squares = convolution_cpu.squared_norms(*arguments)
+        return convolution_direct.squared_norms(*arguments) if squares is None else squares
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The contributions add up to the gradient: the ordinary weight-gradient kernel need not run."""
-        return self._in_chunks(self.a, d)
-
-    def _in_chunks(self, a: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        channels, outputs = a.shape[-1] // self.groups, d.shape[-1]
-        positions = math.prod(size or 1 for size in d.shape[1:-1])
-        # What is held of each example is its shifted input and its contribution, of one kernel offset.
-        chunk = chunk_of(4 * (positions * a.shape[-1] + channels * outputs))
-        shape = [*self.window.kernel_size, channels, outputs]
-        return norms_and_gradient_in_chunks(self._norms_and_gradient, a, d, chunk, shape)
-
-    def _norms_and_gradient(self, a: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        squares, gradients = [], []
-        for part in self._contributions_by_offset(a, d):
-            squares.append(sum_squares_per_example(part))
-            gradients.append(tf.reduce_sum(tf.cast(part, tf.float32), axis=0))
-        shape = [*self.window.kernel_size, *gradients[0].shape]
-        return tf.add_n(squares), tf.reshape(tf.stack(gradients), shape)
-
-    def _contributions_by_offset(self, a: tf.Tensor, d: tf.Tensor) -> Iterator[tf.Tensor]:
-        """`G_i` of one kernel offset after the other, each [b, C / groups, P]."""
-        sizes = static_or_dynamic_shape(d)
-        positions = product(sizes[1:-1])
-        channels, outputs = a.shape[-1] // self.groups, d.shape[-1]
-        d_flat = tf.reshape(d, [sizes[0], positions, outputs])
-        for shifted in self.window.shifted_inputs(a, sizes[1:-1]):
-            if self.groups == 1:
-                flat = tf.reshape(shifted, [sizes[0], positions, channels])
-                yield tf.matmul(flat, d_flat, transpose_a=True)
-            else:
-                yield self._grouped(shifted, d_flat, sizes[0], positions, channels, outputs)
-
-    def _grouped(
-        self, shifted: tf.Tensor, d: tf.Tensor, batch: Size, positions: Size, channels: int, outputs: int
-    ) -> tf.Tensor:
-        """Group g joins the g-th C / groups inputs with the g-th P / groups outputs."""
-        a = tf.reshape(shifted, [batch, positions, self.groups, channels])
-        d = tf.reshape(d, [batch, positions, self.groups, outputs // self.groups])
-        return tf.reshape(tf.einsum("btgc,btgp->bcgp", a, d), [batch, channels, outputs])
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """Likewise; None where the norms are cheaper beside the ordinary weight-gradient kernel."""
+        arguments = not_before(self.a, d), d, self.window, self.groups
+        if device() == "cpu":
+            return convolution_cpu.norms_and_gradient(*arguments)
+        if device() == "tpu":
+            together = convolution_tpu.norms_and_gradient(*arguments)
+            if together is not None or convolution_tpu.squared_norms(*arguments) is not None:
+                return together
+        return convolution_direct.norms_and_gradient(*arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +63,7 @@ class DepthwiseConvolution:
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """`G_i`, shape [b, *kernel_size, C, M]."""
-        a, d = self.a[examples], d[examples]
+        a, d = not_before(self.a[examples], d), d[examples]
         sizes = static_or_dynamic_shape(d)
         channels = a.shape[-1]
         multiplier = d.shape[-1] // channels
@@ -150,11 +76,16 @@ class DepthwiseConvolution:
         return tf.reshape(tf.stack(parts, axis=1), [sizes[0], *self.window.kernel_size, channels, multiplier])
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """Directly: the contributions are as small as the kernel."""
+        """By the form that suits the device and the shapes; the contributions are as small as the kernel."""
+        a, part = self.a[examples], d[examples]
+        if device() == "cpu" and depthwise_cpu.applies(a, part, self.window):
+            return depthwise_cpu.norms_and_gradient(not_before(a, d), part, self.window)[0]
         return sum_squares_per_example(self.contributions(d, examples))
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The contributions add up to the gradient."""
+        if device() == "cpu" and depthwise_cpu.applies(self.a, d, self.window):
+            return depthwise_cpu.norms_and_gradient(not_before(self.a, d), d, self.window)
         contributions = self.contributions(d, slice(None))
         return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
+from tf_largebatch.norms.arrivals import Arrivals
+from tf_largebatch.norms.calls import tapped
 from tf_largebatch.norms.registry import Registry, check_supported
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.norms.tap import (
@@ -59,6 +60,7 @@ def measure(
     batch_size: Size,
     registry: Registry,
     examples: int | None = None,
+    substitutes: Mapping[Any, Any] | None = None,
 ) -> tuple[Any, Measurement]:
     """Runs the model forward, differentiates the loss, and splits the gradient among the examples.
 
@@ -71,44 +73,53 @@ def measure(
         batch_size: number of examples B.
         registry: the layer rules.
         examples: how many examples to measure, the first ones; None for all.
+        substitutes: for layers of the model another one each, whose rule and variables compute this pass in their
+            place: the adversarial batch normalisations of split batch norm. A substitute sees the input, mask and
+            training mode of the layer it stands for.
 
     Returns:
         The model's output and the measurement.
 
     Raises:
-        ValueError: if a layer has no rule, or a variable is used elsewhere than in the layer that owns it.
+        ValueError: if a layer has no rule, a variable is used elsewhere than in the layer that owns it, or a
+            substitute is not built or stands for no layer of the model.
     """
     layers = check_supported(model, registry)
+    if substitutes:
+        replacing = _check_substitutes(model, substitutes, registry)
+        layers = list({id(layer): layer for layer in (*layers, *replacing)}.values())
     with tf.GradientTape() as tape:
         tap = Tap(tape, batch_size)
-        with tapped(layers, registry, tap):
+        with tapped(layers, registry, tap, substitutes):
             output = forward()
         _refuse_unrecorded_uses(tape, variables)
         target = loss(output)
     return output, _split(tape, tap, target, variables, examples)
 
 
-@contextlib.contextmanager
-def tapped(layers: Sequence[Any], registry: Registry, tap: Tap) -> Iterator[None]:
-    """Within it the layers compute by their rules, which record with the tap; afterwards they are as they were."""
+def _check_substitutes(model: Any, substitutes: Mapping[Any, Any], registry: Registry) -> list[Any]:
+    """The layers to measure in the substitutes.
 
-    def tapped_call(layer: Any) -> Callable[..., Any]:
-        rule = registry.rule_for(layer)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            tap.enter_layer(getattr(layer, "path", layer.name))
-            return rule(layer, tap, *args, **kwargs)
-
-        return call
-
-    try:
-        for layer in layers:
-            # Past Keras's tracking: this is no state of the layer.
-            object.__setattr__(layer, "call", tapped_call(layer))
-        yield
-    finally:
-        for layer in layers:
-            vars(layer).pop("call", None)
+    Raises:
+        ValueError: if a layer to be substituted is not the model's own or has its rule run by another layer's, a
+            substitute is not built, or has no rule.
+    """
+    layers = {id(layer) for layer in model._flatten_layers()}
+    covered = {id(sub) for layer in model._flatten_layers() for sub in registry.covered(layer)}
+    found: dict[int, Any] = {}
+    for layer, substitute in substitutes.items():
+        if id(layer) not in layers or id(layer) in covered:
+            raise ValueError(
+                f"substitutes has {layer.name!r}, which is no layer of {model.name!r} that is called by itself: "
+                "pass layers of the model."
+            )
+        if not substitute.built:
+            raise ValueError(
+                f"substitutes has {substitute.name!r} in place of {layer.name!r}, which is not built: build it with "
+                "the same input shape."
+            )
+        found.update((id(inner), inner) for inner in check_supported(substitute, registry))
+    return list(found.values())
 
 
 def _refuse_unrecorded_uses(tape: tf.GradientTape, variables: Sequence[Variable]) -> None:
@@ -126,6 +137,8 @@ def _refuse_unrecorded_uses(tape: tf.GradientTape, variables: Sequence[Variable]
 def _identities(variable: Variable) -> set[int]:
     """Identities of the tf.Variables behind a variable: itself and, under tf.distribute, its components."""
     value = variable if isinstance(variable, tf.Variable) else variable.value
+    # In tf_keras mixed precision wraps a variable in one that casts.
+    value = getattr(value, "_variable", value)
     return {id(value), *(id(component) for component in getattr(value, "values", ()))}
 
 
@@ -134,21 +147,22 @@ def _split(
 ) -> Measurement:
     """Differentiates the target at every recorded tensor and assembles the measurement."""
     uses = tap.uses
+    measured, window = _window(tap.batch_size, examples)
+    tap.on_gradient = arrivals = Arrivals(uses, window)
     copies = {id(use.copy): use.copy for use in uses}
     d_outputs, d_copies, d_variables = tape.gradient(
         target, ([use.output for use in uses], list(copies.values()), [_readable(v) for v in variables])
     )
     d_copy = dict(zip(copies, d_copies, strict=True))
-    uses_of: dict[int, list[tuple[Use, tf.Tensor]]] = {}
+    uses_of: dict[int, list[Use]] = {}
     for use, d in zip(uses, d_outputs, strict=True):
         if d is not None:  # None: the loss does not depend on this use
-            uses_of.setdefault(id(use.variable), []).append((use, tf.convert_to_tensor(d)))
+            arrivals.d.setdefault(use.number, tf.convert_to_tensor(d))
+            uses_of.setdefault(id(use.variable), []).append(use)
 
-    measured, window = _window(tap.batch_size, examples)
     gradients, squared_norms = [], []
     for variable, unmeasured in zip(variables, d_variables, strict=True):
-        used = uses_of.get(id(variable), [])
-        shares, squares = _shares_and_norms(used, d_copy, window)
+        shares, squares = _shares_and_norms(uses_of.get(id(variable), []), arrivals, d_copy)
         shares = shares if unmeasured is None else [*shares, unmeasured]
         gradients.append(_add(shares, variable.dtype))
         squared_norms.append(squares)
@@ -156,23 +170,21 @@ def _split(
 
 
 def _shares_and_norms(
-    used: list[tuple[Use, tf.Tensor]], d_copy: dict[int, Gradient], window: slice | None
+    used: list[Use], arrivals: Arrivals, d_copy: dict[int, Gradient]
 ) -> tuple[list[Gradient], tf.Tensor | None]:
-    """The shares of one variable's gradient that its uses make, and `||G_i||^2` of the examples in the window."""
+    """The shares of one variable's gradient that its uses make, and `||G_i||^2` of the measured examples."""
     if not used:
         return [], None
-    examples = slice(None) if window is None else window
+    examples = slice(None) if arrivals.window is None else arrivals.window
     if len(used) == 1:
-        use, d = used[0]
+        use, d = used[0], arrivals.d[used[0].number]
         if use.contraction is None:
             return [tf.reduce_sum(d, axis=0)], sum_squares_per_example(d[examples])
-        together = use.contraction.norms_and_gradient(d) if window is None else None
-        if together is not None:
-            squares, share = together
-            return [share], squares
-        return [d_copy[id(use.copy)]], use.contraction.squared_norms(d, examples)
-    shares = {id(use.copy): d_copy[id(use.copy)] for use, _ in used}
-    return list(shares.values()), added_squared_norms(used, examples)
+        if use.number in arrivals.squares:
+            share = arrivals.shares.get(use.number)
+            return [d_copy[id(use.copy)] if share is None else share], arrivals.squares[use.number]
+    shares = {id(use.copy): d_copy[id(use.copy)] for use in used}
+    return list(shares.values()), added_squared_norms([(use, arrivals.d[use.number]) for use in used], examples)
 
 
 def _window(batch_size: Size, examples: int | None) -> tuple[Size, slice | None]:

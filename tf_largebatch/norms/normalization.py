@@ -7,33 +7,30 @@ norms cost no pass over the activations.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
+from tf_largebatch.norms.device import device
+from tf_largebatch.norms.fused_batch_norm import fused_batch_norm
 from tf_largebatch.norms.registry import KERAS
+from tf_largebatch.norms.shapes import static_or_dynamic_size
 from tf_largebatch.norms.tap import Tap
 
 
-@contextlib.contextmanager
-def without_scale_and_center(layer: Any) -> Iterator[None]:
-    """Within it the layer's `call` returns the normalised inputs, neither scaled nor shifted.
+def without_scale_and_center(layer: Any) -> Any:
+    """A view of the layer whose `call` returns the normalised inputs, neither scaled nor shifted.
 
-    The attributes are swapped past Keras's tracking, which would take the missing variables for a new state.
+    It shares all variables with the layer, which stays as it is: another replica's thread may be in the middle of it.
     """
+    view = object.__new__(type(layer))
+    # Past Keras's tracking, which would take the missing variables for a new state.
+    vars(view).update(vars(layer))
     plain = {"scale": False, "center": False, "gamma": None, "beta": None}
-    saved = {name: getattr(layer, name) for name in plain if hasattr(layer, name)}
-    try:
-        for name in saved:
-            object.__setattr__(layer, name, plain[name])
-        yield
-    finally:
-        for name, value in saved.items():
-            object.__setattr__(layer, name, value)
+    vars(view).update({name: value for name, value in plain.items() if hasattr(layer, name)})
+    return view
 
 
 def per_example_affine(layer: Any, tap: Tap, dtype: Any, rank: int, axes: list[int]) -> tuple[Any, Any]:
@@ -67,8 +64,7 @@ def normalise_then_affine(layer: Any, tap: Tap, inputs: tf.Tensor, axes: list[in
     """The layer's own normalisation, whatever it does, followed by a per-example scale and shift."""
     dtype = tf.as_dtype(keras.backend.result_type(inputs.dtype, "float32"))
     rank = inputs.shape.rank
-    with without_scale_and_center(layer):
-        z = type(layer).call(layer, tf.cast(inputs, dtype), **kwargs)
+    z = type(layer).call(without_scale_and_center(layer), tf.cast(inputs, dtype), **kwargs)
     gamma, beta = per_example_affine(layer, tap, dtype, rank, [axis % rank for axis in axes])
     return ops.cast(affine(tf.cast(z, dtype), gamma, beta), layer.compute_dtype)
 
@@ -79,8 +75,9 @@ def batch_normalization(
 ) -> tf.Tensor:
     """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training.
 
-    Written out, so that gamma and beta join the inverse deviation before they meet the activations, as in the
-    ordinary step. Masked inputs and batch renormalisation go the longer way through the layer's own call.
+    On a CPU by the fused kernels. Elsewhere, and where these do not apply, written out, so that gamma and beta join the
+    inverse deviation before they meet the activations, as in the ordinary step. Masked inputs and batch renormalisation
+    go the longer way through the layer's own call.
     """
     if mask is not None or getattr(layer, "renorm", False):
         return normalise_then_affine(layer, tap, inputs, [layer.axis], training=training, mask=mask)
@@ -88,15 +85,20 @@ def batch_normalization(
     x = tf.cast(inputs, dtype)
     rank = x.shape.rank
     axis = layer.axis % rank
-    moving_mean, moving_variance = ops.cast(layer.moving_mean, dtype), ops.cast(layer.moving_variance, dtype)
-    if training and layer.trainable:
+    in_training = bool(training) and layer.trainable
+    if in_training and axis == rank - 1 and dtype == tf.float32 and not layer.synchronized and device() == "cpu":
+        rows = [static_or_dynamic_size(x, 0), x.shape[axis]]
+        gamma = tf.ones(rows) if layer.gamma is None else tap.per_example(layer.gamma, dtype)
+        beta = tf.zeros(rows) if layer.beta is None else tap.per_example(layer.beta, dtype)
+        y, mean, variance = fused_batch_norm(x, gamma, beta, layer.epsilon)
+        _move_averages(layer, mean, variance, dtype)
+        return ops.cast(y, layer.compute_dtype)
+    if in_training:
         axes = [i for i in range(rank) if i != axis]
         mean, variance = ops.moments(x, axes=axes, synchronized=layer.synchronized)
-        keep = layer.momentum
-        layer.moving_mean.assign(moving_mean * keep + mean * (1.0 - keep))
-        layer.moving_variance.assign(moving_variance * keep + variance * (1.0 - keep))
+        _move_averages(layer, mean, variance, dtype)
     else:
-        mean, variance = moving_mean, moving_variance
+        mean, variance = ops.cast(layer.moving_mean, dtype), ops.cast(layer.moving_variance, dtype)
     shape = [1] * rank
     shape[axis] = x.shape[axis]
     mean, inverse = tf.reshape(mean, shape), tf.reshape(tf.math.rsqrt(variance + layer.epsilon), shape)
@@ -104,6 +106,13 @@ def batch_normalization(
     inverse = inverse if gamma is None else inverse * gamma
     offset = -mean * inverse if beta is None else beta - mean * inverse
     return ops.cast(x * inverse + offset, layer.compute_dtype)
+
+
+def _move_averages(layer: Any, mean: tf.Tensor, variance: tf.Tensor, dtype: tf.DType) -> None:
+    """Moves the averages that inference uses towards the batch's statistics."""
+    keep = layer.momentum
+    layer.moving_mean.assign(ops.cast(layer.moving_mean, dtype) * keep + mean * (1.0 - keep))
+    layer.moving_variance.assign(ops.cast(layer.moving_variance, dtype) * keep + variance * (1.0 - keep))
 
 
 @KERAS.register(keras.layers.LayerNormalization)

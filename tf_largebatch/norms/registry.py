@@ -27,9 +27,14 @@ class _Entry:
 
 
 class Registry:
-    """Layer rules of one Keras world (`keras` or `tf_keras`)."""
+    """Layer rules of one Keras world (`keras` or `tf_keras`).
 
-    def __init__(self) -> None:
+    Args:
+        register: where users find `register`, for error messages.
+    """
+
+    def __init__(self, register: str = "tf_largebatch.norms.register") -> None:
+        self._where_to_register = register
         self._entries: dict[type, _Entry] = {}
         self._generic_rule: Rule | None = None
         self._generic_layers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -110,7 +115,7 @@ class Registry:
         entry = self._entry(layer)
         covered = [] if entry is None else entry.covers(layer)
         if layer in self._generic_layers or (_variables(layer, covered) and self._is_generic(layer)):
-            return layer._flatten_layers(include_self=False)
+            return list(layer._flatten_layers(include_self=False))
         return covered
 
     def wraps(self, layer: Any) -> bool:
@@ -165,7 +170,7 @@ def check_supported(model: Any, registry: Registry) -> list[Any]:
     Raises:
         ValueError: if a layer with trainable variables of its own has no rule; names all of them.
     """
-    layers = model._flatten_layers()
+    layers = list(model._flatten_layers())  # an iterator in tf_keras
     covered_by = {id(layer): registry.covered(layer) for layer in layers}
     covered = {id(sub) for subs in covered_by.values() for sub in subs}
     measured, offenders = [], []
@@ -186,8 +191,13 @@ def check_supported(model: Any, registry: Registry) -> list[Any]:
         raise ValueError(
             "Per-example gradient norms are not available for these layers: "
             + "; ".join(sorted(offenders))
-            + ". Register a rule for them (tf_largebatch.norms.register), have them measured by the slow rule for any "
-            "layer (tf_largebatch.norms.use_generic), freeze them, or train with gradient_norms='replica'."
+            + f". Register a rule for them ({registry._where_to_register}),"
+            + (
+                " have them measured by the slow rule for any layer (tf_largebatch.norms.use_generic),"
+                if registry._generic_rule
+                else ""
+            )
+            + " freeze them, or train with gradient_norms='replica'."
         )
     return measured
 

@@ -46,7 +46,8 @@ def reversible_embedding(layer: Any, tap: Tap, inputs: tf.Tensor, reverse: bool 
         return y
     variable = layer.embeddings if layer.tie_weights else layer.reverse_embeddings
     kernel = tap.value(variable, layer.reverse_dtype)
-    inputs = inputs if layer.reverse_dtype is None else ops.cast(inputs, layer.reverse_dtype)
+    # The layer's variables stay in float32 under mixed precision, to which its product promotes the inputs.
+    inputs = ops.cast(inputs, layer.reverse_dtype or keras.backend.result_type(inputs.dtype, kernel.dtype))
     if layer.tie_weights:
         logits = tap.record(variable, ops.matmul(inputs, ops.transpose(kernel)), TransposedMatMul(inputs))
     else:

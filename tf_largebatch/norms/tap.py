@@ -41,13 +41,16 @@ class Use:
     """One use of one variable: the recorded tensor and how it depends on the variable.
 
     `copy` is the private copy that was used, whose gradient is the ordinary gradient of this use. A use without a
-    contraction is a per-example copy of the variable (`Tap.per_example`): its gradient is `G_i` itself.
+    contraction is a per-example copy of the variable (`Tap.per_example`): its gradient is `G_i` itself. `number` counts
+    the uses of a forward pass, `layer_call` the calls of layers.
     """
 
     variable: Variable
     output: tf.Tensor
     copy: tf.Tensor
     contraction: Contraction | None
+    number: int
+    layer_call: int
 
 
 class Tap:
@@ -61,6 +64,9 @@ class Tap:
     def __init__(self, tape: tf.GradientTape, batch_size: int | tf.Tensor) -> None:
         self.batch_size = batch_size
         self.uses: list[Use] = []
+        # Called in the backward pass with a use and its d where the gradient passes it; returns what goes on.
+        self.on_gradient: Callable[[Use, tf.Tensor], tf.Tensor] = lambda use, d: d
+        self._layer_calls = 0
         self._graph = _graph()
         self._tape = tape
         self._copies: dict[int, tf.Tensor] = {}
@@ -72,6 +78,7 @@ class Tap:
     def enter_layer(self, path: str) -> None:
         """Names the layer whose rule runs next, for error messages."""
         self._layer_path = path
+        self._layer_calls += 1
 
     def value(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
         """Returns a private copy of a variable's value, in the layer's compute dtype or in `dtype`.
@@ -127,9 +134,8 @@ class Tap:
     def record(self, variable: Variable, output: tf.Tensor, contraction: Contraction) -> tf.Tensor:
         """Notes that `output`, shape [B, ...], depends on the last `value` of the variable as the contraction says.
 
-        Returns the tensor to go on with (the gradient is taken at exactly that tensor).
+        Returns the tensor to go on with: the same, at which the gradient is seen when it comes back.
         """
-        output = tf.identity(output)
         if _graph() is not self._graph:
             raise ValueError(
                 f"Per-example gradient norms are not available: layer {self._layer_path!r} runs inside a tf.function, "
@@ -137,8 +143,13 @@ class Tap:
                 "gradient_norms='replica'."
             )
         self._check_batch_axis(variable, output)
-        self.uses.append(Use(variable, output, self._copies[id(variable)], self._fold(contraction)))
-        return output
+        use = self._add_use(variable, output, self._copies[id(variable)], self._fold(contraction))
+
+        @tf.custom_gradient
+        def with_gradient_seen(y: tf.Tensor) -> Any:
+            return tf.identity(y), lambda d: self.on_gradient(use, d)
+
+        return with_gradient_seen(output)
 
     def per_example(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
         """Returns the variable repeated for each example, shape [B, *variable.shape].
@@ -151,8 +162,12 @@ class Tap:
         rows = self._rows_per_example
         examples = self.batch_size if rows is None else self.batch_size // rows
         repeated = tf.broadcast_to(copy[tf.newaxis], [examples, *shape])
-        self.uses.append(Use(variable, repeated, copy, None))
+        self._add_use(variable, repeated, copy, None)
         return repeated if rows is None else tf.tile(repeated, [rows, *(1 for _ in shape)])
+
+    def _add_use(self, variable: Variable, output: tf.Tensor, copy: tf.Tensor, contraction: Contraction | None) -> Use:
+        self.uses.append(Use(variable, output, copy, contraction, len(self.uses), self._layer_calls))
+        return self.uses[-1]
 
     def _check_batch_axis(self, variable: Variable, output: tf.Tensor) -> None:
         rows = static_or_dynamic_size(output, 0)

@@ -1,0 +1,66 @@
+"""Training-mode batch normalisation by TensorFlow's fused kernels, with each example's share of gamma and beta.
+
+Keras writes batch normalisation out in elementwise operations, each of which reads and writes all activations. The
+fused kernels do it in two passes forwards and two backwards. On a CPU that saves more than the sums over every
+example's positions cost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tf_largebatch.norms.shapes import product, static_or_dynamic_shape
+
+
+def fused_batch_norm(
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta` over all axes but the last.
+
+    The gradient with respect to gamma and beta is split among the examples: row i holds
+    `sum_t d_{i,t} (x_{i,t} - mean) / sqrt(variance + epsilon)` and `sum_t d_{i,t}`.
+
+    Args:
+        x: shape [B, ..., C], float32.
+        gamma: the scale, repeated for each example, shape [B, C], float32.
+        beta: the offset, likewise.
+        epsilon: added to the variance.
+
+    Returns:
+        `y` of x's shape; the mean and the biased variance, shape [C], through which no gradient flows.
+    """
+    sizes = static_or_dynamic_shape(x)
+    as_images = [sizes[0], product(sizes[1:-1]), 1, sizes[-1]]
+
+    @tf.custom_gradient
+    def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
+        images, scale = tf.reshape(x, as_images), gamma[0]
+        y, mean, unbiased, *reserved = tf.raw_ops.FusedBatchNormV3(
+            x=images, scale=scale, offset=beta[0], mean=[], variance=[], epsilon=epsilon, is_training=True
+        )
+        count = tf.cast(product(as_images[:-1]), tf.float32)
+        variance = unbiased * ((count - 1.0) / count)
+
+        def gradient(d: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            d = tf.reshape(d, as_images)
+            dx = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=d,
+                x=images,
+                scale=scale,
+                reserve_space_1=reserved[0],
+                reserve_space_2=reserved[1],
+                reserve_space_3=reserved[2],
+                epsilon=epsilon,
+                is_training=True,
+            )[0]
+            d_beta = tf.reduce_sum(d, axis=[1, 2])
+            d_gamma = (tf.reduce_sum(d * images, axis=[1, 2]) - mean * d_beta) * tf.math.rsqrt(variance + epsilon)
+            # Else nothing waits for the sums, and all layers' d are kept until the executor comes to them.
+            with tf.control_dependencies([d_gamma, d_beta]):
+                return tf.reshape(dx, sizes), d_gamma, d_beta
+
+        return (tf.reshape(y, sizes), mean, variance), gradient
+
+    return normalise(x, gamma, beta)
