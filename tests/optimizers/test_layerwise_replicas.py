@@ -89,6 +89,9 @@ COMMON = {"eta": 0.1, "weight_decay_rate": 0.01, "max_rate": 0.5}
         {"arguments": {"loss_scale_factor": 8.0}},
         {"arguments": {"exclude_from_layer_adaptation": []}},
         {"arguments": {"gradient_accumulation_steps": 2}, "graph": False},
+        {"arguments": {"jit_compile": True}},
+        {"arguments": {"jit_compile": True}, "graph": False},
+        {"arguments": {"jit_compile": True}, "loss_scale": 8.0},
     ],
     ids=str,
 )

@@ -65,6 +65,9 @@ class CLARS(LayerwiseOptimizer):
             tensors of fewer than two dimensions (biases, normalisation); `[]` for none. A pattern should
             not name the model itself: Keras leaves that out of the paths of a model it loads.
         exclude_from_weight_decay: Tensors without weight decay, said in the same way, with the same default.
+        jit_compile: Whether XLA compiles the update of all tensors into one program. For GPUs under
+            `MirroredStrategy`, where Keras cannot compile the whole step; a step that is compiled anyway, and
+            a CPU, whose own kernels are faster, gain nothing.
         clipnorm: Each gradient is clipped to this norm, before decay.
         clipvalue: Each gradient's entries are clipped to this magnitude, before decay.
         global_clipnorm: All gradients are clipped together to this norm, before decay.
@@ -133,6 +136,7 @@ class CLARS(LayerwiseOptimizer):
         gradient_norms: str = "auto",
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
+        jit_compile: bool = False,
         clipnorm: float | None = None,
         clipvalue: float | None = None,
         global_clipnorm: float | None = None,
@@ -159,6 +163,7 @@ class CLARS(LayerwiseOptimizer):
             max_rate=max_rate,
             exclude_from_layer_adaptation=exclude_from_layer_adaptation,
             exclude_from_weight_decay=exclude_from_weight_decay,
+            jit_compile=jit_compile,
             clipnorm=clipnorm,
             clipvalue=clipvalue,
             global_clipnorm=global_clipnorm,

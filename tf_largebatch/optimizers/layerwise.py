@@ -9,11 +9,12 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
 
 from tf_largebatch.core import momentum as momentum_steps
 from tf_largebatch.core import rates
 from tf_largebatch.core.selection import Exclusion, variable_path
+from tf_largebatch.optimizers import fused
+from tf_largebatch.optimizers.compiled import CompiledPerDevice
 
 # In the packed variables: this tensor was not updated, or has no norm. No rate or norm is negative.
 ABSENT = -1.0
@@ -38,6 +39,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         max_rate: float | None,
         exclude_from_layer_adaptation: Any,
         exclude_from_weight_decay: Any,
+        jit_compile: bool,
         **kwargs: Any,
     ) -> None:
         if isinstance(learning_rate, numbers.Real):
@@ -64,6 +66,9 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         self.classic_momentum = bool(classic_momentum)
         self.epsilon = float(epsilon)
         self.max_rate = None if max_rate is None else float(max_rate)
+        self.jit_compile = bool(jit_compile)
+        self._compiled = CompiledPerDevice()
+        self._keeps_batch_norms = False
         self._adaptation_exclusion = Exclusion("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
         self._decay_exclusion = Exclusion("exclude_from_weight_decay", exclude_from_weight_decay)
 
@@ -84,6 +89,8 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         self._velocities = self.add_optimizer_variables(variables, "velocity") if self.momentum else []
         self._packed_rates = self._add_packed_variable(len(variables), "layerwise_rates")
         self._packed_norms = self._add_packed_variable(len(variables), "gradient_norms")
+        if self._keeps_batch_norms:
+            self._create_batch_norms()
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -132,25 +139,43 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         """
         index = self._get_variable_index(variable)
         dtype = rates.compute_dtype(variable.dtype)
-        weight = ops.cast(variable, dtype)
-        gradient = ops.cast(gradient, dtype)
-        step_size = ops.cast(learning_rate, dtype)
-        if self.weight_decay_rate and self._decayed[index]:
-            gradient = gradient + self.weight_decay_rate * weight
+        fast = dtype == keras.backend.standardize_dtype(variable.dtype)
+        weight = tf.cast(variable, dtype)
+        gradient = tf.cast(gradient, dtype)
+        step_size = tf.cast(learning_rate, dtype)
+        decay = self.weight_decay_rate if self._decayed[index] else 0.0
+        through_velocity = (
+            fast and not self.nesterov and self.momentum >= fused.SMALLEST_MOMENTUM_TO_DECAY_BY
+        ) and not (self._adapted[index] and gradient_norm is None)
+        if decay and not through_velocity:
+            gradient = gradient + decay * weight
         rate, norm = 1.0, ABSENT
         if self._adapted[index]:
-            norm = rates.l2_norm(gradient) if gradient_norm is None else ops.cast(gradient_norm, dtype)
-            rate = rates.layerwise_rate(rates.l2_norm(weight), norm, self.eta, self.epsilon, self.max_rate)
+            norm = fused.l2_norm(gradient) if gradient_norm is None else tf.cast(gradient_norm, dtype)
+            rate = rates.layerwise_rate(fused.l2_norm(weight), norm, self.eta, self.epsilon, self.max_rate)
             step_size = step_size * rate
-        if self.momentum:
-            step = momentum_steps.classic_step if self.classic_momentum else momentum_steps.popular_step
-            velocity = self._velocities[index]
-            new_velocity, decrement = step(gradient, ops.cast(velocity, dtype), step_size, self.momentum, self.nesterov)
-            self.assign(velocity, new_velocity)
-        else:
-            decrement = step_size * gradient
-        self.assign_sub(variable, decrement)
+        velocity = self._velocities[index] if self.momentum else None
+        if decay and through_velocity:
+            factor = -step_size * decay if self.classic_momentum else decay
+            fused.decay_velocity(_native(velocity), weight, factor, self.momentum)
+        step = self._fused_step if fast else self._rounded_step
+        step(variable, velocity, gradient, step_size)
         return rate, norm
+
+    def _fused_step(self, variable: Any, velocity: Any, gradient: tf.Tensor, step_size: tf.Tensor) -> None:
+        step = fused.classic_step if self.classic_momentum else fused.popular_step
+        step(_native(variable), _native(velocity), gradient, step_size, self.momentum, self.nesterov)
+
+    def _rounded_step(self, variable: Any, velocity: Any, gradient: tf.Tensor, step_size: tf.Tensor) -> None:
+        """The same for variables stored in fewer bits than the update is computed in."""
+        decrement = step_size * gradient
+        if velocity is not None:
+            step = momentum_steps.classic_step if self.classic_momentum else momentum_steps.popular_step
+            sign = -1.0 if self.classic_momentum else 1.0
+            old = sign * tf.cast(velocity, gradient.dtype)
+            new, decrement = step(gradient, old, step_size, self.momentum, self.nesterov)
+            self.assign(velocity, sign * new)
+        self.assign_sub(variable, decrement)
 
     def layerwise_rates(self) -> dict[str, float]:
         """The layer-wise rates of the last step.
@@ -188,6 +213,34 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         """
         return self._read("_packed_norms")
 
+    @property
+    def keeps_batch_gradient_norms(self) -> bool:
+        """Whether `batch_gradient_norms` returns any."""
+        return self._keeps_batch_norms
+
+    def keep_batch_gradient_norms(self) -> None:
+        """Has every step that is traced from now on keep what `batch_gradient_norms` returns.
+
+        It costs a pass over the gradients. Steps that have been traced already keep nothing: call
+        `model.make_train_function(force=True)` to trace them anew. The norms are not saved with the optimizer.
+        """
+        self._keeps_batch_norms = True
+        if self.built:
+            self._create_batch_norms()
+
+    def batch_gradient_norms(self) -> dict[str, float]:
+        """The norms of the batch's gradients in the last step: `||grad||`, CLARS's denominator's counterpart.
+
+        Returns:
+            `{variable path: norm}`, in the unit of the unscaled mean-loss gradient, of the gradients as they are
+            applied: summed over replicas, averaged over accumulated micro-batches, clipped, without weight decay.
+            Empty unless `keep_batch_gradient_norms` was called.
+
+        Raises:
+            RuntimeError: Before the first step.
+        """
+        return self._read("_batch_norms") if self._keeps_batch_norms else {}
+
     def get_config(self) -> dict[str, Any]:
         """The arguments, as JSON types; variables become their paths.
 
@@ -205,6 +258,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
             "classic_momentum": self.classic_momentum,
             "epsilon": self.epsilon,
             "max_rate": self.max_rate,
+            "jit_compile": self.jit_compile,
             "exclude_from_layer_adaptation": self._adaptation_exclusion.to_config(),
             "exclude_from_weight_decay": self._decay_exclusion.to_config(),
         }
@@ -219,6 +273,13 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         """
         with keras.saving.custom_object_scope(custom_objects or {}):
             return super().from_config(dict(config), custom_objects)
+
+    def _create_batch_norms(self) -> None:
+        if not hasattr(self, "_batch_norms"):
+            with tf.init_scope():
+                values = keras.Variable([ABSENT] * len(self._adapted), trainable=False, dtype="float32")
+            # Past Keras's tracking: what is looked at is no state to save.
+            object.__setattr__(self, "_batch_norms", values)
 
     def _add_packed_variable(self, size: int, name: str) -> Any:
         return self.add_variable((size,), keras.initializers.Constant(ABSENT), "float32", name=name)
@@ -241,16 +302,30 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         pairs, norms = self._separate_norms(list(grads_and_vars))
         variables = [variable for _, variable in pairs]
 
-        def update_replica(packed_rates: Any, learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
+        def update_all(learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
             rows = [(ABSENT, ABSENT)] * len(self._adapted)
+            norm_of = [None] * len(rows) if norms is None else tf.unstack(norms)
             for gradient, variable in zip(gradients, variables, strict=True):
                 index = self._get_variable_index(variable)
-                norm = norms[index] if norms is not None and self._adapted[index] else None
+                norm = norm_of[index] if self._adapted[index] else None
                 rows[index] = self.update_step(gradient, variable, learning_rate, norm)
-            self.assign(packed_rates, tf.stack([tf.cast(rate, tf.float32) for rate, _ in rows]))
+            self.assign(self._packed_rates, tf.stack([tf.cast(rate, tf.float32) for rate, _ in rows]))
             if norms is None:
                 norms = tf.stack([tf.cast(norm, tf.float32) for _, norm in rows])
             self.assign(self._packed_norms, norms)
+            if self._keeps_batch_norms:
+                whole = [ABSENT] * len(rows)
+                for gradient, variable in zip(gradients, variables, strict=True):
+                    whole[self._get_variable_index(variable)] = fused.l2_norm(tf.cast(gradient, tf.float32))
+                self.assign(self._batch_norms, tf.stack(whole))
+
+        def update_replica(local_rates: Any, learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
+            if self.jit_compile:
+                key = (self._keeps_batch_norms, *(self._get_variable_index(variable) for variable in variables))
+                tensors = tf.convert_to_tensor(learning_rate), norms, gradients
+                self._compiled(update_all, local_rates.device, key, *tensors)
+            else:
+                update_all(learning_rate, norms, gradients)
 
         # One update context for all variables, not Keras's one a variable: what an update returns comes back
         # wrapped differently by each strategy, so rates have to be packed where they are made.
@@ -278,6 +353,10 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         values = getattr(self, packed).numpy().tolist()
         # Written so that NaN, the sign of a broken step, is kept.
         return {label: value for label, value in zip(self._labels(), values, strict=True) if not value < 0}
+
+
+def _native(variable: Any) -> Any:
+    return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _densify(gradient: Any, variable: Any) -> Any:
