@@ -13,7 +13,7 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from tf_largebatch.core.scaling import WarmupPolynomialDecay, large_batch_schedule, linear_scaling
-from tf_largebatch.models import LargeBatchModel
+from tf_largebatch.models import ConAdvModel, LargeBatchModel
 from tf_largebatch.norms import per_example_gradient_norms
 from tf_largebatch.optimizers import CLARS, LARS
 from tf_largebatch.version import __version__
@@ -21,6 +21,7 @@ from tf_largebatch.version import __version__
 __all__ = [
     "CLARS",
     "LARS",
+    "ConAdvModel",
     "LargeBatchModel",
     "WarmupPolynomialDecay",
     "__version__",

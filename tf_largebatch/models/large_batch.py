@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -9,9 +11,12 @@ import tensorflow as tf
 
 from tf_largebatch.core.rates import l2_norm
 from tf_largebatch.models.micro_batches import StepResult, averaged_over_micro_batches, count
+from tf_largebatch.models.noise_scale import NoiseScaleAverages, packed_mean_squares
 from tf_largebatch.norms import KERAS, Registry, check_supported, measure
+from tf_largebatch.norms.calls import standing_in
 from tf_largebatch.norms.shapes import Size, static_or_dynamic_size
 from tf_largebatch.optimizers import CLARS
+from tf_largebatch.optimizers.overflow import agree_on_overflow
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
@@ -68,6 +73,7 @@ class LargeBatchModel(keras.Model):
         self.norm_examples = norm_examples
         self.micro_batch_size = micro_batch_size
         self.allow_generic = allow_generic
+        self._noise_scale: NoiseScaleAverages | None = None
         if hasattr(model, "output_names"):
             self.output_names = list(model.output_names)
         if model.built:
@@ -85,28 +91,46 @@ class LargeBatchModel(keras.Model):
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One update; see the class."""
-        if self.micro_batch_size is None and not self._measures():
+        if self.micro_batch_size is None and not self._measures() and not self._must_agree_on_overflow():
             return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._build_wrapped(x)
-        batch_size = static_or_dynamic_size(keras.tree.flatten(x)[0], 0)
+        return self._update((x, y, sample_weight))
+
+    def _update(self, data: tuple[Any, ...]) -> dict[str, Any]:
+        """One update on a batch whose first part is x, whole or in micro-batches."""
+        batch_size = static_or_dynamic_size(keras.tree.flatten(data[0])[0], 0)
         if self.micro_batch_size is None:
-            result = self._step((x, y, sample_weight), self.norm_examples)
+            result = self._step(data, self.norm_examples)
         else:
             self._check_losses_are_means()
             examples = self._norm_examples_per_micro_batch(batch_size)
             result = averaged_over_micro_batches(
                 lambda part: self._step(part, examples),
-                (x, y, sample_weight),
+                data,
                 self.trainable_variables,
                 batch_size,
                 self.micro_batch_size,
             )
+        self._record_noise_scale(result, batch_size)
         self._apply(result)
         for metric in self.metrics:
             if metric.name == "loss":
                 metric.update_state(_undo_replica_share(result.loss), sample_weight=batch_size)
         return self.get_metrics_result()
+
+    @property
+    def noise_scale_averages(self) -> NoiseScaleAverages | None:
+        """What the steps add to; see `record_noise_scale`."""
+        return self._noise_scale
+
+    def record_noise_scale(self, averages: NoiseScaleAverages | None) -> None:
+        """Makes every step add to these averages; None ends it. `callbacks.GradientNoiseScale` calls this.
+
+        Norms are then measured whatever the optimizer, and Keras traces the step anew.
+        """
+        self._noise_scale = averages
+        self.train_function = None
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -129,7 +153,7 @@ class LargeBatchModel(keras.Model):
         if not all(layer.built for layer in self.model._flatten_layers()):
             self.model(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype.name), x))
 
-    def _step(self, data: tuple[Any, Any, Any], examples: int | None) -> StepResult:
+    def _step(self, data: tuple[Any, ...], examples: int | None) -> StepResult:
         """Forward and backward pass over a batch or micro-batch, and its update of the metrics."""
         x, y, sample_weight = data
         unscaled: list[tf.Tensor] = []
@@ -138,40 +162,79 @@ class LargeBatchModel(keras.Model):
             unscaled.append(self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True))
             return self.optimizer.scale_loss(unscaled[0])
 
-        norms: list[tf.Tensor | None] = []
+        y_pred, gradients, norms, mean_squares = self._differentiate(x, loss, examples)
+        self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        if not self._reads_norms():
+            norms = self._replica_norms(gradients)
+        return StepResult(tf.cast(unscaled[0], tf.float32), gradients, norms, mean_squares)
+
+    def _differentiate(
+        self,
+        x: Any,
+        loss: Callable[[Any], tf.Tensor],
+        examples: int | None,
+        substitutes: Mapping[Any, Any] | None = None,
+    ) -> tuple[Any, list[Any], list[Any], tf.Tensor | None]:
+        """Output and gradients of one pass; per-example norms and mean squares if somebody reads them, else [], None.
+
+        In the pass the substitutes are called in place of the layers that they are given for.
+        """
         variables = self.trainable_variables
-        if not self._measures():
-            with tf.GradientTape() as tape:
-                y_pred = self(x, training=True)
-                target = loss(y_pred)
-            gradients = tape.gradient(target, [v.value for v in variables])
-            if self._clars() is not None:  # gradient_norms="replica": the norm of this micro-batch's gradient
-                norms = [
-                    None if g is None else tf.cast(l2_norm(tf.convert_to_tensor(g)), tf.float32) for g in gradients
-                ]
-        else:
+        if self._measures():
             batch_size = static_or_dynamic_size(keras.tree.flatten(x)[0], 0)
             y_pred, measured = measure(
-                self.model, lambda: self(x, training=True), loss, variables, batch_size, self._registry, examples
+                self.model,
+                lambda: self(x, training=True),
+                loss,
+                variables,
+                batch_size,
+                self._registry,
+                examples,
+                substitutes,
             )
-            gradients, norms = measured.gradients, measured.norm_sums()
-        self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        return StepResult(tf.cast(unscaled[0], tf.float32), gradients, norms)
+            mean_squares = None if self._noise_scale is None else packed_mean_squares(measured)
+            return y_pred, measured.gradients, measured.norm_sums(), mean_squares
+        with tf.GradientTape() as tape:
+            with contextlib.ExitStack() as stack:
+                for layer, substitute in (substitutes or {}).items():
+                    stack.enter_context(standing_in(layer, substitute.call))
+                y_pred = self(x, training=True)
+            target = loss(y_pred)
+        return y_pred, tape.gradient(target, [v.value for v in variables]), [], None
+
+    def _replica_norms(self, gradients: list[Any]) -> list[Any]:
+        """The norm of this micro-batch's gradient, for `gradient_norms="replica"`."""
+        if self._clars() is None:
+            return []
+        return [None if g is None else tf.cast(l2_norm(tf.convert_to_tensor(g)), tf.float32) for g in gradients]
+
+    def _record_noise_scale(self, result: StepResult, batch_size: Size) -> None:
+        """Adds a batch to the averages, if anybody asked for them; before the update, which may change the scale."""
+        if self._noise_scale is not None:
+            if result.mean_squares is None:
+                raise ValueError(
+                    f"The gradient noise scale is not available for {type(self).__name__}, whose examples have several "
+                    "gradients each: measure it with LargeBatchModel."
+                )
+            with tf.init_scope():  # of a model that this step has just built
+                self._noise_scale.build(self.trainable_variables)
+            unit = self.optimizer.scale_loss(tf.ones(())) / tf.distribute.get_strategy().num_replicas_in_sync
+            self._noise_scale.update(result.mean_squares, result.gradients, batch_size, unit)
 
     def _apply(self, result: StepResult) -> None:
         """Hands gradients and norms to the optimizer."""
         variables = self.trainable_variables
         clars = self._clars()
-        if clars is None:
-            self.optimizer.apply(result.gradients, variables)
-            return
         gradients, norms = result.gradients, result.norms
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # It unscales the gradients itself, and knows nothing of the norms: a contribution that overflows where
             # the gradient does not must skip the step just the same.
             scale = self.optimizer.scale_loss(tf.ones(()))
             norms = [None if s is None else s / scale for s in norms]
-            gradients = _poison_unless_finite(gradients, norms)
+            gradients = agree_on_overflow(gradients, norms)
+        if clars is None:
+            self.optimizer.apply(gradients, variables)
+            return
         with clars.measured_gradient_norms(norms):
             self.optimizer.apply(gradients, variables)
 
@@ -184,7 +247,16 @@ class LargeBatchModel(keras.Model):
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         return optimizer if isinstance(optimizer, CLARS) else None
 
+    def _must_agree_on_overflow(self) -> bool:
+        """Whether Keras's own step would skip an overflow of the first replica alone."""
+        several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        return several and isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+
     def _measures(self) -> bool:
+        """Whether anybody reads per-example norms: the optimizer or the noise scale."""
+        return self._noise_scale is not None or self._reads_norms()
+
+    def _reads_norms(self) -> bool:
         """Whether the optimizer reads per-example norms."""
         clars = self._clars()
         return clars is not None and clars.reads_per_example_norms
@@ -237,16 +309,3 @@ def _known_batch_size(x: Any, batch_size: int | None) -> int | None:
 def _undo_replica_share(loss: tf.Tensor) -> tf.Tensor:
     """Under tf.distribute Keras divides each replica's loss by their number; metrics show the undivided loss."""
     return loss * tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _poison_unless_finite(gradients: list[Any], norms: list[Any]) -> list[Any]:
-    """Makes one gradient NaN if a norm is not finite, for `LossScaleOptimizer` to see and skip the step."""
-    finite = tf.math.is_finite(tf.add_n([s for s in norms if s is not None]))
-    poison = tf.where(finite, 0.0, float("nan"))
-    poisoned = list(gradients)
-    present = [i for i, g in enumerate(gradients) if g is not None]
-    # A dense one if there is one: making a sparse gradient dense costs memory.
-    chosen = min(present, key=lambda i: (isinstance(gradients[i], tf.IndexedSlices), gradients[i].shape.num_elements()))
-    gradient = tf.convert_to_tensor(gradients[chosen])
-    poisoned[chosen] = gradient + tf.cast(poison, gradient.dtype)
-    return poisoned

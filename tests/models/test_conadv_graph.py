@@ -1,0 +1,76 @@
+"""The traced step: what waits for what."""
+
+from __future__ import annotations
+
+import pytest
+import tensorflow as tf
+from conadv_cases import conadv, images, network
+
+import tf_largebatch as lb
+
+
+def ancestors(ops):
+    """Everything that must have run before, by data or by control; arguments and captured variables are not run."""
+    found, stack = set(), list(ops)
+    while stack:
+        op = stack.pop()
+        for earlier in [*(t.op for t in op.inputs), *op.control_inputs]:
+            if earlier not in found and earlier.type != "Placeholder":
+                found.add(earlier)
+                stack.append(earlier)
+    return found
+
+
+def traced(model, concurrent):
+    x, y = images()
+    batch = (tf.constant(x), tf.constant(y))
+    model.make_train_function()
+    model.get_ready(batch)
+    step = model.train_function._concurrent if concurrent else model.train_function._sequential
+    arguments = (batch, batch[0], batch) if concurrent else (batch,)
+    graph = step.get_concrete_function(*arguments).graph
+    assert not any("PartitionedCall" in op.type for op in graph.get_operations())  # nothing is hidden in a function
+    # What is run: tracing leaves ops behind that nothing needs.
+    ends = [*(t.op for t in graph.outputs), *graph.control_outputs]
+    return ancestors(ends) | set(ends)
+
+
+def of(ops, scope):
+    """The ops of one of the two scopes; the gradients of a scope's ops are named after it."""
+    return [op for op in ops if next((p for p in op.name.split("/") if p in ("attack", "train")), None) == scope]
+
+
+OPTIMIZERS = {"sgd": lambda: None, "clars": lambda: lb.CLARS(0.1)}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+def test_attack_and_training_of_a_step_do_not_wait_for_each_other(staleness, optimizer):
+    model = conadv(network(dropout=0.2), OPTIMIZERS[optimizer](), staleness=staleness, num_steps=2)
+    ops = traced(model, concurrent=True)
+    attack, train = of(ops, "attack"), of(ops, "train")
+    assert any("Conv2DBackpropInput" in op.type for op in attack)
+    gradients = [op for op in train if "gradient_tape" in op.name]
+    writes = [op for op in ops if op.type.startswith("Assign")]
+    assert gradients and len(writes) > len(model.trainable_variables)
+    assert not ancestors(gradients) & set(attack)
+    # Neither does the update, but that it waits for the attack to have read the weights.
+    assert {op.type for op in ancestors(writes) & set(attack)} <= {"ReadVariableOp"}
+    assert not ancestors(attack) & set(train)
+    assert not ancestors(attack) & set(writes)
+
+
+def test_the_sequential_step_waits_for_its_attack():
+    ops = traced(conadv(staleness=0), concurrent=False)
+    attack = set(of(ops, "attack"))
+    gradients = [op for op in of(ops, "train") if "gradient_tape" in op.name]
+    assert any("Conv2DBackpropInput" in op.type for op in ancestors(gradients) & attack)
+
+
+def test_the_attack_computes_no_weight_gradient():
+    for staleness, concurrent in ((0, False), (1, True)):
+        ops = traced(conadv(staleness=staleness), concurrent=concurrent)
+        assert any(op.type == "Conv2DBackpropFilter" for op in of(ops, "train"))
+        assert not any(op.type == "Conv2DBackpropFilter" for op in of(ops, "attack"))
+        writes = {op for op in ops if op.type.startswith("Assign")}
+        assert not writes & set(of(ops, "attack"))

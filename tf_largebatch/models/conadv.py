@@ -1,0 +1,539 @@
+"""ConAdvModel: a model wrapper that trains on adversarial copies of the images, made beside the training."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_largebatch.core import attack as attacks
+from tf_largebatch.models import images as image_checks
+from tf_largebatch.models.class_labels import are_sparse, classification_loss, in_the_form_of, loss_sum, to_classes
+from tf_largebatch.models.conadv_arguments import check_arguments, plain_range
+from tf_largebatch.models.large_batch import LargeBatchModel, _undo_replica_share
+from tf_largebatch.models.look_ahead import InFlight, TrainFunction
+from tf_largebatch.models.micro_batches import StepResult, mapped_over_micro_batches
+from tf_largebatch.models.split_batch_norm import BatchNormSet, batch_normalizations
+from tf_largebatch.models.stale_weights import StaleWeights
+from tf_largebatch.models.step_seed import Purpose, step_seed
+from tf_largebatch.norms.shapes import static_or_dynamic_size
+from tf_largebatch.optimizers.hand_over import PerReplica
+
+# The authors' choice. Of one example's loss, so it is about what a dynamic loss scale comes to at a batch of 256.
+_LOSS_SCALE = 128.0
+
+
+@keras.saving.register_keras_serializable(package="tf_largebatch")
+class ConAdvModel(LargeBatchModel):
+    """Wraps an image classifier so that it trains on adversarial copies made concurrently with the training.
+
+    Step t, with theta_t the weights before it and x^ the adversarial copies of the very images x of its batch B_t:
+
+        L    = mean L(theta_t; x, y)  +  adversarial_weight * mean L(theta_t; x^, y)  [ +  mean L(theta_t; x~, y) ]
+        x^   = made with theta_{t - staleness}, theta_0 while t < staleness
+
+    x goes through the model's own ("main") batch normalisations, x^ through a set of their own, and with `augment` the
+    augmented view x~ through a third; all other weights are shared. Losses are added up, each a mean over the batch,
+    so that with `adversarial_weight=1` the gradient is about twice (with `augment` thrice) that of clean training:
+    optimizers with layer-wise rates do not notice, SGD's learning rate may need to be lowered.
+
+    The attack is projected gradient descent on the targets' loss (ascent on the true labels' if not `targeted`):
+
+        x^ <- projection of  x^ -+ step_size * sign(d loss / d x^)  onto  |x^ - x| <= epsilon  and the valid range
+
+    With `staleness` 1 or more, a call of the step trains on B_t and attacks B_{t+1} with weights that were there before
+    the update, so that neither waits for the other: where there is hardware to spare, the step takes the time of the
+    training alone. With 0 the adversarial pass waits for the attack (sequential, "DisAdv"). A `fit` over N batches
+    makes N updates either way. The streams are passes of their own, one after the other, so that the activations of
+    one alone are in memory: besides those of the attack.
+
+    What is done to the wrapped model: nothing that lasts. While a pass of another set is traced, the `call` of its
+    batch normalisations is that of their twins, which this wrapper owns; the model's layers, weights, names and file
+    format are its own, and `.model` is the clean classifier. `evaluate`, `predict` and `export` use it as it is.
+    The attack reads weights and writes none: no moving average, seed or gradient is touched. It runs in training mode,
+    with the statistics of the attacked batch; its random numbers depend on `seed`, the step and the replica alone.
+
+    Logs of `fit`: `loss` (L and the regularisers), the compiled metrics on the clean images, `clean_loss`,
+    `adversarial_loss`, `augmented_loss` (means of L without weight regularisers), `adversarial_accuracy` on the copies
+    that were trained on, `perturbation` (mean |x^ - x| in pixels of 255, with "l2" the mean distance) and
+    `bn_distance` (`BatchNormSet.distance`).
+
+    The `staleness` copies of the weights, the number of the step and the batch normalisations of the other sets are
+    saved with the wrapper. The batch in flight is not: a run that is resumed from the first batch not yet trained on
+    makes the same copies of it again. The copies are those of the last steps, in whichever `fit`; before the first step
+    they and the twins are taken from the model afresh, so weights may be loaded into it after wrapping. Should its
+    weights be replaced later, call `forget`.
+
+    Args:
+        model: the image classifier, with one input and one score per class, [batch, classes].
+        epsilon: radius of the ball, in pixels of 255, 0 or more: L-inf, or L2 distance over all values of an image.
+        step_size: length of a step, likewise; None for epsilon / num_steps: the steps together reach from a clean image
+            to the ball's surface and no further, where steps of epsilon each would jump from one side to the other. For
+            one step both are epsilon, as the authors ran it.
+        num_steps: number of gradient steps, each a forward and backward pass.
+        staleness: tau, how many steps older the weights are that make the copies; 0 or more.
+        targeted: whether to descend the loss of a uniformly random wrong class instead of ascending the true one's.
+        random_start: probability with which an image's attack starts at a random point of the ball.
+        value_range: (lower, upper) of valid model inputs after whatever scaling you apply, or one such pair for each
+            channel (channels last). Adversarial images are clipped to it, and `epsilon` and `step_size` converted:
+            one pixel is (upper - lower) / 255.
+        adversarial_weight: factor of the adversarial loss, 0 or more.
+        augment: Keras layer or callable, images to images in the same range, that makes a third stream; of a layer,
+            random numbers depend on `seed` and the step. None for none.
+        num_classes: number of classes; None to take it from the model's output.
+        norm_examples: as in `LargeBatchModel`, for each stream.
+        micro_batch_size: as in `LargeBatchModel`, for the attack too.
+        attack: "pgd", or "noise" for a random point of the ball instead, the baseline that an attack must beat.
+        norm: "linf" or "l2".
+        seed: of targets, starts, noise, and of dropout inside the attack. A step compiled by XLA draws other starts
+            and noise from it than one that is not.
+        allow_generic: as in `LargeBatchModel`.
+        name: the wrapper's name.
+
+    Raises:
+        ValueError: if an argument is out of its range; before the first step, if the inputs are not images, the loss is
+            not for classes, or the labels do not fit the classes.
+
+    With CLARS each image of each stream counts as an example: `s_k` adds up over the streams as the loss does.
+    AdvProp is `staleness=0` with several steps.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> from keras import layers
+        >>> from tf_largebatch import CLARS
+        >>> stack = [layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Flatten()]
+        >>> classifier = keras.Sequential([keras.Input((8, 8, 3)), *stack, layers.Dense(10, activation="softmax")])
+        >>> model = ConAdvModel(classifier, epsilon=4.0, staleness=1)
+        >>> model.compile(CLARS(learning_rate=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> rng = np.random.default_rng(0)
+        >>> x, y = rng.uniform(0, 255, (64, 8, 8, 3)), rng.integers(0, 10, 64)
+        >>> history = model.fit(x, y, batch_size=32, verbose=0)
+        >>> classifier.predict(x, verbose=0).shape
+        (64, 10)
+
+    Source: Liu, Chen, Cheng, Hsieh, You, "Concurrent Adversarial Learning for Large-Batch Training", arXiv 2106.00221
+    (ICLR 2022), Algorithm 1; split batch norm: Xie et al., "Adversarial Examples Improve Image Recognition", arXiv
+    1911.09665.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        epsilon: float = 4.0,
+        step_size: float | None = None,
+        num_steps: int = 1,
+        staleness: int = 1,
+        targeted: bool = True,
+        random_start: float = 0.8,
+        value_range: Sequence[Any] = (0.0, 255.0),
+        adversarial_weight: float = 1.0,
+        augment: Callable[[Any], Any] | None = None,
+        num_classes: int | None = None,
+        norm_examples: int | None = None,
+        micro_batch_size: int | None = None,
+        attack: str = "pgd",
+        norm: str = "linf",
+        seed: int = 0,
+        allow_generic: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_arguments(
+            epsilon=epsilon,
+            step_size=step_size,
+            num_steps=num_steps,
+            staleness=staleness,
+            targeted=targeted,
+            random_start=random_start,
+            adversarial_weight=adversarial_weight,
+            augment=augment,
+            num_classes=num_classes,
+            attack=attack,
+            norm=norm,
+            seed=seed,
+        )
+        value_range = plain_range(value_range)
+        super().__init__(
+            model,
+            norm_examples=norm_examples,
+            micro_batch_size=micro_batch_size,
+            allow_generic=allow_generic,
+            name=name or f"conadv_{model.name}",
+            **kwargs,
+        )
+        self.epsilon = epsilon
+        self.step_size = step_size
+        self.num_steps = num_steps
+        self.staleness = staleness
+        self.targeted = targeted
+        self.random_start = random_start
+        self.value_range = value_range
+        self.adversarial_weight = adversarial_weight
+        self.augment = augment
+        self.num_classes = num_classes
+        self.attack = attack
+        self.norm = norm
+        self.seed = seed
+        self.adversarial_set = BatchNormSet(f"{self.name}/adversarial", name="adversarial")
+        self.augmented_set = None if augment is None else BatchNormSet(f"{self.name}/augmented", name="augmented")
+        # Noise asks no weights.
+        self.stale = StaleWeights(staleness if attack == "pgd" else 0, prefix=self.name, name="stale")
+        streams = ["clean", "adversarial"] if augment is None else ["clean", "adversarial", "augmented"]
+        self.stream_losses = {name: keras.metrics.Mean(name=f"{name}_loss") for name in streams}
+        self.adversarial_accuracy = keras.metrics.Mean(name="adversarial_accuracy")
+        self.perturbation = keras.metrics.Mean(name="perturbation")
+        self._classes: int | None = None
+        self._checked = self._range_checked = False
+        self._in_flight = InFlight()
+        # In a pass of another stream than the clean one, whose loss takes in the weight regularisers for all.
+        self._without_regularizers = PerReplica()
+        self.built = False
+        if all(layer.built for layer in model._flatten_layers()):
+            self._create_state()
+            self.built = True
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the wrapped model under its own names, and what belongs to the wrapper."""
+        if self.stale.built:
+            return
+        # As if it were called by itself, and not inside the wrapper.
+        if getattr(self.model, "_parent_path", None) is None:
+            self.model._parent_path = ""
+        self.model(keras.KerasTensor(tuple(input_shape), keras.config.floatx()))
+        self._create_state()
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """What `build` needs where the wrapped model does not know its input."""
+        return None if self._build_shapes_dict is None else {"input_shape": self._build_shapes_dict["input_shape"]}
+
+    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`, after checks that need no step to fail."""
+        if self.compiled:
+            classification_loss(self._compiled_loss())
+        steps = kwargs.get("steps_per_epoch")
+        self._checked = False
+        self._in_flight.clear(steps and steps * (kwargs.get("epochs", 1) - kwargs.get("initial_epoch", 0)))
+        try:
+            return super().fit(x=x, y=y, batch_size=batch_size, **kwargs)
+        finally:
+            self._in_flight.clear()
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes the function that `fit` calls for each step; see `TrainFunction`."""
+        if self.train_function is None or force:
+            self.train_function = TrainFunction(self, self._in_flight, ahead=self.stale.staleness > 0)
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Exports the clean classifier: `keras.Model.export` of `.model`."""
+        return self.model.export(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Takes the present weights for those of all earlier steps, after the model got other ones."""
+        self.stale.forget()
+
+    def adversarial_images(self, x: Any, y: Any, step: int | None = None, main: bool = False) -> tf.Tensor:
+        """Adversarial copies of images, made with the present weights.
+
+        Args:
+            x: images, [batch, height, width, channels], in `value_range`.
+            y: their labels, as in training.
+            step: number of the step whose random numbers to use; None for the present one.
+            main: whether to attack the classifier as it is evaluated, by its main batch normalisations in inference
+                mode; else as in training.
+
+        Returns:
+            Tensor in the shape of x, float32 (float64 for such x).
+        """
+        data = keras.tree.map_structure(tf.convert_to_tensor, (x, y))
+        self.get_ready(data)
+        return self._copies(data, self.stale.step if step is None else step, None, main)
+
+    def get_ready(self, data: Any) -> None:
+        """What must be done outside of the compiled step, given the first batch of `fit`.
+
+        Raises:
+            ValueError: if images, labels, loss or model do not fit together.
+        """
+        if self._checked:
+            return
+        strategy = self.distribute_strategy
+        data = keras.tree.map_structure(
+            lambda t: None if t is None else strategy.experimental_local_results(t)[0], data
+        )
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        image_checks.check_are_images(x)
+        x = keras.tree.flatten(x)[0]
+        image_checks.check_channels(self.value_range, x)
+        classification_loss(self._compiled_loss())
+        # Also in a step that a loop of the user's traces.
+        with tf.init_scope(), contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope():
+            if not self.built:
+                self.build((None, *x.shape[1:]))
+            self._infer_classes(x)
+            are_sparse(y, self._classes)
+            self._make_state_current()
+        if not self._range_checked and hasattr(x, "numpy"):
+            self._range_checked = True
+            image_checks.warn_unless_in_range(x, self.value_range)
+        self._checked = True
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Attacks a batch with the stale weights of its step, then makes one update; see the class."""
+        self.get_ready(data)
+        return self.train_on_pair(data, self.copies_of_present(data))
+
+    def copies_of_present(self, data: Any) -> tf.Tensor:
+        """The adversarial copies of the present step's batch, made with theta_{t - staleness}."""
+        return self._copies(data, self.stale.step, self.stale.staleness or None)
+
+    def copies_of_next(self, data: Any) -> tf.Tensor:
+        """The adversarial copies of the next step's batch, made with theta_{t + 1 - staleness}, before the update."""
+        return self._copies(data, self.stale.step + 1, (self.stale.staleness - 1) or None)
+
+    def train_on_pair(self, data: Any, copies: tf.Tensor) -> dict[str, Any]:
+        """One update on a batch and its adversarial copies."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = image_checks.as_floating(keras.tree.flatten(x)[0])
+        augmented = None if self.augment is None else self._augmented(x)
+        self.stale.advance()
+        with tf.name_scope("train"):
+            logs = self._update((x, y, sample_weight, copies, augmented))
+        self.perturbation.update_state(self._distances(copies, x))
+        for metric in self._own_metrics():
+            logs[metric.name] = metric.result()
+        if batch_normalizations(self.model):
+            logs["bn_distance"] = self.adversarial_set.distance()
+        return logs
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """The compiled metrics and the loss; what there is in training alone is left to `fit`."""
+        own = {metric.name for metric in self._own_metrics()}
+        return {name: value for name, value in super().get_metrics_result().items() if name not in own}
+
+    @property
+    def losses(self) -> list[Any]:
+        """As Keras's; without the weight regularisers, which count once, in the streams after the first."""
+        found = super().losses
+        if self._without_regularizers.get():
+            found = found[: len(found) - sum(v.regularizer is not None for v in self.trainable_weights)]
+        return found
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        names = (
+            "epsilon",
+            "step_size",
+            "num_steps",
+            "staleness",
+            "targeted",
+            "random_start",
+            "value_range",
+            "adversarial_weight",
+            "num_classes",
+            "attack",
+            "norm",
+            "seed",
+        )
+        augment = None if self.augment is None else keras.saving.serialize_keras_object(self.augment)
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}, "augment": augment}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> ConAdvModel:
+        """The inverse of `get_config`."""
+        augment = config["augment"]
+        if augment is not None:
+            augment = keras.saving.deserialize_keras_object(augment, custom_objects=custom_objects)
+        return super().from_config({**config, "augment": augment}, custom_objects)
+
+    def _create_state(self) -> None:
+        """The twins and the stale copies, once the wrapped model has its variables."""
+        for bn_set in self._sets():
+            bn_set.create(self.model)
+            bn_set.built = True
+        self.stale.create(self._attacked_variables())
+        self.stale.built = True
+
+    def _make_state_current(self) -> None:
+        for bn_set in self._sets():
+            bn_set.follow_trainable()
+        if getattr(self.augment, "trainable_variables", None):
+            raise ValueError(
+                f"augment must have no weights to train, got {self.augment.name!r} with "
+                f"{len(self.augment.trainable_variables)}: freeze it."
+            )
+        if self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        if int(self.stale.step.numpy()) == 0:
+            for bn_set in self._sets():
+                bn_set.equal_to_main()
+            self.stale.forget()
+
+    def _compiled_loss(self) -> Any:
+        return getattr(self, "loss", None) if self.compiled else None
+
+    def _sets(self) -> list[BatchNormSet]:
+        return [s for s in (self.adversarial_set, self.augmented_set) if s is not None]
+
+    def _own_metrics(self) -> list[keras.metrics.Metric]:
+        return [*self.stream_losses.values(), self.adversarial_accuracy, self.perturbation]
+
+    def _attacked_variables(self) -> list[Any]:
+        """What the attack reads, seeds excepted."""
+        mains = {id(v) for layer in batch_normalizations(self.model) for v in layer.weights}
+        return [*(v for v in self.model.weights if id(v) not in mains), *self.adversarial_set.weights]
+
+    def _infer_classes(self, x: Any) -> None:
+        output = self.model.compute_output_spec(keras.KerasTensor((None, *x.shape[1:]), keras.config.floatx()))
+        shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(output)]
+        if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
+            raise ValueError(
+                f"model must give one score per class, [batch, classes] with 2 classes or more, got output {shapes}."
+            )
+        if self.num_classes not in (None, shapes[0][1]):
+            raise ValueError(
+                f"num_classes must be the number of the model's outputs, {shapes[0][1]}, or None, got "
+                f"num_classes={self.num_classes}."
+            )
+        self._classes = shapes[0][1]
+
+    # The attack.
+
+    def _copies(self, data: Any, step: Any, steps_ago: int | None, main: bool = False) -> tf.Tensor:
+        """Adversarial copies for a step, made with the weights of so many steps ago; None for the present ones."""
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        x = image_checks.as_floating(keras.tree.flatten(x)[0])
+        with tf.name_scope("attack"):
+            weights = [] if steps_ago is None else self.stale.ago(steps_ago)
+            if self.micro_batch_size is None:
+                return self._perturbed(x, y, step, weights, main)
+            return mapped_over_micro_batches(
+                lambda data, j: self._perturbed(*data, step, weights, main, j), (x, y), x, self.micro_batch_size
+            )
+
+    def _perturbed(
+        self, x: tf.Tensor, y: Any, step: Any, weights: list[tuple[Any, tf.Tensor]], main: bool, part: Any = 0
+    ) -> tf.Tensor:
+        lower, upper = attacks.bounds(self.value_range)
+        epsilon = attacks.in_input_units(self.epsilon, self.value_range)
+        if self.attack == "noise":
+            return attacks.noise(x, epsilon, lower, upper, self.norm, self._seed(step, Purpose.NOISE, part))
+        if self.targeted:
+            seed = self._seed(step, Purpose.TARGETS, part)
+            wrong = attacks.random_wrong_classes(to_classes(y, self._classes), self._classes, seed)
+            y = in_the_form_of(y, wrong, self._classes)
+        loss = classification_loss(self._compiled_loss())
+        state = [*weights, *self._layer_seeds(self.model, step, Purpose.LAYERS, part)]
+
+        def loss_gradient(x: tf.Tensor) -> Any:
+            # Nothing but the images is watched: no weight gradient is computed.
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x)
+                with keras.StatelessScope(state), contextlib.ExitStack() as stack:
+                    if not main:
+                        stack.enter_context(self.adversarial_set.standing_in())
+                    y_pred = self.model(x, training=not main)
+                target = _LOSS_SCALE * loss_sum(loss, y, y_pred)
+            return tape.gradient(target, x)
+
+        step_size = self.epsilon / self.num_steps if self.step_size is None else self.step_size
+        return attacks.perturb(
+            x,
+            loss_gradient,
+            epsilon=epsilon,
+            step_size=attacks.in_input_units(step_size, self.value_range),
+            num_steps=self.num_steps,
+            lower=lower,
+            upper=upper,
+            norm=self.norm,
+            descend=self.targeted,
+            random_start_probability=self.random_start,
+            seed=self._seed(step, Purpose.START, part),
+        )
+
+    def _augmented(self, x: tf.Tensor) -> tf.Tensor:
+        with tf.name_scope("augment"):
+            if not isinstance(self.augment, keras.layers.Layer):
+                return tf.cast(self.augment(x), x.dtype)
+            with keras.StatelessScope(self._layer_seeds(self.augment, self.stale.step, Purpose.AUGMENTATION)):
+                return tf.cast(self.augment(x, training=True), x.dtype)
+
+    def _seed(self, step: Any, purpose: Purpose, part: Any = 0) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        replica = 0 if context is None else context.replica_id_in_sync_group
+        return step_seed(self.seed, step, purpose, replica, part)
+
+    def _layer_seeds(
+        self, layer: keras.layers.Layer, step: Any, purpose: Purpose, part: Any = 0
+    ) -> list[tuple[Any, tf.Tensor]]:
+        """Each seed generator of a layer and its state in a pass that draws the same numbers whenever it is done."""
+        weights = {id(v) for v in layer.weights}
+        states = [v for v in layer.variables if id(v) not in weights]
+        seed = self._seed(step, purpose, part)
+        fold = tf.random.experimental.stateless_fold_in
+        return [(v, tf.cast(fold(seed, i, alg="philox"), v.dtype)) for i, v in enumerate(states)]
+
+    # The training.
+
+    def _step(self, data: tuple[Any, ...], examples: int | None) -> StepResult:
+        """The passes of all streams over a batch or micro-batch."""
+        x, y, sample_weight, copies, augmented = data
+        results: list[StepResult] = []
+        for name, images in {"clean": x, "adversarial": copies, "augmented": augmented}.items():
+            if images is not None:
+                images = _after(results[-1:], images)
+                results.append(self._stream(name, images, y, sample_weight, examples))
+        gradients = [_added(parts) for parts in zip(*(r.gradients for r in results), strict=True)]
+        norms = [_added(parts) for parts in zip(*(r.norms for r in results), strict=True)]
+        if not self._reads_norms():
+            norms = self._replica_norms(gradients)
+        return StepResult(tf.add_n([r.loss for r in results]), gradients, norms)
+
+    def _stream(self, name: str, x: tf.Tensor, y: Any, sample_weight: Any, examples: int | None) -> StepResult:
+        """Forward and backward pass of one stream, and its update of the metrics."""
+        weight = self.adversarial_weight if name == "adversarial" else 1.0
+        bn_set = {"clean": None, "adversarial": self.adversarial_set, "augmented": self.augmented_set}[name]
+        unscaled: list[tf.Tensor] = []
+
+        def compute_loss(y_pred: Any, regularizers: bool) -> tf.Tensor:
+            with self._without_regularizers.holding(not regularizers):
+                return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+        def loss(y_pred: Any) -> tf.Tensor:
+            unscaled.append(compute_loss(y_pred, regularizers=name == "clean"))
+            return self.optimizer.scale_loss(weight * unscaled[0])
+
+        substitutes = None if bn_set is None else bn_set.substitutes()
+        y_pred, gradients, norms, _ = self._differentiate(x, loss, examples, substitutes)
+        size = static_or_dynamic_size(x, 0)
+        shown = compute_loss(y_pred, regularizers=False) if name == "clean" else unscaled[0]
+        self.stream_losses[name].update_state(_undo_replica_share(shown), sample_weight=size)
+        if name == "clean":
+            self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        elif name == "adversarial":
+            hits = to_classes(y, self._classes) == tf.argmax(y_pred, axis=-1, output_type=tf.int32)
+            self.adversarial_accuracy.update_state(tf.cast(hits, tf.float32))
+        return StepResult(weight * tf.cast(unscaled[0], tf.float32), gradients, norms)
+
+    def _distances(self, copies: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        """How far each copy is from its image, in pixels of 255."""
+        pixels = tf.abs(copies - x) / tf.cast(attacks.in_input_units(1.0, self.value_range), x.dtype)
+        if self.norm == "linf":
+            return tf.reduce_mean(pixels, axis=[1, 2, 3])
+        return tf.sqrt(tf.reduce_sum(tf.square(pixels), axis=[1, 2, 3]))
+
+
+def _added(parts: Sequence[Any]) -> Any:
+    """The sum of those that are not None; None if all are."""
+    present = [tf.convert_to_tensor(part) for part in parts if part is not None]
+    return tf.add_n(present) if present else None
+
+
+def _after(results: Sequence[StepResult], images: tf.Tensor) -> tf.Tensor:
+    """The images, once these passes are done: their activations have been freed then."""
+    done = [tensor for result in results for tensor in (*result.gradients, *result.norms) if tensor is not None]
+    with tf.control_dependencies(done):
+        return tf.identity(images)
