@@ -79,7 +79,7 @@ def test_a_tensor_held_at_a_cap_of_one_is_drawn_in_its_place(tmp_path):
     path.write_text(
         "update,variable,rate,gradient_norm\n1,a/kernel,1.0,1\n1,a/bias,,1\n1,b/kernel,0.1,1\n1,c/kernel,1.0,1\n"
     )
-    assert curves._rate_table(path)[1] == ["a/kernel", "b/kernel", "c/kernel"]
+    assert curves.read_rate_table(path)[1] == ["a/kernel", "b/kernel", "c/kernel"]
 
 
 def test_a_record_cut_short_is_left_out(tmp_path):

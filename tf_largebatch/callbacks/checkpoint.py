@@ -55,7 +55,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: keras.Model, epoch: int
         model: A compiled model.
         epoch: Completed epochs.
     """
-    arrays = {f"{group}/{i}": _to_array(v) for group, vs in _state(model).items() for i, v in enumerate(vs)}
+    arrays: dict[str, Any] = {
+        f"{group}/{i}": _to_array(v) for group, vs in _state(model).items() for i, v in enumerate(vs)
+    }
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, epoch=epoch, **arrays)
 
@@ -88,7 +90,9 @@ def load_checkpoint(path: str | os.PathLike[str], model: keras.Model) -> int:
 def _state(model: keras.Model) -> dict[str, list[Any]]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    return {"model": model.variables, "optimizer": model.optimizer.variables}
+    averages = getattr(model, "noise_scale_averages", None)
+    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
+    return groups if averages is None else {**groups, "noise_scale": averages.variables}
 
 
 def _to_array(variable: Any) -> np.ndarray:

@@ -83,7 +83,7 @@ class MetricsRecorder(keras.callbacks.Callback):
 
 def updates_taken(model: keras.Model) -> int:
     """How many updates the model's optimizer has taken."""
-    return int(model.optimizer.iterations.value)
+    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

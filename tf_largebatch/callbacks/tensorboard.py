@@ -1,0 +1,62 @@
+"""The layer-wise rates and norms for TensorBoard."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues
+
+
+class LayerwiseTensorBoard(LayerwiseCallback):
+    """Writes the layer-wise rates and the norms behind them as TensorBoard scalars, for CLARS or LARS.
+
+    For each recorded update and tensor the scalars `rate/<path>`, `weight_norm/<path>`, `gradient_norm/<path>`,
+    `batch_gradient_norm/<path>` and `gradient_agreement/<path>`, as far as they are known (see `LayerwiseValues`
+    for their meaning and units), over the number of the update. They go to the subdirectory `layerwise`, a run of
+    its own beside those of `keras.callbacks.TensorBoard` with the same `log_dir`. To look at them:
+    `pip install tensorboard` (writing does not need it) and `tensorboard --logdir=LOG_DIR`.
+
+    Args:
+        log_dir: Directory of the event files.
+        every: Record the first update and every update whose number is a multiple of this; `"epoch"` for the
+            last of every epoch.
+        batch_gradient_norms: Whether the optimizer keeps the norms of the batch's gradients, from which
+            `gradient_agreement` follows: a pass over the gradients in every update.
+
+    Raises:
+        ValueError: If `every` is neither a positive integer nor `"epoch"`, and when training begins, if the
+            optimizer has no layer-wise rates.
+    """
+
+    def __init__(
+        self, log_dir: str | os.PathLike[str], every: int | str = "epoch", batch_gradient_norms: bool = False
+    ) -> None:
+        super().__init__(every, batch_gradient_norms)
+        self.log_dir = pathlib.Path(log_dir)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Opens the event file."""
+        super().on_train_begin(logs)
+        self._writer = tf.summary.create_file_writer(str(self.log_dir / "layerwise"))
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+    def record(self, update: int, values: dict[str, LayerwiseValues]) -> None:
+        """Writes the update's scalars."""
+        # Not tf.summary.scalar: since TensorFlow 2.21 it needs the package tensorboard, which only reading needs.
+        summary = tf.compat.v1.Summary()
+        for path, value in values.items():
+            for name, number in dataclasses.asdict(value).items():
+                if number is not None:
+                    summary.value.add(tag=f"{name}/{path}", simple_value=number)
+        with self._writer.as_default():
+            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=update)
+        self._writer.flush()
