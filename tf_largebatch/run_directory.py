@@ -3,7 +3,8 @@
 config.json            what was asked for and what it resolved to
 metrics.csv            one row an epoch
 layerwise_rates.csv    one row a recorded update and tensor (CLARS, LARS)
-curves.png             both, drawn
+noise_scales.csv       one row an epoch and tensor (where the gradient noise scale is measured)
+curves.png             drawn from these
 checkpoints/           the last epochs, to resume from
 final.keras            the trained model, when the run is complete
 result.json            the accuracy reached, when the run is complete
@@ -21,6 +22,7 @@ from typing import Any
 CONFIG = "config.json"
 METRICS = "metrics.csv"
 LAYERWISE_RATES = "layerwise_rates.csv"
+NOISE_SCALES = "noise_scales.csv"
 CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
 FINAL_MODEL = "final.keras"

@@ -7,16 +7,20 @@ in `run_directory.py`. The final model returns logits of standardised images; ho
     model = keras.models.load_model("final.keras")      # this package is not needed
 
 CLARS trains inside `LargeBatchModel`, which measures the per-example gradient norms; so does every optimizer
-with --micro_batch_size, which it works off. Other runs use `keras.Model.fit` on the bare model.
+with --noise_scale, or with --micro_batch_size, which it works off. Other runs use `keras.Model.fit` on the bare model.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import io
 import pathlib
 import platform
+import shutil
 import sys
+import tempfile
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +29,9 @@ import keras
 import tensorflow as tf
 from absl import app, flags, logging
 
-from tf_largebatch import data, run_directory, zoo
+from tf_largebatch import data, distributed_fit, run_directory, strategies, zoo
 from tf_largebatch.callbacks import (
+    GradientNoiseScale,
     LayerwiseRateRecorder,
     MetricsRecorder,
     RunCheckpoint,
@@ -36,6 +41,7 @@ from tf_largebatch.callbacks import (
 )
 from tf_largebatch.callbacks.checkpoint import list_checkpoints
 from tf_largebatch.callbacks.metrics import read_metrics
+from tf_largebatch.callbacks.noise_scale import readable_noise_scale
 from tf_largebatch.models import LargeBatchModel
 from tf_largebatch.norms import KERAS, check_supported
 from tf_largebatch.train_config import (
@@ -86,8 +92,10 @@ class Run:
         inner: The model to train and to save.
         model: What is fitted: `inner`, or `LargeBatchModel` around it, compiled.
         schedule: The learning rate.
+        noise_scale: What measures the gradient noise scale, attached to `model`; None if nobody asked for it.
         first_epoch: Epochs already done.
-        output_dir: Directory of the run.
+        output_dir: Directory of the run; one to be thrown away if this is not the first worker.
+        is_chief: Whether this is the first worker, or the only process.
     """
 
     config: TrainConfig
@@ -95,8 +103,10 @@ class Run:
     inner: keras.Model
     model: keras.Model
     schedule: Any
+    noise_scale: GradientNoiseScale | None
     first_epoch: int
     output_dir: pathlib.Path
+    is_chief: bool = True
 
     @property
     def steps_per_epoch(self) -> int:
@@ -129,10 +139,14 @@ def prepare(config: TrainConfig) -> Run:
     """
     config = resolved(config)
     output_dir = pathlib.Path(config.output_dir or _fresh_directory(config))
+    is_chief = strategies.is_chief(config.strategy)
     if config.resume:
         run_directory.check_same_run(output_dir, arguments_of_the_run(config))
-    else:
+    elif is_chief:
         run_directory.check_new(output_dir)
+    strategy = strategies.build(config.strategy, config.replicas, config.tpu)
+    if config.strategy != "one_device":
+        strategies.check_batch(config.batch_size, strategy.num_replicas_in_sync, config.micro_batch_size)
     dataset = data.load(
         config.dataset,
         data_dir=config.data_dir,
@@ -147,26 +161,43 @@ def prepare(config: TrainConfig) -> Run:
     keras.utils.set_random_seed(config.seed)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.mixed_precision)
-    try:
-        inner = zoo.build(config.model, dataset.image_shape, dataset.num_classes)
-        model = _compiled(config, inner, schedule)
-    finally:
-        keras.config.set_dtype_policy(policy)
     checkpoints = list_checkpoints(output_dir / run_directory.CHECKPOINTS) if config.resume else []
-    first_epoch = load_checkpoint(checkpoints[-1][1], model) if checkpoints else 0
-    return Run(config, dataset, inner, model, schedule, first_epoch, output_dir)
+    if not is_chief:
+        output_dir = pathlib.Path(tempfile.mkdtemp(prefix="tf_largebatch-worker-"))
+    with strategy.scope():
+        try:
+            inner = zoo.build(config.model, dataset.image_shape, dataset.num_classes)
+            model = _compiled(config, inner, schedule)
+        finally:
+            keras.config.set_dtype_policy(policy)
+        noise_scale = GradientNoiseScale(output_dir / run_directory.NOISE_SCALES) if config.noise_scale else None
+        if noise_scale is not None:  # before its averages are restored
+            noise_scale.attach(model)
+        first_epoch = load_checkpoint(checkpoints[-1][1], model) if checkpoints else 0
+    return Run(config, dataset, inner, model, schedule, noise_scale, first_epoch, output_dir, is_chief)
 
 
 def execute(run: Run) -> Result:
     """Trains a prepared run; see `train`."""
+    if run.is_chief:
+        return _execute(run)
+    # The other workers do the very same, communication included, and leave nothing.
+    quiet = dataclasses.replace(run, config=dataclasses.replace(run.config, verbose=0))
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return _execute(quiet)
+    finally:
+        shutil.rmtree(run.output_dir, ignore_errors=True)
+
+
+def _execute(run: Run) -> Result:
     config, dataset, output_dir = run.config, run.dataset, run.output_dir
     steps = run.steps_per_epoch
     if not config.resume:
         run_directory.write_json(output_dir / run_directory.CONFIG, _description(run))
     _say(run)
-    callbacks: list[keras.callbacks.Callback] = [
-        MetricsRecorder(output_dir / run_directory.METRICS, images_per_epoch=steps * config.batch_size)
-    ]
+    callbacks: list[keras.callbacks.Callback] = [] if run.noise_scale is None else [run.noise_scale]
+    callbacks.append(MetricsRecorder(output_dir / run_directory.METRICS, images_per_epoch=steps * config.batch_size))
     if config.optimizer in LAYERWISE:
         every = config.record_every or -(-steps * config.epochs // RECORDS_OF_A_RUN)
         callbacks.append(LayerwiseRateRecorder(output_dir / run_directory.LAYERWISE_RATES, every))
@@ -176,29 +207,35 @@ def execute(run: Run) -> Result:
     try:
         if run.first_epoch < last_epoch:
             training = dataset.train(config.batch_size, config.seed, run.first_epoch, config.epochs)
-            run.model.fit(
-                _with_targets(training, config, dataset),
-                validation_data=_with_targets(dataset.evaluation(EVALUATION_BATCH_SIZE), config, dataset),
-                initial_epoch=run.first_epoch,
-                epochs=last_epoch,
-                steps_per_epoch=steps,
-                callbacks=callbacks,
-                verbose=config.verbose,
-                shuffle=False,
-            )
+            settings = {
+                "validation_data": _with_targets(dataset.evaluation(EVALUATION_BATCH_SIZE), config, dataset),
+                "initial_epoch": run.first_epoch,
+                "epochs": last_epoch,
+                "steps_per_epoch": steps,
+                "callbacks": callbacks,
+                "verbose": config.verbose,
+            }
+            training = _with_targets(training, config, dataset)
+            if config.strategy == "one_device":
+                run.model.fit(training, shuffle=False, **settings)
+            else:
+                distributed_fit.fit(run.model, training, **settings)
     finally:
         # Also of a run that was interrupted or diverged: its curves say why.
         if (output_dir / run_directory.METRICS).exists():
-            plot_curves(output_dir, evaluation=config.eval_split)
+            plot_curves(output_dir, evaluation=config.eval_split, batch_size=config.batch_size)
     return _finish(run)
 
 
 def _compiled(config: TrainConfig, inner: keras.Model, schedule: Any) -> keras.Model:
-    if config.optimizer == "clars":
+    measures = config.optimizer == "clars" or config.noise_scale
+    if measures:
         check_supported(inner, KERAS)
     optimizer = build_optimizer(config, schedule, inner)
     model = inner
-    if config.optimizer == "clars" or config.micro_batch_size is not None:
+    # Keras looks for overflow on the first of several replicas only.
+    scaled = config.strategy != "one_device" and config.mixed_precision == "mixed_float16"
+    if measures or scaled or config.micro_batch_size is not None:
         model = LargeBatchModel(inner, norm_examples=config.norm_examples, micro_batch_size=config.micro_batch_size)
     if config.label_smoothing:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
@@ -242,6 +279,8 @@ def _finish(run: Run) -> Result:
         f"{config.eval_split} accuracy {result.accuracy:.4f} after {result.updates} updates of "
         f"{config.batch_size} images ({result.seconds:.0f} seconds)"
     )
+    if "noise_scale" in last:
+        print(f"your batch is {config.batch_size}; the noise scale is {readable_noise_scale(last['noise_scale'])}")
     return result
 
 
@@ -258,6 +297,10 @@ def _description(run: Run) -> dict[str, Any]:
             "output": "logits",
         },
         "optimizer": keras.saving.serialize_keras_object(optimizer),
+        "layout": {
+            "strategy": run.config.strategy,
+            "replicas": run.model.distribute_strategy.num_replicas_in_sync,
+        },
         "updates_per_epoch": run.steps_per_epoch,
         "updates": run.steps_per_epoch * run.config.epochs,
         "versions": {

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch import data, zoo
+from tf_largebatch import data, strategies, zoo
 from tf_largebatch.core.scaling import WarmupPolynomialDecay, linear_scaling, sqrt_scaling
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -104,10 +104,18 @@ class TrainConfig:
         None, "clars, lars: whether the learning rate goes inside the velocity; default: yes."
     )
     label_smoothing: float = _argument(0.0, "Share of the labels spread evenly over all classes.")
+    noise_scale: bool | None = _argument(
+        None, "Measure the gradient noise scale; default: with clars, which measures the norms it takes anyway."
+    )
     norm_examples: int | None = _argument(
-        None, "clars: images of each batch whose gradient norms are measured; default: all, exact."
+        None, "clars, noise_scale: images of each batch whose gradient norms are measured; default: all, exact."
     )
     micro_batch_size: int | None = _argument(None, "Images in memory at once; default: the whole batch.")
+    strategy: str = _argument("one_device", "What the batch is spread over; see strategies.py.", strategies.STRATEGIES)
+    replicas: int | None = _argument(
+        None, "mirrored: GPUs to use, default all; without GPUs, devices to cut the CPU into."
+    )
+    tpu: str | None = _argument(None, "tpu: its name or address; default: local, the TPU of this host.")
     seed: int = _argument(0, "Seed of initial weights, order, augmentation and dropout.")
     mixed_precision: str = _argument("float32", "Keras dtype policy.", PRECISIONS)
     record_every: int | None = _argument(
@@ -120,7 +128,10 @@ class TrainConfig:
 
 
 # Arguments that may differ when a run is resumed: they do not change what is computed.
-NOT_OF_THE_RUN = ("data_dir", "download", "output_dir", "resume", "stop_after_epoch", "verbose")
+NOT_OF_THE_RUN = (
+    *("data_dir", "download", "output_dir", "resume", "stop_after_epoch", "verbose"),
+    *("strategy", "replicas", "tpu"),
+)
 
 
 def arguments_of_the_run(config: TrainConfig) -> dict[str, Any]:
@@ -141,9 +152,9 @@ def resolved(config: TrainConfig) -> TrainConfig:
         value = getattr(config, name)
         if value is not None and not layerwise:
             raise ValueError(f"{name} applies to clars and lars; received {name}={value} with optimizer={optimizer!r}.")
-    if config.norm_examples is not None and optimizer != "clars":
+    if config.norm_examples is not None and optimizer != "clars" and not config.noise_scale:
         raise ValueError(
-            f"norm_examples applies to clars, which measures norms; received "
+            f"norm_examples applies to clars and noise_scale, which measure norms; received "
             f"norm_examples={config.norm_examples} with optimizer={optimizer!r}."
         )
     has_momentum = "momentum" in inspect.signature(_optimizer_class(optimizer)).parameters
@@ -167,6 +178,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
         momentum=either(config.momentum, 0.9 if has_momentum else None),
         eta=either(config.eta, defaults.eta),
         max_rate=either(config.max_rate, defaults.max_rate),
+        noise_scale=either(config.noise_scale, optimizer == "clars"),
         classic_momentum=either(config.classic_momentum, True if layerwise else None),
     )
 
@@ -250,6 +262,10 @@ def _check_ranges(config: TrainConfig) -> None:
         f"from 1 to the {config.epochs} epochs",
     )
     require(not config.resume or bool(config.output_dir), "output_dir", "given with resume")
+    strategies.check(config.strategy, config.replicas)
+    shared = config.strategy == "multi_worker"
+    require(not shared or bool(config.output_dir), "output_dir", "given with strategy=multi_worker, and shared by all")
+    require(config.tpu is None or config.strategy == "tpu", "tpu", "left out except with strategy=tpu")
     for field in dataclasses.fields(config):
         choices, value = field.metadata["choices"], getattr(config, field.name)
         require(not choices or value is None or value in choices, field.name, f"one of {', '.join(choices or ())}")

@@ -11,6 +11,7 @@ Moving averages of batch norm use momentum 0.9 throughout: at large batch a run 
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable
@@ -126,7 +127,7 @@ def vgg11(image_shape: ImageShape, num_classes: int) -> keras.Model:
     x = inputs = keras.Input(image_shape)
     convolution = 0
     for width in _VGG11:
-        if width != "pool":
+        if isinstance(width, int):
             convolution += 1
             x = _conv_norm_relu(x, width, name=f"layer{convolution}")
         elif min(x.shape[1:3]) > 1:
@@ -226,7 +227,7 @@ def _classifier(inputs: keras.KerasTensor, x: keras.KerasTensor, num_classes: in
 
 
 def _applications() -> dict[str, Callable[..., keras.Model]]:
-    found = {}
+    found: dict[str, Callable[..., keras.Model]] = {}
     for name, function in vars(keras.applications).items():
         if inspect.isfunction(function) and "classifier_activation" in inspect.signature(function).parameters:
             found[name.lower()] = function
@@ -258,10 +259,7 @@ def _application(function: Callable[..., keras.Model], image_shape: ImageShape, 
 
 
 _MODELS: dict[str, Callable[[ImageShape, int], keras.Model]] = {
-    **{
-        f"resnet{depth}": lambda shape, classes, depth=depth: resnet(depth, shape, classes)
-        for depth in (8, 20, 32, 44, 56, 110)
-    },
+    **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (8, 20, 32, 44, 56, 110)},
     "vgg11": vgg11,
     "densenet40": densenet40,
     "mobilenetv2": mobilenetv2_small,

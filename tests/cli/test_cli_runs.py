@@ -71,6 +71,7 @@ def test_what_a_run_leaves_behind(clars_run):
             "final.keras",
             "layerwise_rates.csv",
             "metrics.csv",
+            "noise_scales.csv",
             "result.json",
         ]
     )

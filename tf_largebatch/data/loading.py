@@ -55,7 +55,7 @@ def load(
     if name == "digits":
         train, test = load_digits()
         return from_arrays(
-            *_hold_out(train, test, eval_split, validation_examples),
+            *_hold_out(train, test if eval_split == "test" else None, validation_examples),
             name=name,
             num_classes=10,
             pixel_scale=16,
@@ -102,10 +102,8 @@ def _held_out(train_size: int, validation_examples: int | None) -> int:
     return held_out
 
 
-def _hold_out(
-    train: Arrays, test: Arrays | None, eval_split: str, validation_examples: int | None
-) -> tuple[Arrays, Arrays]:
-    if eval_split == "test":
+def _hold_out(train: Arrays, test: Arrays | None, validation_examples: int | None) -> tuple[Arrays, Arrays]:
+    if test is not None:
         return train, test
     held_out = _held_out(len(train[1]), validation_examples)
     return (train[0][:-held_out], train[1][:-held_out]), (train[0][-held_out:], train[1][-held_out:])
@@ -157,7 +155,7 @@ def _load_tfds(
     test = read(test_split) if eval_split == "test" else None
     default = "crop_flip" if name.split("/")[0].split(":")[0] in ("cifar10", "cifar100") else "none"
     return from_arrays(
-        *_hold_out(train, test, eval_split, validation_examples),
+        *_hold_out(train, test, validation_examples),
         name=name,
         num_classes=num_classes,
         eval_split=eval_split,

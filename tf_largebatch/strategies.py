@@ -1,0 +1,192 @@
+"""Which devices a run is laid out on: the `tf.distribute` strategy of a name, and whether the batch fits it.
+
+one_device      the first GPU, or the CPU
+mirrored        several GPUs of this host, or the CPU cut into logical devices
+multi_worker    several hosts, each running the same command with its own TF_CONFIG
+tpu             the cores of a TPU
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
+
+_EXAMPLE = (
+    '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}} on the first host'
+)
+
+
+def check(name: str, replicas: int | None = None, environ: Mapping[str, str] | None = None) -> None:
+    """Checks what can be checked without touching a device.
+
+    Args:
+        name: One of `STRATEGIES`.
+        replicas: As of `build`.
+        environ: Where `TF_CONFIG` is looked up, by default the environment.
+
+    Raises:
+        ValueError: If `TF_CONFIG` is malformed, lacking where it is needed, or says something else than `name`.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}; received strategy={name!r}.")
+    if replicas is not None and name != "mirrored":
+        raise ValueError(f"replicas applies to strategy=mirrored; received replicas={replicas} with strategy={name!r}.")
+    if replicas is not None and replicas < 1:
+        raise ValueError(f"replicas must be at least 1; received replicas={replicas}.")
+    text = (os.environ if environ is None else environ).get("TF_CONFIG")
+    if name != "multi_worker":
+        workers = len(_workers(_parsed(text))) if text else 0
+        if workers > 1:
+            raise ValueError(
+                f"strategy={name!r} trains on one host, but TF_CONFIG names {workers} workers: pass "
+                "strategy=multi_worker, or unset TF_CONFIG."
+            )
+        return
+    if not text:
+        raise ValueError(f"strategy=multi_worker needs TF_CONFIG, which is not set: for example {_EXAMPLE}.")
+    _check_cluster(_parsed(text))
+
+
+def build(name: str, replicas: int | None = None, tpu: str | None = None) -> tf.distribute.Strategy:
+    """The strategy. To be called before anything else touches a device, and before the model is made.
+
+    Args:
+        name: One of `STRATEGIES`. `"multi_worker"` waits until all workers have been started.
+        replicas: With `"mirrored"`, how many GPUs to use, by default all; without GPUs, into how many logical
+            devices to cut the CPU, which must be said.
+        tpu: With `"tpu"`, its name or address; on a TPU's own host `"local"`, the default.
+
+    Raises:
+        ValueError: If the devices are not there, and as `check` does.
+    """
+    check(name, replicas)
+    if name == "mirrored":
+        return _mirrored(replicas)
+    if name == "multi_worker":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "tpu":
+        return _tpu(tpu or "local")
+    return tf.distribute.get_strategy()
+
+
+def is_chief(name: str, environ: Mapping[str, str] | None = None) -> bool:
+    """Whether this process is the one that writes results: the first worker, or the only process.
+
+    Args:
+        name: One of `STRATEGIES`.
+        environ: Where `TF_CONFIG` is looked up, by default the environment.
+    """
+    if name != "multi_worker":
+        return True
+    config = _parsed((os.environ if environ is None else environ)["TF_CONFIG"])
+    task = config["task"]
+    return task["type"] == "chief" or ("chief" not in config["cluster"] and task["index"] == 0)
+
+
+def check_batch(batch_size: int, replicas: int, micro_batch_size: int | None = None) -> None:
+    """Raises unless every replica gets as many examples, and those make whole micro-batches.
+
+    Args:
+        batch_size: Examples of one update, over all replicas.
+        replicas: Number of replicas.
+        micro_batch_size: Examples of a micro-batch on one replica, or None for no split.
+
+    Raises:
+        ValueError: Naming the nearest batch sizes that fit.
+    """
+    if batch_size % replicas:
+        raise ValueError(
+            f"batch_size must be a multiple of the {replicas} replicas; received batch_size={batch_size}: "
+            f"{_nearest(batch_size, replicas)}."
+        )
+    share = batch_size // replicas
+    if micro_batch_size is not None and share % micro_batch_size:
+        of_replica = f" on each of {replicas} replicas" if replicas > 1 else ""
+        raise ValueError(
+            f"batch_size must be whole micro-batches{of_replica}; received batch_size={batch_size} with "
+            f"micro_batch_size={micro_batch_size}: {_nearest(batch_size, replicas * micro_batch_size)}."
+        )
+
+
+def _nearest(size: int, unit: int) -> str:
+    below = size // unit * unit
+    return f"the nearest that fit are {below} and {below + unit}" if below else f"the smallest that fits is {unit}"
+
+
+def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if len(gpus) < (replicas or 2):
+            raise ValueError(
+                f"strategy=mirrored needs {replicas or 2} GPUs; received a machine with {len(gpus)}: pass fewer "
+                "replicas, or strategy=one_device."
+            )
+        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas or len(gpus))])
+    if replicas is None:
+        raise ValueError(
+            "strategy=mirrored needs GPUs, of which this machine has none: pass replicas, the number of logical "
+            "devices to cut the CPU into, or strategy=one_device."
+        )
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    configured = tf.config.get_logical_device_configuration(cpu) or [tf.config.LogicalDeviceConfiguration()]
+    if len(configured) < replicas:
+        try:
+            tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+        except RuntimeError as error:
+            raise ValueError(
+                f"replicas={replicas} needs as many logical CPUs, and TensorFlow has already started with "
+                f"{len(configured)}: make the strategy first."
+            ) from error
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def _tpu(tpu: str) -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
+        if tpu != "local":
+            tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        raise ValueError(f"strategy=tpu found no TPU at tpu={tpu!r}: {reason}") from error
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"TF_CONFIG must be JSON, for example {_EXAMPLE}; received {text!r}.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"TF_CONFIG must be a JSON object, for example {_EXAMPLE}; received {text!r}.")
+    return config
+
+
+def _workers(config: dict[str, Any]) -> list[str]:
+    cluster = config.get("cluster") or {}
+    return [*cluster.get("chief", ()), *cluster.get("worker", ())]
+
+
+def _check_cluster(config: dict[str, Any]) -> None:
+    workers = _workers(config)
+    others = sorted(set(config.get("cluster") or {}) - {"chief", "worker"})
+    task = config.get("task") or {}
+    kind, index = task.get("type"), task.get("index")
+    if not workers or others:
+        raise ValueError(
+            f"TF_CONFIG must name workers (and at most one chief) for strategy=multi_worker; received {config!r}."
+        )
+    if len(set(workers)) < len(workers):
+        raise ValueError(f"TF_CONFIG must give every worker an address of its own; received {workers}.")
+    members = config["cluster"].get(kind, ())
+    if not isinstance(index, int) or not 0 <= index < len(members):
+        raise ValueError(
+            f"TF_CONFIG's task must be one of its cluster's; received type={kind!r}, index={index!r} with "
+            f"{len(workers)} workers."
+        )
