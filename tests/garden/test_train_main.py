@@ -1,0 +1,149 @@
+"""The command line: runs of the real main, every official config, interruption, and errors in one sentence."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import garden_runs as runs
+import imagenet_like
+import numpy as np
+import pytest
+import tensorflow as tf
+import yaml
+
+from tf_largebatch.garden import registry_imports  # noqa: F401
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "official_configs"
+FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+# Few filters, and few layers where the backbone allows it.
+SMALL_BACKBONES = {
+    "resnet": {"model_id": 10, "depth_multiplier": 0.125},
+    "densenet": {"block_repeats": [1, 1], "growth_rate": 4},
+    "mobilenet": {"filter_size_scale": 0.25},
+    "efficientnet": {"model_id": "b0"},
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return imagenet_like.write_records(tmp_path_factory.mktemp("records") / "train-00000.tfrecord")
+
+
+def experiment_of(path):
+    return re.search(r"--experiment=(\w+)", (CONFIGS / path).read_text())[1]
+
+
+def tiny_twin(experiment, path, records):
+    """Overrides that shrink an official config to a step of a second."""
+    config = yaml.safe_load((CONFIGS / path).read_text())
+    backbone = runs.params_of(experiment, config).task.model.backbone.type
+    data = {"dtype": "float32", "tfds_name": "", "tfds_split": ""}
+    return runs.merged(
+        runs.tiny(records),
+        {"task": {"model": {"backbone": {backbone: SMALL_BACKBONES[backbone]}}}},
+        {"task": {"train_data": data, "validation_data": data}, "runtime": {"mixed_precision_dtype": None}},
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_config_is_valid_and_says_what_it_is(path):
+    text = (CONFIGS / path).read_text()
+    params = runs.params_of(experiment_of(path), yaml.safe_load(text))
+    assert f"--config_file=official_configs/{path}" in text
+    batch = params.task.train_data.global_batch_size
+    peak = params.trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate
+    if "small" in path.parts:
+        assert (CONFIGS / re.search(r"Twin of: +\.\./(\S+)", text)[1]).exists()
+        return
+    assert f"batch {batch:,}" in text and "not run at this size" in text
+    assert all(f"{word}:" in text for word in ("Paper", "Hardware", "Time", "Published"))
+    if "conadv" in text:
+        assert f"peak {peak:g}" in text or "efficientnet" in path.name
+    else:
+        assert peak == pytest.approx(0.128 * batch / 256)
+
+
+def distinct_graphs():
+    """One config of each kind of graph trains a step; the others differ from it in numbers alone."""
+    kinds = {}
+    for path in FILES:
+        if "small" in path.parts:
+            continue  # the same kinds again, at sizes of their own
+        kind = re.sub(r"_(16k_conadv_baseline|\d+k)$", "", path.stem)
+        kinds.setdefault((path.parent, kind), path)
+    return list(kinds.values())
+
+
+@pytest.mark.parametrize("path", distinct_graphs(), ids=str)
+def test_a_step_of_every_config(path, records, tmp_path):
+    experiment = experiment_of(path)
+    override = tiny_twin(experiment, path, records)
+    assert runs.run_main(tmp_path, experiment, override, [CONFIGS / path]) == 0
+    saved = runs.checkpoint(tmp_path)
+    assert saved["global_step/.ATTRIBUTES/VARIABLE_VALUE"] == 1
+    assert all(np.all(np.isfinite(value)) for value in saved.values() if value.dtype.kind == "f")
+
+
+def steps(count, **trainer):
+    return {"trainer": {"train_steps": count, "checkpoint_interval": 2, **trainer}}
+
+
+@pytest.mark.parametrize("experiment", ["clars_resnet_imagenet", "conadv_resnet_imagenet"])
+def test_interrupted_equals_undisturbed(experiment, records, tmp_path):
+    """The same batch every step, so that it does not matter that the host's data start anew.
+
+    The runs differ in nothing else: equal to float32's last digits.
+    """
+    two_stale = {"task": {"conadv": {"staleness": 2}}} if "conadv" in experiment else {}
+    # Rates of the whole training, which the shorter run must not derive from its own length.
+    decay = {"initial_learning_rate": 0.5, "decay_steps": 8}
+    rates = {"optimizer_config": {"learning_rate": {"polynomial": decay}, "warmup": {"type": "linear", "linear": {
+        "warmup_steps": 2}}}}  # fmt: skip
+    base = runs.merged(runs.tiny(records), runs.TINY, two_stale, {"runtime": {"mixed_precision_dtype": None}})
+
+    def train(directory, count):
+        import tf_keras
+
+        tf_keras.utils.set_random_seed(1)
+        assert runs.run_main(directory, experiment, runs.merged(base, steps(count, **rates))) == 0
+        return runs.checkpoint(directory)
+
+    whole = train(tmp_path / "whole", 6)
+    assert runs.run_main(tmp_path / "whole", experiment, base, mode="eval") == 0
+    train(tmp_path / "parts", 4)
+    resumed = train(tmp_path / "parts", 6)
+    assert whole.keys() == resumed.keys()
+    assert ("conadv" in experiment) == any("/past/1/" in key for key in whole)
+    for key, value in whole.items():
+        np.testing.assert_allclose(resumed[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_conadv_cannot_continue_what_knows_no_past(records, tmp_path):
+    base = runs.merged(runs.tiny(records), runs.TINY)
+    assert runs.run_main(tmp_path, "clars_resnet_imagenet", base) == 0
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"trained without task\.conadv"):
+        runs.run_main(tmp_path, "conadv_resnet_imagenet", runs.merged(base, steps(2)))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"task": {"conadv": {"epsilom": 1}}}, r"task\.conadv\.epsilom is not a field .*did you mean epsilon"),
+        ({"trainer": {"optimizer_config": {"optimizer": {"type": "clar"}}}}, r"optimizer\.type must be .*'clar'"),
+        ({"task": {"train_data": {"input_path": "/no/train*"}}}, r"task\.train_data\.input_path .*'/no/train\*'"),
+        ({"task": {"train_data": {"input_path": "", "tfds_name": "cifar10", "tfds_split": "train",
+                                  "tfds_data_dir": "/no"}}}, r"task\.train_data\.tfds_name='cifar10' .*in /no"),
+        ({"task": {"gradient_norms": {"mode": "sampled", "norm_examples": 9}}}, r"norm_examples .*the 8 .*received 9"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_sentence(override, message, records, tmp_path, capsys):
+    base = runs.merged(runs.tiny(records), runs.RESNET)
+    assert runs.run_main(tmp_path, "clars_resnet_imagenet", runs.merged(base, override)) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
+
+
+def test_an_unknown_experiment(tmp_path, capsys):
+    assert runs.run_main(tmp_path, "clars_resnet", {}) == 1
+    assert "clars_resnet" in capsys.readouterr().err

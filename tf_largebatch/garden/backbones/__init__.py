@@ -1,0 +1,1 @@
+"""Backbones that the host lacks, of tf_keras layers."""

@@ -1,0 +1,10 @@
+"""Per-example, per-layer gradient norms for layers of tf_keras and Model Garden.
+
+`tf_largebatch/norms/README.md` has the definition. The rules are the Keras 3 ones where only the class differs; the
+modules here hold what is different. `TF_KERAS` is the registry to pass to `tf_largebatch.norms.measure`.
+"""
+
+from tf_largebatch.garden.norms import convolutions, model_garden, normalization, plain  # noqa: F401  (register rules)
+from tf_largebatch.garden.norms.registry import TF_KERAS
+
+__all__ = ["TF_KERAS"]

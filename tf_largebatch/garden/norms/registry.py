@@ -1,0 +1,7 @@
+"""The registry of the tf_keras world."""
+
+from __future__ import annotations
+
+from tf_largebatch.norms.registry import Registry
+
+TF_KERAS = Registry(register="tf_largebatch.garden.norms.TF_KERAS.register")
