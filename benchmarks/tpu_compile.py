@@ -1,0 +1,199 @@
+"""What the TPU compiler says of ResNet-50's training steps: operations, memory traffic, memory and collectives.
+
+    python -m benchmarks.tpu_compile                                  # every case, about half an hour on two cores
+    python -m benchmarks.tpu_compile --cases=plain,clars --json=benchmarks/tpu_compile.json
+
+ResNet-50 at 224 px in mixed bfloat16, compiled for a TPU by the real compiler and never run (tpu_compiler.py): there is
+no timing noise in these figures, and no time either. Each case compiles in a process of its own. Ratios are to the
+plain step, SGD with momentum, of the same batch on the same device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import app, flags
+
+from benchmarks import tpu_compiler
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+FLAGS = flags.FLAGS
+
+PIXELS = 224
+CLASSES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A training step of one replica.
+
+    Attributes:
+        clars: whether the optimizer is CLARS with per-example norms, not SGD with momentum.
+        conadv: whether the step trains on the images and their adversarial copies and attacks the next images besides.
+        norm_examples: how many examples are measured (None: all).
+        batch: images a replica, adversarial copies not counted.
+        micro_batch_size: images worked off at a time (None: all).
+        topology: chips and their arrangement.
+        replicas: how many of them take part.
+        baseline: the case that the ratios are to.
+    """
+
+    clars: bool = False
+    conadv: bool = False
+    norm_examples: int | None = None
+    batch: int = 96
+    micro_batch_size: int | None = None
+    topology: str = "v5e:2x2"
+    replicas: int = 1
+    baseline: str | None = "plain"
+
+
+# A global batch of 98,304 as 256 times 384.
+_POD = {"topology": "v5e:16x16", "replicas": 256, "batch": 384, "micro_batch_size": 96, "baseline": "pod_plain"}
+CASES = {
+    "plain": Case(baseline=None),
+    "clars": Case(clars=True),
+    "clars_sampled": Case(clars=True, norm_examples=12),
+    # As many images as ConAdv trains on.
+    "plain_twice": Case(batch=192, baseline=None),
+    "conadv": Case(conadv=True, baseline="plain_twice"),
+    "conadv_clars": Case(conadv=True, clars=True, baseline="plain_twice"),
+    "pod_plain": Case(**{**_POD, "baseline": None}),
+    "pod_clars": Case(clars=True, **_POD),
+    "pod_conadv_clars": Case(conadv=True, clars=True, **_POD),
+}
+_RATIOS = ("flops", "bytes_accessed", "temporary_bytes")
+
+
+def build_step(case: Case) -> tuple[Any, list[Any]]:
+    """The step, traced for a TPU and never called, and the specifications of its arguments."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import tf_largebatch
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    network = keras.applications.ResNet50(weights=None, classes=CLASSES, classifier_activation=None)
+    wrapper = tf_largebatch.ConAdvModel if case.conadv else tf_largebatch.LargeBatchModel
+    model = wrapper(network, norm_examples=case.norm_examples, micro_batch_size=case.micro_batch_size)
+    if case.clars:
+        optimizer = tf_largebatch.CLARS(0.1, momentum=0.9, gradient_norms="per_example")
+    else:
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, jit_compile=True)
+    optimizer.build(model.trainable_variables)
+    images, labels = tf.TensorSpec((case.batch, PIXELS, PIXELS, 3)), tf.TensorSpec((case.batch,), tf.int32)
+    if not case.conadv:
+        step = tf.function(lambda x, y: model.train_step((x, y))["loss"], jit_compile=True, autograph=False)
+        return step, [images, labels]
+    model.get_ready((np.zeros((2, PIXELS, PIXELS, 3), np.float32), np.zeros(2, np.int32)))
+
+    def train_and_attack(x: Any, y: Any, copies: Any, next_x: Any, next_y: Any) -> Any:
+        next_copies = model.copies_of_next((next_x, next_y))
+        return model.train_on_pair((x, y), copies)["loss"], next_copies
+
+    step = tf.function(train_and_attack, jit_compile=True, autograph=False)
+    return step, [images, labels, images, images, labels]
+
+
+def compile_case(case: Case, effort: float, hlo_file: str | None = None) -> dict[str, Any]:
+    """Compiles the case in this process.
+
+    Returns:
+        The case and what `tpu_compiler.Compiled` says; operations and traffic with the loop over micro-batches counted
+        as often as it runs.
+    """
+    from tf_largebatch.norms.device import compiling_for
+
+    start = time.perf_counter()
+    with compiling_for("tpu"), tpu_compiler.all_reduce_among(case.replicas):
+        stablehlo = tpu_compiler.lower(*build_step(case))
+    compiled = tpu_compiler.compile_for_tpu(stablehlo, case.topology, case.replicas, effort)
+    if hlo_file:
+        with open(hlo_file, "w") as file:
+            file.write(compiled.hlo)
+    figures = dataclasses.asdict(compiled)
+    hlo = figures.pop("hlo")
+    # The compiler counts a loop's body once. The update, which the loop leaves out, is so counted too often: it is a
+    # thousandth of the operations and a fiftieth of the traffic.
+    times = 1 if case.micro_batch_size is None else case.batch // case.micro_batch_size
+    return {
+        **dataclasses.asdict(case),
+        **figures,
+        "flops": times * compiled.flops,
+        "bytes_accessed": times * compiled.bytes_accessed,
+        "collectives": len(compiled.collectives),
+        "host_calls": len(compiled.host_calls()),
+        "loops": hlo.count(" while("),
+        "compile_seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _in_a_process_of_its_own(name: str, effort: float, hlo_file: str | None) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.tpu_compile", f"--task={name}", f"--effort={effort}"]
+    command += [f"--hlo={hlo_file}"] if hlo_file else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{name} does not compile:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _environment() -> dict[str, str]:
+    packages = ("tensorflow", "keras", "jax", "jaxlib", "libtpu")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def _row(name: str, result: dict[str, Any], baseline: dict[str, Any] | None) -> str:
+    ratios = [f"{result[key] / baseline[key]:.3f}" if baseline else "" for key in _RATIOS]
+    return (
+        f"{name:18} {result['flops'] / 1e12:7.3f} {ratios[0]:>6} {result['bytes_accessed'] / 1e9:8.2f} {ratios[1]:>6} "
+        f"{result['temporary_bytes'] / 2**30:7.3f} {ratios[2]:>6} {result['peak_bytes'] / 2**30:7.2f} "
+        f"{result['collectives']:11} {result['compile_seconds']:8.0f}"
+    )
+
+
+def main(argv: list[str]) -> None:
+    """Compiles the cases, prints a table and writes JSON, adding to the cases that the file has."""
+    del argv
+    missing = tpu_compiler.why_unavailable()
+    if missing:
+        raise SystemExit(missing)
+    if FLAGS.task:
+        print(json.dumps(compile_case(CASES[FLAGS.task], FLAGS.effort, FLAGS.hlo)))
+        return
+    report: dict[str, Any] = {"environment": _environment(), "effort": FLAGS.effort, "cases": {}}
+    if FLAGS.json and os.path.exists(FLAGS.json):
+        with open(FLAGS.json) as file:
+            earlier = json.load(file)
+        if earlier["environment"] == report["environment"] and earlier["effort"] == FLAGS.effort:
+            report["cases"] = earlier["cases"]
+    print(f"{'case':18} {'Tflop':>7} {'ratio':>6} {'GB read+':>8} {'ratio':>6} {'temp GiB':>7} {'ratio':>6} ", end="")
+    print(f"{'peak':>6} {'collectives':>11} {'compiled':>8}")
+    for name in FLAGS.cases or list(CASES):
+        result = report["cases"][name] = _in_a_process_of_its_own(name, FLAGS.effort, FLAGS.hlo)
+        print(_row(name, result, report["cases"].get(result["baseline"])), flush=True)
+        if FLAGS.json:
+            with open(FLAGS.json, "w") as file:
+                json.dump(report, file, indent=1)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("cases", None, f"Of {', '.join(CASES)}; default: all.")
+    flags.DEFINE_float(
+        "effort", -1.0, "Of the compiler: -1 compiles in minutes, 0 is its default and ten times slower."
+    )
+    flags.DEFINE_string("json", None, "Where to write the report.")
+    flags.DEFINE_string("hlo", None, "Where to write the compiled program of the last case.")
+    flags.DEFINE_enum("task", None, list(CASES), "Used by the program itself.")
+    app.run(main)

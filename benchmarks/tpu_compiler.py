@@ -1,0 +1,174 @@
+"""Compiles a TensorFlow step with the real TPU compiler, without a TPU, and reads what the compiler says of it.
+
+TensorFlow lowers a traced step to StableHLO; libtpu, the library that JAX drives TPUs with, compiles that for a named
+topology. Nothing is executed: the result says that the step compiles for that TPU and what the compiler counts, not
+that it runs on one. Needs the extra [tpu], and a process that has not used jax before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+# Of jax and libtpu, which read them when they are loaded.
+_SETTINGS = {
+    "JAX_PLATFORMS": "cpu",  # JAX itself computes nothing on a TPU
+    "TPU_SKIP_MDS_QUERY": "1",  # do not ask a cloud's metadata server for a TPU
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile at a time
+    "TPU_LOG_DIR": "disabled",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+_COLLECTIVE = re.compile(r" (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)(?:-start)?\(")
+# What would make the device wait for the host in the middle of a step.
+_HOST_CALL = re.compile(
+    r" (infeed|outfeed|send|recv|send-done|recv-done)\(|custom_call_target=\"([^\"]*[Hh]ost[^\"]*)\""
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one replica's program.
+
+    Attributes:
+        device_kind: the TPU's name.
+        compiler: the compiler's version.
+        flops: floating-point operations. The body of a loop counts once, however often it runs.
+        bytes_accessed: bytes read and written by the program's operations, loops likewise.
+        temporary_bytes: memory (HBM) for intermediate results.
+        argument_bytes: memory for variables and inputs.
+        peak_bytes: the most memory in use at once, variables and inputs included.
+        collectives: the HLO lines of operations between replicas.
+        hlo: the optimized program.
+    """
+
+    device_kind: str
+    compiler: str
+    flops: float
+    bytes_accessed: float
+    temporary_bytes: int
+    argument_bytes: int
+    peak_bytes: int
+    collectives: tuple[str, ...]
+    hlo: str
+
+    def host_calls(self) -> list[str]:
+        """The HLO lines of operations that involve the host during the step."""
+        return [line.strip() for line in self.hlo.splitlines() if _HOST_CALL.search(line)]
+
+    def dynamic_shapes(self) -> list[str]:
+        """The HLO lines with a size known only when the step runs."""
+        return [line.strip() for line in self.hlo.splitlines() if re.search(r"\[[^\]]*<=\d", line)]
+
+
+def why_unavailable() -> str | None:
+    """What is missing for compiling, or None."""
+    missing = [name for name in ("jax", "libtpu") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed: pip install 'tf-largebatch[tpu]'" if missing else None
+
+
+def lower(step: Any, arguments: Sequence[Any]) -> bytes:
+    """The step as StableHLO, in MLIR's bytecode.
+
+    Args:
+        step: a `tf.function(jit_compile=True)`.
+        arguments: a `tf.TensorSpec` of static shape for each argument.
+    """
+    # TensorFlow built without TPU support refuses to lower for "TPU". The lowering for "CPU" is the same StableHLO
+    # but for the algorithm behind random numbers.
+    return step.experimental_get_compiler_ir(*arguments)(stage="stablehlo_serialized", platform_name="CPU")
+
+
+@contextlib.contextmanager
+def all_reduce_among(replicas: int) -> Iterator[None]:
+    """Within it the sums over replicas that a traced step asks tf.distribute for are sums over so many TPU replicas.
+
+    Without a TPU there is no `TPUStrategy`; this puts its all-reduce where the default strategy has none. The step is
+    otherwise traced as for one replica: a loss is not divided by their number.
+    """
+    import tensorflow as tf
+    from tensorflow.compiler.tf2xla.ops import gen_xla_ops  # not among tf.raw_ops
+
+    group = [list(range(replicas))]
+
+    def all_reduce(context: Any, reduce_op: Any, value: Any, options: Any = None) -> Any:
+        def over_replicas(t: Any) -> Any:
+            total = gen_xla_ops.xla_all_reduce(t, group_assignment=group, reduce_op="Add", mode="CrossReplica")
+            mean = str(getattr(reduce_op, "value", reduce_op)).upper() == "MEAN"
+            return total / replicas if mean else total
+
+        return tf.nest.map_structure(over_replicas, value)
+
+    original = tf.distribute.ReplicaContext.all_reduce
+    try:
+        if replicas > 1:
+            tf.distribute.ReplicaContext.all_reduce = all_reduce
+        yield
+    finally:
+        tf.distribute.ReplicaContext.all_reduce = original
+
+
+def compile_for_tpu(stablehlo: bytes, topology: str = "v5e:2x2", replicas: int = 1, effort: float = -1.0) -> Compiled:
+    """Compiles a lowered step.
+
+    Args:
+        stablehlo: from `lower`.
+        topology: kind of TPU and arrangement of chips, such as "v5e:2x2", "v5e:16x16", "v5p:2x2x1", "v6e:2x2".
+        replicas: how many of its chips run the program, each on its share of the batch.
+        effort: of the compiler's optimizer, from -1 (fastest to compile) to 0 (its default).
+
+    Raises:
+        ValueError: if the topology has fewer devices.
+    """
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.extend.mlir import ir
+    from jax.interpreters import mlir
+    from jaxlib import xla_client
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    if replicas > len(devices):
+        raise ValueError(f"replicas must be at most {len(devices)} on {topology}, got replicas={replicas}.")
+    devices = devices[:replicas]
+    options = xla_client.CompileOptions()
+    options.num_replicas, options.num_partitions = replicas, 1
+    options.device_assignment = xla_client.DeviceAssignment.create(np.array([[device.id] for device in devices]))
+    options.executable_build_options.exec_time_optimization_effort = effort
+    with mlir.make_ir_context():
+        module = ir.Module.parse(stablehlo)
+        _remove_copies(module.operation)
+        program = devices[0].client.compile(module, xla_client.DeviceList(tuple(devices)), options)
+    memory = program.get_compiled_memory_stats()
+    cost = program.cost_analysis()
+    cost = cost[0] if isinstance(cost, list) else cost
+    hlo = program.hlo_modules()[0].to_string()
+    return Compiled(
+        device_kind=devices[0].device_kind,
+        compiler=devices[0].client.platform_version.replace("\n", ", "),
+        flops=cost["flops"],
+        bytes_accessed=cost["bytes accessed"],
+        temporary_bytes=memory.temp_size_in_bytes,
+        argument_bytes=memory.argument_size_in_bytes,
+        peak_bytes=memory.peak_memory_in_bytes,
+        collectives=tuple(line.strip() for line in hlo.splitlines() if _COLLECTIVE.search(line)),
+        hlo=hlo,
+    )
+
+
+def _remove_copies(operation: Any) -> None:
+    """Replaces every mhlo.copy by its operand: TensorFlow copies updated variables so, libtpu's reader refuses it."""
+    for region in operation.regions:
+        for block in region.blocks:
+            for inner in list(block.operations):
+                if inner.operation.name == "mhlo.copy":
+                    inner.operation.results[0].replace_all_uses_with(inner.operation.operands[0])
+                    inner.operation.erase()
+                else:
+                    _remove_copies(inner.operation)
