@@ -8,7 +8,7 @@ GARDEN_VENV ?= .venv-garden
 GARDEN_BIN := $(GARDEN_VENV)/bin
 GARDEN_STAMP := $(GARDEN_VENV)/.installed
 
-.PHONY: train test test-base test-garden lint clean
+.PHONY: train test test-base test-garden test-long docs dist lint clean
 
 # The default run: digits, batch 512, CLARS without warmup. More flags: make train ARGS="--epochs=5"
 train: $(STAMP)
@@ -22,16 +22,31 @@ test-base: $(STAMP) lint
 test-garden: $(GARDEN_STAMP)
 	$(GARDEN_BIN)/python -m pytest tests/garden --numprocesses=2 $(ARGS)
 
+# What takes minutes or the network: the wheel in a clean environment.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest tests --ignore=tests/garden -m long $(ARGS)
+
+# The documentation in build/docs, warnings are errors. From nothing, so that no page is stale.
+docs: $(STAMP)
+	rm -rf build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
+
+# Wheel and source distribution in dist/.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 # Reinstalls when setup.py changes; the package itself is installed in place.
 $(STAMP): setup.py tf_largebatch/version.py
-	$(call install,$(VENV),dev$(comma)tpu)
+	$(call install,$(VENV),dev$(comma)docs$(comma)notebooks$(comma)tpu)
 
 $(GARDEN_STAMP): setup.py tf_largebatch/version.py
-	$(call install,$(GARDEN_VENV),dev$(comma)garden)
+	$(call install,$(GARDEN_VENV),dev$(comma)garden$(comma)notebooks)
 
 comma := ,
 define install

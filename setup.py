@@ -16,7 +16,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["tf_largebatch", "tf_largebatch.*"]),
-    package_data={"tf_largebatch": ["py.typed"]},
+    license_files=["LICENSE"],
+    package_data={"tf_largebatch": ["py.typed"], "tf_largebatch.norms": ["README.md"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "tensorflow>=2.20",
@@ -35,16 +36,21 @@ setup(
         "garden": ["tf-models-official==2.20.0", "tf_keras>=2.20,<2.21"],
         # The TPU compiler, to compile for a TPU without one; jaxlib and libtpu belong together.
         "tpu": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1; platform_system == 'Linux'"],
-        "dev": ["pytest", "pytest-cov", "pytest-xdist", "ruff==0.14.5"],
+        "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
+        "docs": ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"],
+        "dev": ["build", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff==0.14.5", "setuptools>=77"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
+        "Environment :: GPU",
+        "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
 )

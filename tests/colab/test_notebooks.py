@@ -1,0 +1,63 @@
+"""The notebooks run from top to bottom in SMALL mode, and stand in the repository without outputs."""
+
+from __future__ import annotations
+
+import base64
+import os
+import pathlib
+import re
+
+import pytest
+from notebooks import COLAB, GARDEN, execute_small, pictures, printed, read, tagged
+
+ROOT = COLAB.parent
+NAMES = sorted(path.name for path in COLAB.glob("*.ipynb"))
+# name -> what it prints, pictures at least
+SHOWN = {
+    "clars_in_five_minutes.ipynb": (r"clars: accuracy 0\.\d+ after \d+ updates", 1),
+    "conadv.ipynb": (
+        r"largest change \d+(.|\n)*adversarial images +0\.\d+ +0\.\d+(.|\n)*concurrent .*: \d+ ms a step",
+        2,
+    ),
+    "what_batch_size.ipynb": (
+        r"the noise scale after \d+ epochs is (\d+|inf)\n(.|\n)*the two updates \d+\.\d% of that apart",
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != GARDEN])
+def test_a_notebook_runs_in_small_mode(name, tmp_path):
+    notebook = execute_small(name, tmp_path)
+    said, shown = SHOWN[name]
+    assert re.search(said, printed(notebook)), printed(notebook)
+    assert len(pictures(notebook)) >= shown
+    # To look at them: KEEP_PICTURES=directory.
+    if keep := os.environ.get("KEEP_PICTURES"):
+        for number, picture in enumerate(pictures(notebook)):
+            pathlib.Path(keep, f"{name}.{number}.png").write_bytes(base64.b64decode(picture))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_stored_without_outputs(name):
+    for cell in read(COLAB / name).cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_installs_first_then_names_its_sizes(name):
+    notebook = read(COLAB / name)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code[0] == tagged(notebook, "install") and code[1] == tagged(notebook, "parameters")
+    assert code[0].source == tagged(read(COLAB / NAMES[0]), "install").source or name == GARDEN
+    assert 'REPOSITORY = "https://github.com/OWNER/tf_largebatch"' in code[0].source
+    assert "SMALL = False" in code[1].source
+
+
+def test_every_notebook_is_listed_and_every_badge_leads_to_one():
+    listed = set(re.findall(r"`(\w+\.ipynb)`", (ROOT / "docs" / "notebooks.md").read_text()))
+    assert listed == set(NAMES)
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for path in re.findall(r"\bcolab/\w+\.ipynb", page.read_text()):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"

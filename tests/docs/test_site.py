@@ -1,0 +1,155 @@
+"""The documentation site: it builds without a warning, needs nothing from elsewhere, and leaves no public name out."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tf_largebatch import norms
+
+ROOT = pathlib.Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+
+import config_table  # noqa: E402
+import layer_table  # noqa: E402
+import measured_tables  # noqa: E402
+from markdown_docstrings import to_rst  # noqa: E402
+from public_api import exported  # noqa: E402
+
+MODULES = {
+    module: page.stem
+    for page in (ROOT / "docs" / "api").glob("*.md")
+    for module in re.findall(r"\{public-api\} ([\w.]+)", page.read_text())
+}
+# What a name's page leaves out is on another page.
+PAGE_OF = {name: "tf_largebatch" for name in exported("tf_largebatch")}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built pages by their paths."""
+    out = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-d",
+        out / "doctrees",
+        ROOT / "docs",
+        out / "html",
+    ]
+    found = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    return {path.relative_to(out / "html").as_posix(): path.read_text() for path in out.glob("html/**/*.html")}
+
+
+def test_nothing_is_loaded_from_elsewhere(site):
+    loaded = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)="(https?:)?//""")
+    assert [path for path, page in site.items() if loaded.search(page)] == []
+
+
+def test_equations_are_text(site):
+    assert "rateₖ = η ‖wₖ‖ / (sₖ + ε)" in site["methods.html"]
+    assert not [path for path, page in site.items() if "mathjax" in page.lower()]
+
+
+def test_every_public_name_is_in_the_reference(site):
+    for module, page in MODULES.items():
+        for name in exported(module):
+            where = PAGE_OF[name] if module != "tf_largebatch" and name in PAGE_OF else page
+            home = "tf_largebatch" if where == "tf_largebatch" else module
+            assert f'id="{home}.{name}"' in site[f"api/{where}.html"], f"{module}.{name}"
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_public_name_and_method_has_a_docstring(module):
+    for name in exported(module):
+        thing = getattr(importlib.import_module(module), name)
+        if not (inspect.isclass(thing) or inspect.isroutine(thing)):
+            continue
+        assert inspect.getdoc(thing) and thing.__doc__, name
+        if inspect.isclass(thing) and thing.__module__.startswith("tf_largebatch"):
+            methods = {key: value for key, value in vars(thing).items() if not key.startswith("_")}
+            undocumented = [
+                key
+                for key, value in methods.items()
+                if (inspect.isroutine(value) or isinstance(value, property | classmethod | staticmethod))
+                and not inspect.getdoc(getattr(thing, key))
+            ]
+            assert not undocumented, f"{name}: {undocumented}"
+
+
+def test_every_layer_with_a_rule_is_in_the_table(site):
+    for layer_class in norms.KERAS.layer_classes():
+        assert f">{layer_class.__name__}<" in site["layers.html"], layer_class.__name__
+    assert layer_table.table()[1] == []
+
+
+def test_names_of_layers_are_expanded():
+    assert layer_table.expanded("Conv1DTranspose, 2D, 3D") == {f"Conv{n}DTranspose" for n in (1, 2, 3)}
+    assert layer_table.expanded("Dense") == {"Dense"}
+
+
+def test_every_benchmark_is_in_the_tables(site):
+    for path in (ROOT / "benchmarks").glob("*.json"):
+        assert f">benchmarks.{path.stem}<" in site["measured.html"]
+
+
+def test_every_run_is_shown(site):
+    for picture in (ROOT / "results").rglob("curves.png"):
+        assert f">{picture.parent.relative_to(ROOT / 'results').as_posix()}<" in site["measured.html"]
+
+
+def test_what_cannot_be_imported_here_is_documented_from_its_source(site):
+    for name in ("optimizers.CLARS", "optimizers.LARS", "configs.Recipe"):
+        assert f'id="tf_largebatch.garden.{name}"' in site["api/garden.html"]
+
+
+def test_measurements_are_rendered_with_units_and_spread(tmp_path):
+    (tmp_path / "speed.json").write_text(
+        '{"environment": {"cores": 2}, "cases": {"a": {"plain_seconds": 0.5, "ratio": 1.25, "ratio_quartiles": '
+        '[1.2, 1.3], "peak_bytes": 1610612736, "raw": [1, 2, 3, 4, 5], "norm_examples": null}}}'
+    )
+    (lines,) = measured_tables.sections(tmp_path)
+    assert "cores 2." in lines
+    assert lines[-4:-1] == [
+        "|  | plain, ms | ratio | peak, GiB | norm examples |",
+        "|---|---|---|---|---|",
+        "| a | 500 | 1.25 (1.2 to 1.3) | 1.5 | all |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("markdown", "rst"),
+    [
+        ("Takes `x` and\n`||w||`.", "Takes ``x`` and\n``||w||``."),
+        ("The norm ||w|| of w_ is *not* a * b.", "The norm \\|\\|w\\|\\| of w\\_ is *not* a \\* b."),
+        ("Thus:\n\n    y = a * b\n\nEnd.", "Thus:\n\n.. code-block:: text\n\n    y = a * b\n\nEnd."),
+        ("Two:\n\n    a\n\n    b", "Two:\n\n.. code-block:: text\n\n    a\n\n    b"),
+        ("Args:\n    x: a `y`.\n\n    z: more.", "Args:\n    x: a ``y``.\n\n    z: more."),
+        (">>> f(`x`)", ">>> f(`x`)"),
+        ("+ ascends.", "\\+ ascends."),
+        ("The `x`s.", "The ``x``\\ s."),
+    ],
+)
+def test_docstrings_become_restructured_text(markdown, rst):
+    assert "\n".join(to_rst(markdown.split("\n"))).rstrip("\n") == rst
+
+
+def test_every_configuration_is_listed_with_its_result(site):
+    for path in (ROOT / "official_configs").rglob("*.yaml"):
+        assert f">{path.relative_to(ROOT / 'official_configs').as_posix()}<" in site["model_garden.html"]
+
+
+def test_the_header_of_a_configuration_is_read():
+    text = "# What.\n#\n# Paper:     A\n#              and B\n# Here:      not run\n#\n# Free words: no.\ntask: {}\n"
+    assert config_table.header(text) == ("What.", {"Paper": "A and B", "Here": "not run"})

@@ -1,0 +1,107 @@
+"""The wheel and the source distribution: what is in them, and that they work outside the checkout."""
+
+from __future__ import annotations
+
+import email
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+import tf_largebatch
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMOKE = pathlib.Path(__file__).with_name("smoke.py")
+TOP_LEVEL = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md", "pyproject.toml", "setup.py")
+
+
+def run(*command, **options):
+    found = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """(wheel, sdist), built by `python -m build` from a copy: building writes into the directory it builds."""
+    directory = tmp_path_factory.mktemp("distributions")
+    source = directory / "source"
+    shutil.copytree(ROOT / "tf_largebatch", source / "tf_largebatch", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in (*TOP_LEVEL, "MANIFEST.in"):
+        shutil.copy(ROOT / name, source)
+    (source / "tests").mkdir()
+    shutil.copy(__file__, source / "tests")
+    # Without isolation, which would fetch setuptools from the network.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, source)
+    (wheel,), (sdist,) = directory.glob("*.whl"), directory.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def files_of_the_package():
+    found = [
+        *ROOT.glob("tf_largebatch/**/*.py"),
+        ROOT / "tf_largebatch/py.typed",
+        ROOT / "tf_largebatch/norms/README.md",
+    ]
+    return {path.relative_to(ROOT).as_posix() for path in found}
+
+
+def test_the_wheel_holds_the_package_its_marker_and_the_licence_and_nothing_else(distributions):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        names = set(wheel.namelist())
+    package = {name for name in names if ".dist-info/" not in name}
+    assert package == files_of_the_package()
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_sdist_builds_the_same_and_says_how_to_use_and_cite_it(distributions):
+    with tarfile.open(distributions[1]) as sdist:
+        names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
+    assert set(TOP_LEVEL) | files_of_the_package() <= names
+    assert not [name for name in names if re.match("tests|results|benchmarks|docs|colab", name)]
+
+
+def test_the_metadata_names_version_python_and_extras(distributions):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
+        metadata = email.message_from_bytes(wheel.read(name))
+    assert metadata["Version"] == tf_largebatch.__version__
+    assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.13"}
+    assert {"dev", "docs", "garden", "notebooks", "tpu"} <= set(metadata.get_all("Provides-Extra"))
+    assert metadata["License"] == "Apache-2.0" or metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_the_version_is_written_in_one_place():
+    assigned = re.compile(rf"""version\w*\W+["']?{re.escape(tf_largebatch.__version__)}\b""", re.IGNORECASE)
+    places = [ROOT / name for name in ("setup.py", "pyproject.toml", "CITATION.cff", "README.md", "Makefile")]
+    places += [*ROOT.glob("tf_largebatch/**/*.py"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/*.py")]
+    assert [path.name for path in places if assigned.search(path.read_text())] == ["version.py"]
+
+
+def test_the_wheel_works_outside_the_checkout(distributions, tmp_path):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        wheel.extractall(tmp_path / "site")
+    printed = run(
+        sys.executable,
+        SMOKE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"},
+    )
+    assert printed.split()[-2:] == [str(tmp_path / "site" / "tf_largebatch"), tf_largebatch.__version__]
+
+
+@pytest.mark.long
+def test_the_wheel_installs_into_a_clean_environment(distributions, tmp_path):
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", distributions[0])
+    printed = run(python, SMOKE, cwd=tmp_path)
+    assert str(tmp_path / "venv") in printed
+    trained = run(python, "-m", "tf_largebatch.train", "--epochs=1", "--output_dir=run", "--verbose=0", cwd=tmp_path)
+    assert "test accuracy" in trained and (tmp_path / "run" / "curves.png").exists()
