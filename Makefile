@@ -7,8 +7,13 @@ STAMP := $(VENV)/.installed
 GARDEN_VENV ?= .venv-garden
 GARDEN_BIN := $(GARDEN_VENV)/bin
 GARDEN_STAMP := $(GARDEN_VENV)/.installed
+# The oldest Python, TensorFlow, Keras and tensorflow-datasets that setup.py allows; `make test` has the newest.
+OLDEST_PYTHON ?= python3.10
+OLDEST_VENV ?= .venv-oldest
+OLDEST := tensorflow==2.20.0 keras==3.12.0 tensorflow-datasets==4.9.8
+OLDEST_STAMP := $(OLDEST_VENV)/.installed
 
-.PHONY: train test test-base test-garden test-long docs dist lint clean
+.PHONY: train test test-base test-garden test-long test-oldest docs dist lint clean
 
 # The default run: digits, batch 512, CLARS without warmup. More flags: make train ARGS="--epochs=5"
 train: $(STAMP)
@@ -25,6 +30,11 @@ test-garden: $(GARDEN_STAMP)
 # What takes minutes or the network: the wheel in a clean environment.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest tests --ignore=tests/garden -m long $(ARGS)
+
+# Notebooks, documentation, packages and the TPU compiler are the same there.
+test-oldest: $(OLDEST_STAMP)
+	$(OLDEST_VENV)/bin/python -m pytest tests --numprocesses=2 \
+	  $(foreach part,colab docs garden packaging tpu,--ignore=tests/$(part)) $(ARGS)
 
 # The documentation in build/docs, warnings are errors. From nothing, so that no page is stale.
 docs: $(STAMP)
@@ -48,14 +58,18 @@ $(STAMP): setup.py tf_largebatch/version.py
 $(GARDEN_STAMP): setup.py tf_largebatch/version.py
 	$(call install,$(GARDEN_VENV),dev$(comma)garden$(comma)notebooks)
 
+$(OLDEST_STAMP): PYTHON := $(OLDEST_PYTHON)
+$(OLDEST_STAMP): setup.py tf_largebatch/version.py
+	$(call install,$(OLDEST_VENV),dev,$(OLDEST))
+
 comma := ,
 define install
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: set PYTHON=python3.12 or the like." % v)'
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install --quiet --upgrade pip
-	$(1)/bin/pip install --quiet --editable '.[$(2)]'
+	$(1)/bin/pip install --quiet --editable '.[$(2)]' $(3)
 	touch $(1)/.installed
 endef
 
 clean:
-	rm -rf $(VENV) $(GARDEN_VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(GARDEN_VENV) $(OLDEST_VENV) build dist *.egg-info .pytest_cache .ruff_cache .coverage

@@ -1,21 +1,21 @@
 """How the time of a step grows with batch, micro-batch and replicas: ResNet-20 at 32 px, plain and with CLARS.
 
-    python -m benchmarks.scaling                                   # about three minutes on two cores
-    python -m benchmarks.scaling --parts=replicas --json=benchmarks/scaling.json --plot=benchmarks/scaling.png
+    python -m benchmarks.scaling                                   # some minutes on two cores
+    python -m benchmarks.scaling --parts=micro_batch --kinds=clars --json=benchmarks/scaling.json
+    python -m benchmarks.scaling --json=benchmarks/scaling.json --plot=benchmarks/scaling.png --rounds=0   # draws only
 
-The plain step is SGD with momentum, the other CLARS with exact norms. Each number of replicas runs in a process of its
-own, in which all its steps take turns. Replicas are logical devices of one CPU: they share its cores, so that what is
-seen is the price of laying the step out, not a gain.
+The plain step is SGD with momentum, the other CLARS with exact norms. The steps of a part and kind take turns in one
+process; ratios are those of neighbours to the part's last step, medians with quartiles. Replicas are logical devices of
+one CPU: they share its cores, so that what is seen is the price of laying the step out, not a gain.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,14 +38,16 @@ class Case:
     replicas: int = 1
 
 
+# What the others are compared with stands last.
 PARTS = {
-    "batch": [Case(64), Case(128), Case(256), Case(512)],
-    "micro_batch": [Case(512, 64), Case(512, 128), Case(512, 256), Case(512)],
-    "replicas": [Case(256, 64, 1), Case(256, 64, 2)],
+    "batch": [Case(64), Case(128), Case(256), Case(512), Case(1024)],
+    "micro_batch": [Case(1024, 64), Case(1024, 128), Case(1024, 256), Case(1024)],
+    "replicas": [Case(512, 128, 2), Case(512, 128, 1)],
 }
+KINDS = {"plain": "SGD-momentum", "clars": "CLARS, exact norms"}
 
 
-def build_step(case: Case, clars: bool, strategy: Any) -> Callable[[], Any]:
+def build_step(case: Case, kind: str, strategy: Any) -> Callable[[], Any]:
     """A compiled step on random images of its own."""
     import keras
     import tensorflow as tf
@@ -56,7 +58,7 @@ def build_step(case: Case, clars: bool, strategy: Any) -> Callable[[], Any]:
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = lb.LargeBatchModel(zoo.build("resnet20", (32, 32, 3), 10), micro_batch_size=case.micro_batch_size)
-        optimizer = lb.CLARS(1e-3) if clars else keras.optimizers.SGD(1e-3, momentum=0.9)
+        optimizer = lb.CLARS(1e-3) if kind == "clars" else keras.optimizers.SGD(1e-3, momentum=0.9)
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
         optimizer.build(model.trainable_variables)
     share = case.batch // case.replicas
@@ -69,7 +71,7 @@ def build_step(case: Case, clars: bool, strategy: Any) -> Callable[[], Any]:
         return strategy.experimental_distribute_values_from_function(lambda c: values[c.replica_id_in_sync_group])
 
     data = distributed(images), distributed(labels)
-    strategy.run(model.test_step, args=(data,))  # makes the metrics
+    strategy.run(model.test_step, args=(tuple(part[:1] for part in (images[0], labels[0])),))  # makes the metrics
 
     @tf.function(autograph=False)
     def step(x: Any, y: Any) -> None:
@@ -78,15 +80,21 @@ def build_step(case: Case, clars: bool, strategy: Any) -> Callable[[], Any]:
     return lambda: step(*data)
 
 
-def time_cases(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
-    """Times the plain and the measured step of cases with one number of replicas, in turns, in this process."""
-    import numpy as np
-
+@functools.cache
+def build_strategy(replicas: int) -> Any:
+    """One of each number in a process: strategies number their collectives, each from the start."""
     from tf_largebatch import strategies
 
-    replicas = cases[0].replicas
-    strategy = strategies.build("mirrored", replicas) if replicas > 1 else strategies.build("one_device")
-    steps = [build_step(case, clars, strategy) for case in cases for clars in (False, True)]
+    return strategies.build("mirrored", replicas) if replicas > 1 else strategies.build("one_device")
+
+
+def time_cases(cases: list[Case], kind: str, rounds: int) -> list[dict[str, Any]]:
+    """Times the steps in turns; milliseconds an image and their ratios to the last step's."""
+    import numpy as np
+
+    # Several replicas first: the CPU cannot be cut into devices once it has been used.
+    strategy_of = {n: build_strategy(n) for n in sorted({case.replicas for case in cases}, reverse=True)}
+    steps = [build_step(case, kind, strategy_of[case.replicas]) for case in cases]
     times: list[list[float]] = [[] for _ in steps]
     for number in range(rounds + 1):
         for step, some in zip(steps, times, strict=True):
@@ -94,86 +102,84 @@ def time_cases(cases: list[Case], rounds: int) -> list[dict[str, Any]]:
             step()
             if number:  # the first traces
                 some.append(time.perf_counter() - start)
-    quartiles = np.quantile(times, [0.25, 0.5, 0.75], axis=1).T.tolist()
-    return [
-        {**dataclasses.asdict(case), "plain_seconds": quartiles[2 * i], "clars_seconds": quartiles[2 * i + 1]}
-        for i, case in enumerate(cases)
-    ]
-
-
-def measure(part: str, rounds: int) -> list[dict[str, Any]]:
-    """Times a part's cases, each number of replicas in a process of its own."""
+    an_image = 1e3 * np.asarray(times) / np.array([[case.batch] for case in cases])
     rows = []
-    for replicas in sorted({case.replicas for case in PARTS[part]}):
-        arguments = [f"--task={part}:{replicas}", f"--rounds={rounds}"]
-        command = [sys.executable, "-m", "benchmarks.scaling", *arguments]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        rows += json.loads(output.strip().splitlines()[-1])
+    for case, milliseconds, ratios in zip(cases, an_image, an_image / an_image[-1:], strict=True):
+        row = {**dataclasses.asdict(case), "kind": kind}
+        for name, values in (("milliseconds_an_image", milliseconds), ("ratio", ratios)):
+            low, row[name], high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+            row[f"{name}_quartiles"] = [low, high]
+        rows.append({**row, "rounds": rounds})
     return rows
 
 
 def plot(report: dict[str, Any], path: str) -> None:
     """Draws milliseconds an image against batch, micro-batch and replicas."""
     import matplotlib
+    import numpy as np
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     axis_of = {
-        "batch": ("batch", "images of an update"),
-        "micro_batch": ("micro_batch_size", "images of a micro-batch, of 512"),
-        "replicas": ("replicas", "replicas on one CPU, 256 images in micro-batches of 64"),
+        "batch": ("batch", "images of an update, not split"),
+        "micro_batch": ("micro_batch_size", "images of a micro-batch, of 1,024"),
+        "replicas": ("replicas", "replicas on one CPU, 512 images\nin micro-batches of 128"),
     }
-    figure, axes = plt.subplots(1, len(axis_of), figsize=(12, 3.5), layout="constrained", sharey=True)
+    # Blue and orange of the Okabe-Ito palette, and markers of their own.
+    style = {"plain": {"color": "#0072B2", "marker": "o"}, "clars": {"color": "#D55E00", "marker": "s"}}
+    figure, axes = plt.subplots(1, len(axis_of), figsize=(12, 3.8), layout="constrained", sharey=True)
     for axis, (part, (key, label)) in zip(axes, axis_of.items(), strict=True):
-        for kind, name in (("plain_seconds", "SGD-momentum"), ("clars_seconds", "CLARS, exact norms")):
-            rows = report.get(part, [])
+        ticks = sorted({row[key] or row["batch"] for row in report.get(part, [])})
+        for kind, name in KINDS.items():
+            rows = [row for row in report.get(part, []) if row["kind"] == kind]
+            rows.sort(key=lambda row: row[key] or row["batch"])
             x = [row[key] or row["batch"] for row in rows]
-            y = [[1e3 * seconds / row["batch"] for seconds in row[kind]] for row in rows]
-            middle = [values[1] for values in y]
-            errors = [[v[1] - v[0] for v in y], [v[2] - v[1] for v in y]]
-            axis.errorbar(x, middle, errors, marker="o", capsize=3, label=name)
+            middle = np.array([row["milliseconds_an_image"] for row in rows])
+            spread = np.array([row["milliseconds_an_image_quartiles"] for row in rows]).reshape(-1, 2)
+            errors = [middle - spread[:, 0], spread[:, 1] - middle]
+            axis.errorbar(x, middle, errors, capsize=3, label=name, **style[kind])
         axis.set_xscale("log", base=2)
-        ticks = [row[key] or row["batch"] for row in report.get(part, [])]
-        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_xlabel(label)
         axis.set_ylim(bottom=0)
+        axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("milliseconds an image")
     axes[0].legend()
+    figure.suptitle("A step of ResNet-20 at 32 px on a CPU: median and quartiles")
     figure.savefig(path, dpi=120)
 
 
 def main(argv: list[str]) -> None:
     """Measures, prints tables, writes JSON and plot."""
     del argv
-    if FLAGS.task:
-        part, replicas = FLAGS.task.split(":")
-        cases = [case for case in PARTS[part] if case.replicas == int(replicas)]
-        print(json.dumps(time_cases(cases, FLAGS.rounds)))
-        return
     path = pathlib.Path(FLAGS.json) if FLAGS.json else None
     report = json.loads(path.read_text()) if path and path.exists() else {}
     report["environment"] = versions_and_machine()
-    for part in FLAGS.parts or PARTS:
-        report[part] = measure(part, FLAGS.rounds)
-        print(f"{part:12} {'batch':>6} {'micro':>6} {'replicas':>8} {'plain s':>9} {'CLARS s':>9} {'ms an image':>12}")
-        for row in report[part]:
-            plain, clars = row["plain_seconds"][1], row["clars_seconds"][1]
+    # As in time_cases.
+    order = sorted(FLAGS.parts, key=lambda part: -max(case.replicas for case in PARTS[part]))
+    for part, kind in [(part, kind) for part in order for kind in FLAGS.kinds if FLAGS.rounds]:
+        rows = time_cases(PARTS[part], kind, FLAGS.rounds)
+        report[part] = [row for row in report.get(part, []) if row["kind"] != kind] + rows
+        print(f"{part}, {KINDS[kind]}\n{'batch':>8} {'micro':>6} {'replicas':>8} {'ms an image':>12} {'ratio':>6}")
+        for row in rows:
+            low, high = row["ratio_quartiles"]
             print(
-                f"{'':12} {row['batch']:6} {row['micro_batch_size'] or 'all':>6} {row['replicas']:8} "
-                f"{plain:9.3f} {clars:9.3f} {1e3 * clars / row['batch']:12.2f}",
+                f"{row['batch']:8} {row['micro_batch_size'] or 'all':>6} {row['replicas']:8} "
+                f"{row['milliseconds_an_image']:12.3f} {row['ratio']:6.3f} ({low:.3f} to {high:.3f})",
                 flush=True,
             )
-    if path:
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        if path:
+            path.write_text(json.dumps(report, indent=1) + "\n")
     if FLAGS.plot:
         plot(report, FLAGS.plot)
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("parts", None, f"Of {', '.join(PARTS)}; default: all.")
-    flags.DEFINE_integer("rounds", 5, "How often each step is timed.")
-    flags.DEFINE_string("json", None, "File to keep the numbers in; other parts' stay.")
+    flags.DEFINE_list("parts", list(PARTS), "What to vary.")
+    flags.DEFINE_list("kinds", list(KINDS), "Which steps.")
+    flags.DEFINE_integer("rounds", 5, "How often each step is timed; 0 to draw what the JSON holds.")
+    flags.DEFINE_string("json", None, "File to keep the numbers in; other parts' and kinds' stay.")
     flags.DEFINE_string("plot", None, "Where to draw the numbers.")
-    flags.DEFINE_string("task", None, "Used by the program itself.")
     app.run(main)

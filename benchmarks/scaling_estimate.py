@@ -2,16 +2,19 @@
 
     python -m benchmarks.scaling_estimate --json=benchmarks/scaling_estimate.json
 
-A step's time is the largest of three, as if they overlapped perfectly, and each at its peak: a bound from below, which
-no program reaches.
+A step is given two times: the larger of compute and memory, which no program reaches, with the all-reduce hidden behind
+it as far as it goes, and with none of it hidden.
 
-    compute      flops an image * images a chip / peak flops
-    memory       bytes an image * images a chip / memory bandwidth
-    all-reduce   2 (n - 1) / n * bytes of gradients and norms / bandwidth between chips      (a ring)
+    compute      flops of an image * images of a chip / peak flops
+    memory       (bytes of an image * images of a chip + bytes of an update) / memory bandwidth
+    all-reduce   2 (n - 1) / n * bytes of gradients and norms / bandwidth between chips      (a ring, no latency)
 
-Assumptions, each a constant below: the chip is TPU v5e with its published peaks; flops and bytes an image are what the
-TPU compiler counts for a step of 96 images at 224 px in mixed bfloat16 (benchmarks/tpu_compile.json) and grow in
-proportion to the images, also down to 4 images a chip; gradients are summed in float32; a step is as fast in
+    from         max(compute, memory, all-reduce)
+    to           max(compute, memory) + all-reduce
+
+Assumptions, each a constant below: the chip is TPU v5e with its published peaks; flops and bytes are what the TPU
+compiler counts for steps of 96 and 192 images at 224 px in mixed bfloat16 (benchmarks/tpu_compile.json), a part of them
+in proportion to the images and a part for each update; gradients are summed in float32; a step is as fast in
 micro-batches; reading and augmenting images takes no time. An epoch is 1,281,167 images, whole steps or not. A slice of
 v5e has 256 chips at most: 512 and 1,024 stand for several, as if the network between them were as fast as that within.
 """
@@ -19,7 +22,6 @@ v5e has 256 chips at most: 512 and 1,024 stand for several, as if the network be
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 from typing import Any
 
@@ -39,60 +41,96 @@ BATCHES = (4096, 8192, 16384, 32768, 65536, 98304)
 CHIPS = (8, 32, 128, 256, 512, 1024)
 
 
-def of_an_image(case: str) -> tuple[float, float]:
-    """Flops and bytes of one image in a compiled step of benchmarks/tpu_compile.json."""
+def compiled(case: str) -> dict[str, Any]:
+    """A compiled step of benchmarks/tpu_compile.json."""
     path = pathlib.Path(__file__).with_name("tpu_compile.json")
-    found = json.loads(path.read_text())["cases"][case]
-    return found["flops"] / found["batch"], found["bytes_accessed"] / found["batch"]
+    return json.loads(path.read_text())["cases"][case]
 
 
-def step(batch: int, chips: int, flops: float, memory: float) -> dict[str, Any] | None:
-    """The three times of a step and what bounds it; None if the chips get no whole images each."""
-    if batch % chips:
-        return None
-    share = batch // chips
-    times = {
-        "compute": flops * share / PEAK_FLOPS,
-        "memory": memory * share / MEMORY_BYTES_A_SECOND,
-        "all-reduce": 2 * (chips - 1) / chips * GRADIENT_BYTES / CHIP_TO_CHIP_BYTES_A_SECOND,
-    }
-    bound = max(times, key=times.__getitem__)
-    return {
-        "batch": batch,
-        "chips": chips,
-        "images_a_chip": share,
-        "steps": IMAGES / batch,
-        "seconds": times,
-        "bound": bound,
-        "epoch_seconds": IMAGES / batch * times[bound],
-        "all_reduced_bytes": math.ceil(IMAGES / batch * 2 * (chips - 1) / chips * GRADIENT_BYTES),
-    }
+def bytes_of_an_update() -> float:
+    """Bytes that a step moves whatever its images: what the step of 96 has too many for half of that of 192."""
+    return 2 * compiled("plain")["bytes_accessed"] - compiled("plain_twice")["bytes_accessed"]
 
 
-def estimate(case: str) -> list[dict[str, Any]]:
-    """All batches on all numbers of chips."""
+def of_an_image(case: str) -> tuple[float, float]:
+    """Flops and bytes of one image."""
+    found = compiled(case)
+    return found["flops"] / found["batch"], (found["bytes_accessed"] - bytes_of_an_update()) / found["batch"]
+
+
+def step_times(batch: int, chips: int, flops: float, memory: float) -> tuple[float, float, float]:
+    """Seconds of a step for compute, memory and all-reduce; `flops` and `memory` are those of an image."""
+    share = batch / chips
+    return (
+        flops * share / PEAK_FLOPS,
+        (memory * share + bytes_of_an_update()) / MEMORY_BYTES_A_SECOND,
+        all_reduced_bytes(chips) / CHIP_TO_CHIP_BYTES_A_SECOND,
+    )
+
+
+def all_reduced_bytes(chips: int) -> float:
+    """What a chip sends in the all-reduce of a step."""
+    return 2 * (chips - 1) / chips * GRADIENT_BYTES
+
+
+def epochs(case: str) -> dict[str, dict[str, str]]:
+    """Seconds of an epoch, from and to, for all batches on all numbers of chips that divide them."""
     flops, memory = of_an_image(case)
-    found = (step(batch, chips, flops, memory) for batch in BATCHES for chips in CHIPS)
-    return [row for row in found if row is not None]
+    table: dict[str, dict[str, str]] = {}
+    for batch in BATCHES:
+        row = table[f"{batch:,} images"] = {}
+        for chips in CHIPS:
+            compute, moving, all_reduce = step_times(batch, chips, flops, memory)
+            least = IMAGES / batch * max(compute, moving, all_reduce)
+            most = IMAGES / batch * (max(compute, moving) + all_reduce)
+            row[f"{chips:,} chips"] = "-" if batch % chips else f"{least:.2f} to {most:.2f} s"
+    return table
+
+
+def all_reduce_volume() -> dict[str, dict[str, str]]:
+    """Gigabytes that a chip sends in an epoch."""
+    return {
+        f"{batch:,} images": {
+            f"{chips:,} chips": f"{IMAGES / batch * all_reduced_bytes(chips) / 1e9:.1f} GB" for chips in CHIPS
+        }
+        for batch in BATCHES
+    }
+
+
+def assumptions(cases: list[str]) -> dict[str, dict[str, Any]]:
+    """Every number that goes in, and where it is from."""
+    named = {
+        "images of an epoch": (IMAGES, "ImageNet's training set; whole steps or not"),
+        "bytes of gradients and norms": (GRADIENT_BYTES, "25,583,592 parameters and 214 norms in float32"),
+        "flops a second of a chip": (PEAK_FLOPS, "TPU v5e's published peak, bfloat16"),
+        "memory bytes a second of a chip": (MEMORY_BYTES_A_SECOND, "TPU v5e, published"),
+        "bytes of an update": (bytes_of_an_update(), "TPU compiler's, from steps of 96 and 192 images"),
+        "bytes a second from chip to chip": (CHIP_TO_CHIP_BYTES_A_SECOND, "half of the published 1,600 Gbit/s"),
+    }
+    for case in cases:
+        flops, memory = of_an_image(case)
+        named[f"flops of an image, {case}"] = (flops, "TPU compiler's, from 96 images")
+        named[f"bytes of an image, {case}"] = (memory, "TPU compiler's, from 96 images")
+    return {name: {"value": f"{value:.4g}", "source": source} for name, (value, source) in named.items()}
 
 
 def main(argv: list[str]) -> None:
     """Prints the tables and writes JSON."""
     del argv
-    report = {case: estimate(case) for case in FLAGS.cases}
-    for case, rows in report.items():
-        print(f"{case}: seconds an epoch, at least, and what bounds them")
-        print(f"{'batch':>8}" + "".join(f"{chips:>17}" for chips in CHIPS) + "  chips")
-        for batch in BATCHES:
-            cells = {
-                row["chips"]: f"{row['epoch_seconds']:.2f} {row['bound']}" for row in rows if row["batch"] == batch
-            }
-            print(f"{batch:8}" + "".join(f"{cells.get(chips, '-'):>17}" for chips in CHIPS))
+    report = {
+        "assumptions": assumptions(FLAGS.cases),
+        **{f"epoch, {case}": epochs(case) for case in FLAGS.cases},
+        "sent by a chip in an epoch": all_reduce_volume(),
+    }
+    for title, table in report.items():
+        print(title)
+        for label, row in table.items():
+            print(f"{label:>36}" + "".join(f"{value!s:>20}" for value in row.values()))
     if FLAGS.json:
         pathlib.Path(FLAGS.json).write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("cases", ["plain", "clars", "clars_sampled"], "Of benchmarks/tpu_compile.py.")
+    flags.DEFINE_list("cases", ["plain", "clars", "conadv_clars"], "Of benchmarks/tpu_compile.py.")
     flags.DEFINE_string("json", None, "Where to write the report.")
     app.run(main)

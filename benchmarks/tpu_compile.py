@@ -2,6 +2,7 @@
 
     python -m benchmarks.tpu_compile                                  # every case, about half an hour on two cores
     python -m benchmarks.tpu_compile --cases=plain,clars --json=benchmarks/tpu_compile.json
+    python -m benchmarks.tpu_compile --resume --json=benchmarks/tpu_compile.json   # those that the file lacks
 
 ResNet-50 at 224 px in mixed bfloat16, compiled for a TPU by the real compiler and never run (tpu_compiler.py): there is
 no timing noise in these figures, and no time either. Each case compiles in a process of its own. Ratios are to the
@@ -57,8 +58,8 @@ class Case:
     baseline: str | None = "plain"
 
 
-# A global batch of 98,304 as 256 times 384.
-_POD = {"topology": "v5e:16x16", "replicas": 256, "batch": 384, "micro_batch_size": 96, "baseline": "pod_plain"}
+# A global batch of 98,304 as 256 times 384, in the largest micro-batches of which ConAdv's fit the memory.
+_POD = {"topology": "v5e:16x16", "replicas": 256, "batch": 384, "micro_batch_size": 192, "baseline": "pod_plain"}
 CASES = {
     "plain": Case(baseline=None),
     "clars": Case(clars=True),
@@ -69,9 +70,24 @@ CASES = {
     "conadv_clars": Case(conadv=True, clars=True, baseline="plain_twice"),
     "pod_plain": Case(**{**_POD, "baseline": None}),
     "pod_clars": Case(clars=True, **_POD),
+    # Twice the images, the adversarial copies, and the attack.
+    "pod_conadv": Case(conadv=True, **_POD),
     "pod_conadv_clars": Case(conadv=True, clars=True, **_POD),
 }
-_RATIOS = ("flops", "bytes_accessed", "temporary_bytes")
+_REPORT = "benchmarks/tpu_compile.json"
+_TITLES = {
+    "plain": "plain, batch 96",
+    "clars": "CLARS, all 96 examples",
+    "clars_sampled": "CLARS, norm_examples=12",
+    "plain_twice": "plain, batch 192",
+    "conadv": "ConAdv: 96 images, their copies, the attack on the next 96",
+    "conadv_clars": "the same with CLARS, all examples",
+    "pod_plain": "256 chips, global batch 98,304: plain",
+    "pod_clars": "the same with CLARS, all examples",
+    "pod_conadv": "256 chips, global batch 98,304 and as many copies: ConAdv",
+    "pod_conadv_clars": "the same with CLARS, all examples",
+}
+_RATIOS = ("flops", "bytes_accessed", "temporary_bytes", "estimated_cycles")
 
 
 def build_step(case: Case) -> tuple[Any, list[Any]]:
@@ -133,7 +149,9 @@ def compile_case(case: Case, effort: float, hlo_file: str | None = None) -> dict
         **figures,
         "flops": times * compiled.flops,
         "bytes_accessed": times * compiled.bytes_accessed,
+        "estimated_cycles": times * compiled.estimated_cycles(),
         "collectives": len(compiled.collectives),
+        "collective_bytes": compiled.collective_bytes(),
         "host_calls": len(compiled.host_calls()),
         "loops": hlo.count(" while("),
         "compile_seconds": round(time.perf_counter() - start, 1),
@@ -155,17 +173,46 @@ def _environment() -> dict[str, str]:
 
 
 def _row(name: str, result: dict[str, Any], baseline: dict[str, Any] | None) -> str:
-    ratios = [f"{result[key] / baseline[key]:.3f}" if baseline else "" for key in _RATIOS]
+    ratios = [f"{result[key] / baseline[key]:.3f}" if baseline and key in baseline else "" for key in _RATIOS]
     return (
         f"{name:18} {result['flops'] / 1e12:7.3f} {ratios[0]:>6} {result['bytes_accessed'] / 1e9:8.2f} {ratios[1]:>6} "
-        f"{result['temporary_bytes'] / 2**30:7.3f} {ratios[2]:>6} {result['peak_bytes'] / 2**30:7.2f} "
-        f"{result['collectives']:11} {result['compile_seconds']:8.0f}"
+        f"{result['temporary_bytes'] / 2**30:7.3f} {ratios[2]:>6} {result['peak_bytes'] / 2**30:7.2f} {ratios[3]:>6} "
+        f"{result['collectives']:11} {result['collective_bytes'] / 1e6:7.1f} {result['compile_seconds']:8.0f}"
     )
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The table of benchmarks/README.md, from what `--json` wrote."""
+    lines = [
+        "| step | micro-batch | 1e12 operations | GB | temporary GiB | cycles | peak GiB | all-reduces |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, title in _TITLES.items():
+        case = report["cases"].get(name)
+        if case is None:
+            continue
+        baseline = report["cases"].get(case["baseline"])
+        cells = [
+            f"{case['flops'] / 1e12:.2f}",
+            f"{case['bytes_accessed'] / 1e9:.1f}",
+            f"{case['temporary_bytes'] / 2**30:.2f}",
+            f"{case['estimated_cycles'] / 1e6:.0f}e6",
+        ]
+        if baseline is not None:
+            cells = [f"{cell} ({case[key] / baseline[key]:.3f})" for cell, key in zip(cells, _RATIOS, strict=True)]
+        reduced = f"{case['collectives']}, {case['collective_bytes'] / 1e6:.0f} MB" if case["collectives"] else "none"
+        cells = [title, str(case["micro_batch_size"] or "none"), *cells, f"{case['peak_bytes'] / 2**30:.2f}", reduced]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str]) -> None:
     """Compiles the cases, prints a table and writes JSON, adding to the cases that the file has."""
     del argv
+    if FLAGS.markdown:
+        with open(FLAGS.json or _REPORT) as file:
+            print(markdown(json.load(file)))
+        return
     missing = tpu_compiler.why_unavailable()
     if missing:
         raise SystemExit(missing)
@@ -176,12 +223,17 @@ def main(argv: list[str]) -> None:
     if FLAGS.json and os.path.exists(FLAGS.json):
         with open(FLAGS.json) as file:
             earlier = json.load(file)
-        if earlier["environment"] == report["environment"] and earlier["effort"] == FLAGS.effort:
-            report["cases"] = earlier["cases"]
+        # The compiler says its own version only when it has compiled something.
+        versions = {name: version for name, version in earlier["environment"].items() if name != "compiler"}
+        if versions == report["environment"] and earlier["effort"] == FLAGS.effort:
+            report.update(environment=earlier["environment"], cases=earlier["cases"])
     print(f"{'case':18} {'Tflop':>7} {'ratio':>6} {'GB read+':>8} {'ratio':>6} {'temp GiB':>7} {'ratio':>6} ", end="")
-    print(f"{'peak':>6} {'collectives':>11} {'compiled':>8}")
+    print(f"{'peak':>6} {'cycles':>6} {'collectives':>11} {'MB':>7} {'compiled':>8}")
     for name in FLAGS.cases or list(CASES):
+        if FLAGS.resume and name in report["cases"]:
+            continue
         result = report["cases"][name] = _in_a_process_of_its_own(name, FLAGS.effort, FLAGS.hlo)
+        report["environment"]["compiler"] = result.pop("compiler")
         print(_row(name, result, report["cases"].get(result["baseline"])), flush=True)
         if FLAGS.json:
             with open(FLAGS.json, "w") as file:
@@ -193,7 +245,9 @@ if __name__ == "__main__":
     flags.DEFINE_float(
         "effort", -1.0, "Of the compiler: -1 compiles in minutes, 0 is its default and ten times slower."
     )
-    flags.DEFINE_string("json", None, "Where to write the report.")
+    flags.DEFINE_string("json", None, "Where to write the report, after every case.")
+    flags.DEFINE_boolean("resume", False, "Whether to leave out the cases that the report has.")
+    flags.DEFINE_boolean("markdown", False, f"Whether to print the table of the report (--json, else {_REPORT}) only.")
     flags.DEFINE_string("hlo", None, "Where to write the compiled program of the last case.")
     flags.DEFINE_enum("task", None, list(CASES), "Used by the program itself.")
     app.run(main)

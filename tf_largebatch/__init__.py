@@ -1,4 +1,4 @@
-"""Large-batch training for TensorFlow and Keras: CLARS, LARS and exact per-example gradient norms.
+"""Large-batch training for TensorFlow and Keras: CLARS, LARS, exact per-example gradient norms, and ConAdv.
 
 The names here are those of Keras 3. Importing the package touches no global state but Keras's table of serialisable
 classes.
@@ -12,8 +12,9 @@ if keras.backend.backend() != "tensorflow":
         "environment variable KERAS_BACKEND=tensorflow before keras is imported."
     )
 
+from tf_largebatch import callbacks
 from tf_largebatch.core.scaling import WarmupPolynomialDecay, large_batch_schedule, linear_scaling
-from tf_largebatch.models import ConAdvModel, LargeBatchModel
+from tf_largebatch.models import ConAdvModel, LargeBatchModel, accuracy_under_attack
 from tf_largebatch.norms import per_example_gradient_norms
 from tf_largebatch.optimizers import CLARS, LARS
 from tf_largebatch.version import __version__
@@ -25,6 +26,8 @@ __all__ = [
     "LargeBatchModel",
     "WarmupPolynomialDecay",
     "__version__",
+    "accuracy_under_attack",
+    "callbacks",
     "large_batch_schedule",
     "linear_scaling",
     "per_example_gradient_norms",

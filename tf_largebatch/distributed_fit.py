@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from tf_largebatch import strategies
-from tf_largebatch.models import LargeBatchModel
+from tf_largebatch.models import ConAdvModel, LargeBatchModel
 
 
 def fit(
@@ -55,11 +55,18 @@ def fit(
         The history of the epochs' logs.
 
     Raises:
-        ValueError: If the model is not compiled, the batches cannot be shared equally, or there are too few.
+        ValueError: If the model is not compiled, or with XLA for several replicas, the batches cannot be shared
+            equally, or there are too few.
     """
     strategy = model.distribute_strategy
     if not model.compiled:
         raise ValueError(f"{model.name} must be compiled before it is trained.")
+    replicas = strategy.num_replicas_in_sync
+    if model.jit_compile and replicas > 1 and not isinstance(strategy, tf.distribute.TPUStrategy):
+        raise ValueError(
+            f"jit_compile must be False with {replicas} replicas: XLA compiles a step of one device; received "
+            "jit_compile=True: compile the update alone, by the optimizer's jit_compile=True."
+        )
     batch_size = keras.tree.flatten(training.element_spec)[0].shape[0]
     if batch_size is not None:
         strategies.check_batch(batch_size, strategy.num_replicas_in_sync)
@@ -155,8 +162,8 @@ def _train_function(model: keras.Model, steps: int) -> Callable[[Any], dict[str,
     if type(model).make_train_function is not keras.Model.make_train_function:
         # A model that does more than one batch at a time, such as ConAdvModel: its function is made for strategies.
         model.make_train_function()
-        if hasattr(model.train_function, "start"):
-            model.train_function.start(steps)
+        if isinstance(model, ConAdvModel):
+            model.start_training(steps)
         return model.train_function
     run = _on_all_replicas(model, model.train_step)
     first = model.distribute_strategy.experimental_local_results

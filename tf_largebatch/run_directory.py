@@ -5,6 +5,7 @@ metrics.csv            one row an epoch
 layerwise_rates.csv    one row a recorded update and tensor (CLARS, LARS)
 noise_scales.csv       one row an epoch and tensor (where the gradient noise scale is measured)
 curves.png             drawn from these
+adversarial.png        images, perturbation and adversarial copies at the end (with --adversarial)
 checkpoints/           the last epochs, to resume from
 final.keras            the trained model, when the run is complete
 result.json            the accuracy reached, when the run is complete
@@ -24,6 +25,7 @@ METRICS = "metrics.csv"
 LAYERWISE_RATES = "layerwise_rates.csv"
 NOISE_SCALES = "noise_scales.csv"
 CURVES = "curves.png"
+PICTURES = "adversarial.png"
 CHECKPOINTS = "checkpoints"
 FINAL_MODEL = "final.keras"
 RESULT = "result.json"

@@ -89,6 +89,16 @@ def is_chief(name: str, environ: Mapping[str, str] | None = None) -> bool:
     return task["type"] == "chief" or ("chief" not in config["cluster"] and task["index"] == 0)
 
 
+def task_name(environ: Mapping[str, str] | None = None) -> str:
+    """What TF_CONFIG calls this process: `worker-1`.
+
+    Args:
+        environ: Where `TF_CONFIG` is looked up, by default the environment.
+    """
+    task = _parsed((os.environ if environ is None else environ)["TF_CONFIG"])["task"]
+    return f"{task['type']}-{task['index']}"
+
+
 def check_batch(batch_size: int, replicas: int, micro_batch_size: int | None = None) -> None:
     """Raises unless every replica gets as many examples, and those make whole micro-batches.
 

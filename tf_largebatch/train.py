@@ -20,7 +20,6 @@ import pathlib
 import platform
 import shutil
 import sys
-import tempfile
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -29,8 +28,9 @@ import keras
 import tensorflow as tf
 from absl import app, flags, logging
 
-from tf_largebatch import data, distributed_fit, run_directory, strategies, zoo
+from tf_largebatch import data, distributed_fit, run_directory, strategies, train_adversarial, zoo
 from tf_largebatch.callbacks import (
+    AdversarialPictures,
     GradientNoiseScale,
     LayerwiseRateRecorder,
     MetricsRecorder,
@@ -71,6 +71,8 @@ class Result:
         epochs: Completed epochs.
         complete: Whether these are all epochs of the run.
         output_dir: Directory of the run.
+        attack: The attack of --eval_attack in words; None without one, or before the end of the run.
+        attacked_accuracy: Share of the evaluation images classified correctly after that attack on them.
     """
 
     accuracy: float
@@ -80,6 +82,8 @@ class Result:
     epochs: int
     complete: bool
     output_dir: str
+    attack: str | None = None
+    attacked_accuracy: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,11 +167,11 @@ def prepare(config: TrainConfig) -> Run:
     keras.config.set_dtype_policy(config.mixed_precision)
     checkpoints = list_checkpoints(output_dir / run_directory.CHECKPOINTS) if config.resume else []
     if not is_chief:
-        output_dir = pathlib.Path(tempfile.mkdtemp(prefix="tf_largebatch-worker-"))
+        output_dir = output_dir / f".{strategies.task_name()}"
     with strategy.scope():
         try:
             inner = zoo.build(config.model, dataset.image_shape, dataset.num_classes)
-            model = _compiled(config, inner, schedule)
+            model = _compiled(config, inner, schedule, dataset)
         finally:
             keras.config.set_dtype_policy(policy)
         noise_scale = GradientNoiseScale(output_dir / run_directory.NOISE_SCALES) if config.noise_scale else None
@@ -183,6 +187,8 @@ def execute(run: Run) -> Result:
         return _execute(run)
     # The other workers do the very same, communication included, and leave nothing.
     quiet = dataclasses.replace(run, config=dataclasses.replace(run.config, verbose=0))
+    shutil.rmtree(run.output_dir, ignore_errors=True)  # what this worker left when it was killed
+    run.output_dir.mkdir(parents=True)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return _execute(quiet)
@@ -201,6 +207,8 @@ def _execute(run: Run) -> Result:
     if config.optimizer in LAYERWISE:
         every = config.record_every or -(-steps * config.epochs // RECORDS_OF_A_RUN)
         callbacks.append(LayerwiseRateRecorder(output_dir / run_directory.LAYERWISE_RATES, every))
+    if config.adversarial != "none":
+        callbacks.append(AdversarialPictures(output_dir / run_directory.PICTURES, *_some_images(config, dataset)))
     # Last: a checkpoint exists only of an epoch whose records are written.
     callbacks.append(RunCheckpoint(output_dir / run_directory.CHECKPOINTS))
     last_epoch = config.stop_after_epoch or config.epochs
@@ -227,7 +235,12 @@ def _execute(run: Run) -> Result:
     return _finish(run)
 
 
-def _compiled(config: TrainConfig, inner: keras.Model, schedule: Any) -> keras.Model:
+def _some_images(config: TrainConfig, dataset: data.Dataset) -> tuple[Any, Any, Any]:
+    images, labels = next(iter(_with_targets(dataset.evaluation(8), config, dataset)))
+    return images, labels, dataset.class_names
+
+
+def _compiled(config: TrainConfig, inner: keras.Model, schedule: Any, dataset: data.Dataset) -> keras.Model:
     measures = config.optimizer == "clars" or config.noise_scale
     if measures:
         check_supported(inner, KERAS)
@@ -235,7 +248,9 @@ def _compiled(config: TrainConfig, inner: keras.Model, schedule: Any) -> keras.M
     model = inner
     # Keras looks for overflow on the first of several replicas only.
     scaled = config.strategy != "one_device" and config.mixed_precision == "mixed_float16"
-    if measures or scaled or config.micro_batch_size is not None:
+    if config.adversarial != "none":
+        model = train_adversarial.wrapped(config, inner, dataset)
+    elif measures or scaled or config.micro_batch_size is not None:
         model = LargeBatchModel(inner, norm_examples=config.norm_examples, micro_batch_size=config.micro_batch_size)
     if config.label_smoothing:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
@@ -255,7 +270,7 @@ def _with_targets(batches: tf.data.Dataset, config: TrainConfig, dataset: data.D
 
 
 def _finish(run: Run) -> Result:
-    config, inner, output_dir = run.config, run.inner, run.output_dir
+    config, inner, dataset, output_dir = run.config, run.inner, run.dataset, run.output_dir
     rows = read_metrics(output_dir / run_directory.METRICS)
     last = rows[-1]
     result = Result(
@@ -267,6 +282,9 @@ def _finish(run: Run) -> Result:
         complete=last["epoch"] == config.epochs,
         output_dir=str(output_dir),
     )
+    if result.complete and config.eval_attack != "none":
+        attack, accuracy = train_adversarial.under_attack(config, inner, dataset, EVALUATION_BATCH_SIZE)
+        result = dataclasses.replace(result, attack=attack, attacked_accuracy=accuracy)
     if result.complete:
         # Without the optimizer, whose class a program that only imports keras would not know.
         bare = keras.Model(inner.input, inner.output, name=inner.name)
@@ -279,6 +297,8 @@ def _finish(run: Run) -> Result:
         f"{config.eval_split} accuracy {result.accuracy:.4f} after {result.updates} updates of "
         f"{config.batch_size} images ({result.seconds:.0f} seconds)"
     )
+    if result.attacked_accuracy is not None:
+        print(f"{config.eval_split} accuracy {result.attacked_accuracy:.4f} after {result.attack}")
     if "noise_scale" in last:
         print(f"your batch is {config.batch_size}; the noise scale is {readable_noise_scale(last['noise_scale'])}")
     return result
@@ -288,7 +308,11 @@ def _description(run: Run) -> dict[str, Any]:
     optimizer = getattr(run.model.optimizer, "inner_optimizer", run.model.optimizer)
     trainable = sum(variable.value.shape.num_elements() for variable in run.inner.trainable_variables)
     return {
-        "arguments": arguments_of_the_run(run.config),
+        "arguments": {
+            **arguments_of_the_run(run.config),
+            "eval_attack": run.config.eval_attack,
+            "eval_epsilon": run.config.eval_epsilon,
+        },
         "dataset": run.dataset.describe(),
         "model": {
             "name": run.inner.name,
@@ -321,6 +345,7 @@ def _say(run: Run) -> None:
         f"{config.optimizer}: batches of {config.batch_size}, {run.steps_per_epoch} updates in each of "
         f"{config.epochs} epochs{done}, peak learning rate {run.schedule.peak_learning_rate:g}, "
         f"{config.warmup_epochs:g} epochs of warmup.\n"
+        f"{train_adversarial.in_words(config)}"
         f"Output: {run.output_dir}"
     )
 
@@ -345,7 +370,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         if field.metadata["choices"]:
             flags.DEFINE_enum(field.name, enum_values=field.metadata["choices"], **options)
         else:
-            define = {
+            define: Any = {
                 bool: flags.DEFINE_bool,
                 int: flags.DEFINE_integer,
                 float: flags.DEFINE_float,
@@ -356,7 +381,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> TrainConfig:
     """The arguments given as flags; with --resume the others come from the run's directory."""
-    given = {field.name: flag_values[field.name].value for field in dataclasses.fields(TrainConfig)}
+    given: dict[str, Any] = {field.name: flag_values[field.name].value for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**given)
     if config.resume and config.output_dir:
         stored = run_directory.read_arguments(config.output_dir)

@@ -13,9 +13,15 @@ import keras
 from tf_largebatch import data, strategies, zoo
 from tf_largebatch.core.scaling import WarmupPolynomialDecay, linear_scaling, sqrt_scaling
 from tf_largebatch.optimizers import CLARS, LARS
+from tf_largebatch.train_adversarial import (
+    ADVERSARIAL,
+    AUGMENTED_STREAMS,
+    EVAL_ATTACKS,
+    resolved_adversarial,
+)
 
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
-SCALINGS = {"linear": linear_scaling, "sqrt": sqrt_scaling, "none": lambda rate, batch_size, base: rate}
+SCALINGS: dict[Any, Any] = {"linear": linear_scaling, "sqrt": sqrt_scaling, "none": lambda rate, batch_size, base: rate}
 LAYERWISE = {"clars": CLARS, "lars": LARS}
 
 
@@ -111,6 +117,32 @@ class TrainConfig:
         None, "clars, noise_scale: images of each batch whose gradient norms are measured; default: all, exact."
     )
     micro_batch_size: int | None = _argument(None, "Images in memory at once; default: the whole batch.")
+    adversarial: str = _argument(
+        "none",
+        "conadv: train on adversarial copies as well, made concurrently; disadv: made first; noise: random copies.",
+        ADVERSARIAL,
+    )
+    epsilon: float | None = _argument(None, "adversarial: radius of the L-inf ball, pixels of 255; default: 4.")
+    staleness: int | None = _argument(
+        None, "conadv: how many updates older the weights are that make the copies; default: 1."
+    )
+    attack_steps: int | None = _argument(None, "conadv, disadv: gradient steps of the attack; default: 1.")
+    step_size: float | None = _argument(
+        None, "conadv, disadv: length of such a step, pixels of 255; default: epsilon / attack_steps."
+    )
+    random_start: float | None = _argument(
+        None, "conadv, disadv: probability of a random point of the ball as starting point; default: 0.8."
+    )
+    targeted: bool | None = _argument(
+        None, "conadv, disadv: descend a random wrong class's loss, or ascend the true one's; default: yes."
+    )
+    augmented_stream: str = _argument(
+        "none", "adversarial: train on a third, augmented view of each image as well.", AUGMENTED_STREAMS
+    )
+    eval_attack: str = _argument(
+        "none", "Accuracy of the final model after a one-step attack on the evaluation images.", EVAL_ATTACKS
+    )
+    eval_epsilon: float | None = _argument(None, "eval_attack: radius, pixels of 255; default: epsilon, or 4.")
     strategy: str = _argument("one_device", "What the batch is spread over; see strategies.py.", strategies.STRATEGIES)
     replicas: int | None = _argument(
         None, "mirrored: GPUs to use, default all; without GPUs, devices to cut the CPU into."
@@ -130,6 +162,7 @@ class TrainConfig:
 # Arguments that may differ when a run is resumed: they do not change what is computed.
 NOT_OF_THE_RUN = (
     *("data_dir", "download", "output_dir", "resume", "stop_after_epoch", "verbose"),
+    *("eval_attack", "eval_epsilon"),
     *("strategy", "replicas", "tpu"),
 )
 
@@ -178,8 +211,9 @@ def resolved(config: TrainConfig) -> TrainConfig:
         momentum=either(config.momentum, 0.9 if has_momentum else None),
         eta=either(config.eta, defaults.eta),
         max_rate=either(config.max_rate, defaults.max_rate),
-        noise_scale=either(config.noise_scale, optimizer == "clars"),
+        noise_scale=either(config.noise_scale, optimizer == "clars" and config.adversarial == "none"),
         classic_momentum=either(config.classic_momentum, True if layerwise else None),
+        **resolved_adversarial(config),
     )
 
 

@@ -72,6 +72,8 @@ def test_a_directory_is_drawn_with_its_rates(tmp_path):
 def test_several_runs_share_axes_and_colour_scale(tmp_path):
     runs = {"LARS": write_run(tmp_path / "a"), "CLARS": write_run(tmp_path / "b"), "SGD": History(LOGS)}
     figure = plot_history(runs)
+    (legend,) = [legend for part in figure.subfigs for legend in part.legends]
+    assert [text.get_text() for text in legend.get_texts()] == [*runs, "training", "validation"]
     assert set(lines(figure, "Loss")) == {f"{run}: {kind}" for run in runs for kind in ("training", "validation")}
     maps = [axis.collections[0] for axis in figure.axes if axis.get_title().endswith("layer-wise rate")]
     assert len(maps) == 2 and maps[0].get_clim() == maps[1].get_clim()

@@ -256,3 +256,12 @@ def test_too_few_batches():
 def test_a_model_that_is_not_compiled():
     with pytest.raises(ValueError, match="net must be compiled"):
         fit(network(None), batches(), epochs=1, steps_per_epoch=1)
+
+
+def test_xla_for_several_replicas(two_replicas):
+    model = compiled(clars(), strategy=two_replicas)
+    model.jit_compile = True
+    with pytest.raises(
+        ValueError, match=r"jit_compile must be False with 2 replicas.*the optimizer's jit_compile=True"
+    ):
+        fit(model, batches(), epochs=1, steps_per_epoch=1, verbose=0)

@@ -95,6 +95,8 @@ def test_the_first_worker_alone_writes_and_speaks(runs):
     assert "accuracy" not in second
     written = {path.name for path in paths["two_workers"].iterdir()}
     assert {"config.json", "metrics.csv", "final.keras", "result.json"} <= written
+    # Not even of the worker that was killed, which could not clean up.
+    assert not list(paths["two_workers"].glob(".*")) and not list(paths["accident"].glob(".*"))
     assert json.loads((paths["two_workers"] / "config.json").read_text())["layout"] == {
         "strategy": "multi_worker",
         "replicas": 2,

@@ -64,6 +64,10 @@ def test_who_writes(cluster, task, chief):
     assert strategies.is_chief("multi_worker", environ(cluster, task)) == chief
 
 
+def test_the_name_of_a_worker():
+    assert strategies.task_name(environ(task=("worker", 1))) == "worker-1"
+
+
 def test_one_process_writes():
     assert all(strategies.is_chief(name, {}) for name in ("one_device", "mirrored", "tpu"))
 

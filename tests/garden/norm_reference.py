@@ -73,19 +73,19 @@ def reference(model, x, y, loss=cross_entropy, training=True):
     return {index: np.array(values) for index, values in norms.items()}
 
 
-def measured(model, x, y, loss=cross_entropy, training=True, examples=None):
+def measured(model, x, y, loss=cross_entropy, training=True, examples=None, registry=TF_KERAS):
     return measure(
         model,
         lambda: model(x, training=training),
         lambda logits: loss(y, logits),
         model.trainable_variables,
         len(x),
-        TF_KERAS,
+        registry,
         examples,
     )
 
 
-def assert_measured_right(model, x, y, loss=cross_entropy, training=True, rtol=RTOL):
+def assert_measured_right(model, x, y, loss=cross_entropy, training=True, rtol=RTOL, registry=TF_KERAS):
     """Norms against the reference; output, gradient and new state against the plain step. The state is restored."""
     before = [v.numpy() for v in model.non_trainable_variables]
 
@@ -101,7 +101,7 @@ def assert_measured_right(model, x, y, loss=cross_entropy, training=True, rtol=R
         value = loss(y, plain)
     gradients = tape.gradient(value, model.trainable_variables)
     state = restore()
-    output, found = measured(model, x, y, loss, training)
+    output, found = measured(model, x, y, loss, training, registry=registry)
     new_state = restore()
     np.testing.assert_allclose(output, plain, rtol=rtol, atol=rtol * float(tf.reduce_max(tf.abs(plain))))
     for v, one, other in zip(model.non_trainable_variables, new_state, state, strict=True):

@@ -38,6 +38,13 @@ def test_experiments_are_registered_and_valid(name):
     assert optimizer.build_optimizer(optimizer.build_learning_rate()).get_config()["momentum"] > 0
 
 
+@pytest.mark.parametrize("name", ["clars_resnet_cifar10", "conadv_resnet_cifar10"])
+def test_a_single_file_is_read_once_at_a_time(name):
+    """The host repeats the file names and reads `cycle_length` of them side by side: here all the same one."""
+    params = runs.params_of(name)
+    assert params.task.train_data.cycle_length == params.task.validation_data.cycle_length == 1
+
+
 def test_another_batch_size_moves_rate_and_steps():
     at_4k, at_8k = (runs.params_of("clars_resnet_imagenet", batch(size)) for size in (4096, 8192))
     assert decay(at_4k).initial_learning_rate == pytest.approx(0.128 * 16)
@@ -143,18 +150,36 @@ OPTIMIZER = "trainer.optimizer_config.optimizer"
         ("task.gradient_norms.norm_examples", 8, r"norm_examples must be null unless mode is sampled"),
         ("recipe.warmup_epochs", 90, r"recipe\.warmup_epochs must be null, or 0 or more and below the 90 epochs"),
         ("recipe.table", "goyal", r"recipe\.table must be null or conadv; received 'goyal'"),
-        ("task.conadv", {"enabled": True, "epsilon": -1}, r"task\.conadv\.epsilon must be 0 or more; received -1"),
+        ("task.conadv", {"enabled": True, "epsilon": -1}, r"task\.conadv\.epsilon must be a finite .*got epsilon=-1"),
         ("task.conadv", {"enabled": True, "staleness": 1.5}, r"task\.conadv\.staleness must be an integer of 0 or"),
-        ("task.conadv", {"enabled": True, "random_start": 2}, r"task\.conadv\.random_start must be in \[0, 1\]"),
-        ("task.conadv", {"enabled": True, "norm": "l1"}, r"task\.conadv\.norm must be linf or l2"),
-        ("task.conadv", {"enabled": True, "attack": "fgsm"}, r"task\.conadv\.attack must be pgd or noise"),
+        ("task.conadv", {"enabled": True, "random_start": 2}, r"task\.conadv\.random_start must be a probability"),
+        ("task.conadv", {"enabled": True, "norm": "l1"}, r"task\.conadv\.norm must be 'linf' or 'l2'"),
+        ("task.conadv", {"enabled": True, "attack": "fgsm"}, r"task\.conadv\.attack must be 'pgd' or 'noise'"),
         ("task.conadv", {"enabled": True, "value_range": [0, 1]}, r"task\.conadv\.value_range must be 6 numbers"),
+        ("task.conadv", {"enabled": True, "targeted": 1}, r"task\.conadv\.targeted must be True or False"),
+        ("task.micro_batch_size", 0, r"task\.micro_batch_size must be null or 1 or more; received 0"),
+        ("task.micro_batch_size", 3, r"task\.micro_batch_size must be a divisor of the global batch of 4096; .* 3"),
         ("task.conadv", {"enabled": True, "augment": {"type": "ssd"}}, r"task\.conadv\.augment\.type must be"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_field(path, value, message):
     with pytest.raises((KeyError, ValueError), match=message):
         runs.params_of("clars_resnet_imagenet", at(path, value))
+
+
+def test_float16_hides_the_moving_average_from_the_host():
+    ema = {"trainer": {"optimizer_config": {"ema": {"average_decay": 0.9}}}}
+    for dtype in (None, "bfloat16"):
+        runs.params_of("clars_resnet_imagenet", ema, at("runtime.mixed_precision_dtype", dtype))
+    message = r"trainer\.optimizer_config\.ema .* runtime\.mixed_precision_dtype='float16'.*: take bfloat16 .*leave out"
+    with pytest.raises(ValueError, match=message):
+        runs.params_of("clars_resnet_imagenet", ema, at("runtime.mixed_precision_dtype", "float16"))
+
+
+def test_micro_batches_refuse_synchronised_batch_norms():
+    sync = at("task.model.norm_activation.use_sync_bn", True)
+    with pytest.raises(ValueError, match=r"use_sync_bn must be false with task\.micro_batch_size"):
+        runs.params_of("clars_resnet_imagenet", sync, at("task.micro_batch_size", 64))
 
 
 def test_a_batch_that_does_not_divide():

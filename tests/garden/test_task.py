@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from official.vision.ops import preprocess_ops
 from official.vision.serving import export_saved_model_lib
+from official.vision.tasks import image_classification as host
 
 from tf_largebatch.core import attack
 from tf_largebatch.garden import registry_imports  # noqa: F401
 from tf_largebatch.garden.conadv import _value_range
 from tf_largebatch.garden.streams import batch_norms
 
-# Batch norms that use the moving averages, and so do not couple examples.
-FROZEN = {"type": "resnet", "resnet": {"model_id": 10, "depth_multiplier": 0.125, "bn_trainable": False}}
-FROZEN = {"task": {"model": {"backbone": FROZEN}}}
 SGD = {"optimizer": {"type": "sgd", "sgd": {"momentum": 0.9}}}
 CLARS = {"trainer": {"optimizer_config": {"optimizer": {"type": "clars"}}}}
 RATE = {"learning_rate": {"type": "constant", "constant": {"learning_rate": 0.05}}, "warmup": {"type": None}}
@@ -28,6 +27,20 @@ SYNC = {"task": {"model": {"norm_activation": {"use_sync_bn": True}}}}
 def records(tmp_path_factory):
     """24 images: three different batches of eight."""
     return imagenet_like.write_records(tmp_path_factory.mktemp("records") / "train", examples=24)
+
+
+@pytest.fixture
+def frozen_batch_norms(monkeypatch):
+    """Batch norms that use the moving averages, and so do not couple examples."""
+    build = host.ImageClassificationTask.build_model
+
+    def build_frozen(task):
+        model = build(task)
+        for layer in batch_norms(model):
+            layer.trainable = False
+        return model
+
+    monkeypatch.setattr(host.ImageClassificationTask, "build_model", build_frozen)
 
 
 def optimizer(**config):
@@ -66,13 +79,38 @@ def test_two_replicas_equal_one(records, two_replicas):
 
 
 @pytest.mark.parametrize("staleness", [1, 2])
-def test_two_replicas_equal_one_with_conadv(staleness, records, two_replicas):
+def test_two_replicas_equal_one_with_conadv(staleness, records, two_replicas, frozen_batch_norms):
     """Without batch statistics, which the attack takes from each replica, and without randomness."""
-    options = runs.merged(conadv(staleness=staleness, targeted=False, random_start=0.0), FROZEN)
-    options = runs.merged(options, CLARS if staleness == 1 else {})
+    options = runs.merged(conadv(staleness=staleness, **PLAIN_ATTACK), CLARS if staleness == 1 else {})
     one, _, _ = trained(records, options, steps=4)
     two, _, _ = trained(records, options, steps=4, strategy=two_replicas)
     assert_close(weights(two), weights(one))
+
+
+PLAIN_ATTACK = {"targeted": False, "random_start": 0.0}
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_micro_batches_equal_the_whole_batch(replicas, records, two_replicas, frozen_batch_norms):
+    """Where no layer couples examples and nothing is random: attack, gradients, norms and metrics."""
+    # A sample of all is all: on two replicas the sampled norms are tested along.
+    sampled = {"task": {"gradient_norms": {"mode": "sampled", "norm_examples": 4}}} if replicas == 2 else {}
+    options = runs.merged(conadv(**PLAIN_ATTACK) if replicas == 1 else {}, CLARS)
+    whole, _, logs = trained(records, options)
+    micro = runs.merged(options, {"task": {"micro_batch_size": 2}}, sampled)
+    split, _, logs_of_split = trained(records, micro, strategy=two_replicas if replicas == 2 else None)
+    assert_close(weights(split), weights(whole))
+    norms = [list(trainer.optimizer.gradient_norms().values()) for trainer in (split, whole)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert logs_of_split == pytest.approx(logs, rel=1e-4, abs=1e-6)
+
+
+def test_batch_norms_of_micro_batches_are_averaged(records):
+    """Each micro-batch has its own statistics, and moves the averages once."""
+    halves, _, logs = trained(records, conadv(), {"task": {"micro_batch_size": 4}}, steps=1)
+    stem = batch_norms(halves.model)[0]
+    assert (stem.moving_variance.numpy() > 0.81).all()  # 0.9^2 of the initial 1 is left after two updates
+    assert np.isfinite(list(logs.values())).all()
 
 
 @pytest.mark.parametrize("use_sync_bn", [False, True])
@@ -80,10 +118,19 @@ def test_conadv_with_batch_norms_on_two_replicas(use_sync_bn, records, two_repli
     sync = {"task": {"model": {"norm_activation": {"use_sync_bn": use_sync_bn}}}}
     trainer, task, logs = trained(records, conadv(), sync, strategy=two_replicas)
     assert np.isfinite(list(logs.values())).all() and logs["perturbation"] > 0
+    assert 0 < logs["bn_distance"] < 10
     adversarial = task._siblings[0].network
     for main, twin in zip(batch_norms(trainer.model), batch_norms(adversarial), strict=True):
         assert main.gamma is not twin.gamma
         assert np.abs(main.moving_mean.numpy() - twin.moving_mean.numpy()).max() > 0
+
+
+def test_four_pixels_are_the_authors_nine():
+    """They add 9 * 2 / 255, meant for images in [-1, 1], to standardised ones: there, about 4 pixels of 255."""
+    config = runs.params_of("conadv_resnet_imagenet").task.conadv
+    ours = attack.in_input_units(config.epsilon, _value_range(config))
+    np.testing.assert_allclose(ours, 4 / np.array(preprocess_ops.STDDEV_RGB), rtol=1e-5)
+    np.testing.assert_allclose(ours, 9 * 2 / 255, rtol=0.04)
 
 
 class Literal:
@@ -153,6 +200,7 @@ def test_without_perturbation_the_copies_are_the_images(records):
         _, _, logs = trained(records, conadv(epsilon=0.0, staleness=staleness), steps=2)
         assert logs["perturbation"] == 0
         assert logs["adversarial_loss"] == pytest.approx(logs["clean_loss"], rel=1e-5)
+        assert logs["bn_distance"] == pytest.approx(0, abs=1e-5)
 
 
 def test_the_attack_moves_no_moving_average(records):
@@ -204,8 +252,10 @@ def test_the_update_does_not_wait_for_the_attack_on_the_coming_batch(staleness, 
 def test_the_step_compiles_under_xla(records):
     """What the host does with `runtime.enable_xla` on a GPU. XLA adds up in another order: 1e-3."""
     losses = []
+    # In micro-batches: the loop around the step needs shapes that are known.
+    options = runs.merged(conadv(staleness=1), CLARS, {"task": {"micro_batch_size": 4}})
     for jit_compile in (False, True):
-        trainer, task, _ = trained(records, conadv(staleness=1), CLARS, steps=0)
+        trainer, task, _ = trained(records, options, steps=0)
         batch = next(iter(task.build_inputs(task.task_config.train_data)))
         step = tf.function(task.train_step, jit_compile=jit_compile)
 
@@ -219,7 +269,7 @@ def test_the_step_compiles_under_xla(records):
 
 
 def test_three_streams(records):
-    options = {"augment": {"type": "autoaug", "autoaug": {"augmentation_name": "v0"}}}
+    options = {"augment": {"type": "autoaug", "autoaug": {"augmentation_name": "test"}}}
     _trainer, task, logs = trained(records, conadv(**options), steps=2)
     assert len(task._siblings) == 2 and np.isfinite(logs["training_loss"])
     (views, _), _ = next(iter(task.build_inputs(task.task_config.train_data)))
@@ -282,8 +332,6 @@ def test_the_export_is_the_clean_model(records, tmp_path):
     count = sum("VARIABLE_VALUE" in key for key in saved)
     assert count == len(trainer.model.variables)
     assert not any("conadv" in key or "past" in key for key in saved)
-    from official.vision.ops import preprocess_ops
-
     x = preprocess_ops.normalize_image(
         tf.cast(images, tf.float32), offset=preprocess_ops.MEAN_RGB, scale=preprocess_ops.STDDEV_RGB
     )

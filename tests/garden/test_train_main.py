@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import garden_runs as runs
 import imagenet_like
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 import yaml
 
 from tf_largebatch.garden import registry_imports  # noqa: F401
@@ -54,6 +60,7 @@ def test_every_config_is_valid_and_says_what_it_is(path):
     batch = params.task.train_data.global_batch_size
     peak = params.trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate
     if "small" in path.parts:
+        assert params.task.train_data.cycle_length == 1  # more would read the one file that often, side by side
         assert (CONFIGS / re.search(r"Twin of: +\.\./(\S+)", text)[1]).exists()
         return
     assert f"batch {batch:,}" in text and "not run at this size" in text
@@ -64,21 +71,31 @@ def test_every_config_is_valid_and_says_what_it_is(path):
         assert peak == pytest.approx(0.128 * batch / 256)
 
 
-def distinct_graphs():
-    """One config of each kind of graph trains a step; the others differ from it in numbers alone."""
+def first_of_each_kind():
+    """One config of each kind of graph; the others differ from it in numbers alone."""
     kinds = {}
     for path in FILES:
         if "small" in path.parts:
             continue  # the same kinds again, at sizes of their own
         kind = re.sub(r"_(16k_conadv_baseline|\d+k)$", "", path.stem)
-        kinds.setdefault((path.parent, kind), path)
+        kinds.setdefault(kind, path)
     return list(kinds.values())
 
 
-@pytest.mark.parametrize("path", distinct_graphs(), ids=str)
+# The rest trains its step eagerly, without the time that it takes to make a graph of it.
+EAGER = {"train_tf_function": False, "train_tf_while_loop": False}
+# A policy of two operations in place of the papers' 25 pairs.
+SHORT_POLICY = {"conadv": {"augment": {"autoaug": {"augmentation_name": "test"}}}}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_step_of_every_config(path, records, tmp_path):
     experiment = experiment_of(path)
     override = tiny_twin(experiment, path, records)
+    if path not in first_of_each_kind():
+        override = runs.merged(override, {"trainer": EAGER})
+        if "autoaugment" in path.name:
+            override = runs.merged(override, {"task": SHORT_POLICY})
     assert runs.run_main(tmp_path, experiment, override, [CONFIGS / path]) == 0
     saved = runs.checkpoint(tmp_path)
     assert saved["global_step/.ATTRIBUTES/VARIABLE_VALUE"] == 1
@@ -89,34 +106,74 @@ def steps(count, **trainer):
     return {"trainer": {"train_steps": count, "checkpoint_interval": 2, **trainer}}
 
 
-@pytest.mark.parametrize("experiment", ["clars_resnet_imagenet", "conadv_resnet_imagenet"])
-def test_interrupted_equals_undisturbed(experiment, records, tmp_path):
-    """The same batch every step, so that it does not matter that the host's data start anew.
+def to_be_interrupted(records, **task):
+    """Overrides of runs that are to end alike, whatever their lengths.
 
-    The runs differ in nothing else: equal to float32's last digits.
+    The same batch every step, so that it does not matter that the host's data start anew, and the rates of one long
+    training, which the shorter runs must not derive from their own lengths.
     """
-    two_stale = {"task": {"conadv": {"staleness": 2}}} if "conadv" in experiment else {}
-    # Rates of the whole training, which the shorter run must not derive from its own length.
-    decay = {"initial_learning_rate": 0.5, "decay_steps": 8}
-    rates = {"optimizer_config": {"learning_rate": {"polynomial": decay}, "warmup": {"type": "linear", "linear": {
-        "warmup_steps": 2}}}}  # fmt: skip
-    base = runs.merged(runs.tiny(records), runs.TINY, two_stale, {"runtime": {"mixed_precision_dtype": None}})
+    decay = {"initial_learning_rate": 0.5, "decay_steps": 50}
+    warmup = {"type": "linear", "linear": {"warmup_steps": 2}}
+    rates = {"optimizer_config": {"learning_rate": {"polynomial": decay}, "warmup": warmup}}
+    fixed = {"task": task, "trainer": rates, "runtime": {"mixed_precision_dtype": None}}
+    return runs.merged(runs.tiny(records), runs.TINY, fixed)
+
+
+def assert_same_state(found, expected):
+    """Of two runs that differ in nothing else: equal to float32's last digits."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_interrupted_equals_undisturbed(records, tmp_path):
+    base, experiment = to_be_interrupted(records), "clars_resnet_imagenet"
 
     def train(directory, count):
-        import tf_keras
-
         tf_keras.utils.set_random_seed(1)
-        assert runs.run_main(directory, experiment, runs.merged(base, steps(count, **rates))) == 0
+        assert runs.run_main(directory, experiment, runs.merged(base, steps(count))) == 0
         return runs.checkpoint(directory)
 
     whole = train(tmp_path / "whole", 6)
     assert runs.run_main(tmp_path / "whole", experiment, base, mode="eval") == 0
     train(tmp_path / "parts", 4)
-    resumed = train(tmp_path / "parts", 6)
-    assert whole.keys() == resumed.keys()
-    assert ("conadv" in experiment) == any("/past/1/" in key for key in whole)
-    for key, value in whole.items():
-        np.testing.assert_allclose(resumed[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+    assert_same_state(train(tmp_path / "parts", 6), whole)
+
+
+def test_killed_and_resumed_equals_undisturbed(records, tmp_path):
+    """A process of its own, killed in mid-training with its checkpoints written in the background."""
+    experiment = "conadv_resnet_imagenet"
+    base = to_be_interrupted(records, conadv={"staleness": 2})
+    start = runs.trainer_of(runs.params_of(experiment, base))[0].model
+    weights = tf.train.Checkpoint(model=start).write(str(tmp_path / "start"))
+    base = runs.merged(base, {"task": {"init_checkpoint": weights}})
+
+    killed = tmp_path / "killed"
+    flags = {"experiment": experiment, "mode": "train", "model_dir": killed}
+    flags["params_override"] = json.dumps(runs.merged(base, steps(10_000)))
+    command = [sys.executable, "-m", "tf_largebatch.garden.train", *(f"--{k}={v}" for k, v in flags.items())]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while steps_saved(killed) < 4 and process.poll() is None:
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
+
+    count = steps_saved(killed) + 3
+    whole = tmp_path / "whole"
+    for directory in (killed, whole):
+        assert runs.run_main(directory, experiment, runs.merged(base, steps(count))) == 0
+    expected = runs.checkpoint(whole)
+    assert expected["global_step/.ATTRIBUTES/VARIABLE_VALUE"] == count
+    assert any("/past/1/" in key for key in expected)  # the weights of past steps are part of it
+    assert_same_state(runs.checkpoint(killed), expected)
+
+
+def steps_saved(directory):
+    latest = tf.train.latest_checkpoint(str(directory))
+    return 0 if latest is None else int(latest.rsplit("-", 1)[1])
 
 
 def test_conadv_cannot_continue_what_knows_no_past(records, tmp_path):

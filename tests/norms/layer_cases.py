@@ -25,6 +25,8 @@ CASES = {
     "conv2d pointwise, stride 2, same": ((6, 5, 6), lambda: [L.Conv2D(4, 1, strides=2, padding="same")]),
     "conv2d stride above kernel": ((9, 9, 3), lambda: [L.Conv2D(4, 2, strides=3, padding="same")]),
     "conv2d groups": ((6, 6, 6), lambda: [L.Conv2D(4, 3, groups=2, padding="same")]),
+    "conv2d groups, one channel each": ((6, 6, 3), lambda: [L.Conv2D(6, 3, groups=3, strides=2, padding="same")]),
+    "conv1d causal, one channel each": ((7, 4), lambda: [L.Conv1D(4, 3, groups=4, padding="causal")]),
     "conv2d wide, small map": ((3, 3, 24), lambda: [L.Conv2D(32, 3, padding="same")]),
     "conv2d one position": ((3, 3, 8), lambda: [L.Conv2D(6, 3)]),
     "conv3d": ((4, 5, 4, 2), lambda: [L.Conv3D(3, 2, strides=(1, 2, 1), padding="same")]),

@@ -206,7 +206,7 @@ def test_depthwise_kernel(stride, padding, multiplier, batch, chunk, monkeypatch
         autograph=False,
     )
     squares, gradient = run(a, d)
-    slow = DepthwiseConvolution(a, window).contributions(d, slice(None))
+    slow = DepthwiseConvolution(a, window, (*window.kernel_size, 3, multiplier)).contributions(d, slice(None))
     np.testing.assert_allclose(squares, tf.reduce_sum(slow**2, [1, 2, 3, 4]), rtol=2e-5)
     np.testing.assert_allclose(gradient, tf.reduce_sum(slow, 0), rtol=1e-5, atol=1e-5)
 

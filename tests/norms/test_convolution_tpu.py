@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_largebatch.norms import convolution_direct, convolution_tpu
+from tf_largebatch import CLARS, LargeBatchModel
+from tf_largebatch.norms import brute_force_gradient_norms, convolution_direct, convolution_tpu
 from tf_largebatch.norms.device import compiling_for, device
 from tf_largebatch.norms.window import Window
 
@@ -89,6 +91,41 @@ def test_the_general_form_is_left_the_rest():
         return tf.constant(0)
 
     batch_unknown_when_traced(a, d)
+
+
+@pytest.mark.parametrize(
+    ("case", "free"),
+    [("pointwise", True), ("pointwise_strided", True), ("gram_pointwise", False), ("columns", False), ("pairs", False)],
+)
+def test_all_norms_come_free_where_one_product_gives_them(case, free):
+    a, d, window = _inputs(case)
+    assert convolution_tpu.all_norms_are_free(a, d, window, 1) == free
+    assert not convolution_tpu.all_norms_are_free(a, d, window, 2)
+
+
+@pytest.mark.parametrize("examples", [None, 2])
+def test_a_step_traced_for_a_tpu_measures_as_the_reference(examples):
+    layers = [keras.layers.Conv2D(5, 1, activation="relu"), keras.layers.Conv2D(4, 3, padding="same")]
+    net = keras.Sequential([keras.Input((6, 6, 3)), *layers, keras.layers.Flatten(), keras.layers.Dense(3)])
+    x, y = np.random.default_rng(0).normal(size=(4, 6, 6, 3)).astype("float32"), np.arange(4) % 3
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    expected = brute_force_gradient_norms(net, x, y, loss)
+    before = [v.numpy() for v in net.trainable_variables]
+    with tf.GradientTape() as tape:
+        value = loss(y, net(x))
+    gradients = tape.gradient(value, [v.value for v in net.trainable_variables])
+    with compiling_for("tpu"):
+        model = LargeBatchModel(net, norm_examples=examples)
+        optimizer = CLARS(1.0, eta=1.0, momentum=0.0, gradient_norms="per_example")
+        model.compile(optimizer, loss, jit_compile=True)
+        model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    # Float32 sums in another order.
+    for path, norms in expected.items():
+        np.testing.assert_allclose(optimizer.gradient_norms()[path], np.mean(norms[:examples]), rtol=1e-4, err_msg=path)
+    for old, v, gradient in zip(before, net.trainable_variables, gradients, strict=True):
+        step = old - v.numpy()
+        cosine = np.sum(step * gradient) / (np.linalg.norm(step) * np.linalg.norm(gradient))
+        assert cosine > 1 - 1e-5, v.path
 
 
 def test_device_is_what_is_compiled_for():

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from comparing import CROSS_ENTROPY, RTOL, assert_norms_close
 from keras import layers as L
 from keras.src.applications.convnext import StochasticDepth
-from test_layer_norms import CROSS_ENTROPY, RTOL, assert_norms_close
 
 import tf_largebatch as lb
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from comparing import CROSS_ENTROPY, RTOL, assert_norms_close, randomise
 from keras import layers as L
-from test_layer_norms import CROSS_ENTROPY, RTOL, assert_norms_close, randomise
 
 from tf_largebatch.norms import (
     KERAS,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from comparing import CROSS_ENTROPY, assert_norms_close
 from keras import layers as L
-from test_layer_norms import CROSS_ENTROPY, assert_norms_close
 
 from tf_largebatch import zoo
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms, use_generic

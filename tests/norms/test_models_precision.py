@@ -8,7 +8,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from test_layer_norms import CROSS_ENTROPY
+from comparing import CROSS_ENTROPY
 from test_models import CLASSES, MODELS, randomise_scales
 
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms

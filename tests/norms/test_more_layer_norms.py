@@ -6,11 +6,20 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from comparing import (
+    CROSS_ENTROPY,
+    assert_agrees_with_the_reference,
+    assert_gradient_and_output_are_the_models_own,
+    assert_norms_close,
+    assert_sums_agree_whatever_the_sizes,
+    batch,
+    randomise,
+    sums_of_a_traced_step,
+)
 from keras import layers as L
 from more_layer_cases import BATCH, CASES, RANDOM_CASES
-from test_layer_norms import CROSS_ENTROPY, RTOL, assert_norms_close, randomise
 
-from tf_largebatch.norms import KERAS, brute_force_gradient_norms, measure, per_example_gradient_norms
+from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*was passed an input with a mask")
 
@@ -21,12 +30,6 @@ def classifier(case):
     model = keras.Model(inputs, L.Dense(3)(L.Flatten()(make()(inputs))))
     randomise(model)
     return model
-
-
-def batch(model, size=BATCH):
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(size, *model.input_shape[1:])).astype("float32")
-    return x, rng.integers(0, 3, size)
 
 
 def one_example_at_a_time(model, x, y):
@@ -49,16 +52,14 @@ def one_example_at_a_time(model, x, y):
 @pytest.mark.parametrize("case", CASES)
 def test_norms_agree_with_the_reference(case):
     model = classifier(case)
-    x, y = batch(model)
-    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
-    assert set(found) == {v.path for v in model.trainable_variables}
-    assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY))
+    x, y = batch(model, BATCH)
+    assert_agrees_with_the_reference(model, x, y)
 
 
 @pytest.mark.parametrize("case", RANDOM_CASES)
 def test_norms_of_layers_with_dropout(case):
     model = classifier(case)
-    x, y = batch(model)
+    x, y = batch(model, BATCH)
     found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
     assert_norms_close(found, one_example_at_a_time(model, x, y))
 
@@ -67,53 +68,8 @@ def test_norms_of_layers_with_dropout(case):
 @pytest.mark.parametrize("case", [*CASES, *RANDOM_CASES])
 def test_contributions_add_up_to_the_gradient_and_the_output_is_the_layers_own(case, training):
     model = classifier(case)
-    x, y = batch(model)
-    before = [v.numpy() for v in model.variables]
-    with tf.GradientTape() as tape:
-        plain = model(x, training=training)
-        loss = CROSS_ENTROPY(y, plain)
-    expected = tape.gradient(loss, [v.value for v in model.trainable_variables])
-    after_plain = [v.numpy() for v in model.variables]
-    for v, value in zip(model.variables, before, strict=True):
-        v.assign(value)
-
-    @tf.function
-    def measured(x, y):
-        output, measurement = measure(
-            model,
-            lambda: model(x, training=training),
-            lambda y_pred: CROSS_ENTROPY(y, y_pred),
-            model.trainable_variables,
-            BATCH,
-            KERAS,
-        )
-        return output, [tf.convert_to_tensor(g) for g in measurement.gradients]
-
-    output, gradients = measured(x, y)
-    np.testing.assert_allclose(output, plain, rtol=1e-5, atol=1e-6)
-    for v, w in zip(model.variables, after_plain, strict=True):
-        np.testing.assert_allclose(v, w, rtol=1e-6, atol=1e-7, err_msg=v.path)
-    for v, found, g in zip(model.trainable_variables, gradients, expected, strict=True):
-        scale = float(tf.reduce_max(tf.abs(tf.convert_to_tensor(g))))
-        np.testing.assert_allclose(found, g, rtol=RTOL, atol=2e-5 * scale + 1e-6, err_msg=v.path)
-
-
-def sums_of_a_traced_step(model, signature):
-    """A compiled function of x and y that gives the norm sums of all variables, traced with this signature of x."""
-
-    @tf.function(input_signature=[signature, tf.TensorSpec([None], tf.int64)])
-    def sums(x, y):
-        _, measured = measure(
-            model,
-            lambda: model(x, training=True),
-            lambda y_pred: CROSS_ENTROPY(y, y_pred),
-            model.trainable_variables,
-            tf.shape(x)[0],
-            KERAS,
-        )
-        return measured.norm_sums()
-
-    return sums
+    x, y = batch(model, BATCH)
+    assert_gradient_and_output_are_the_models_own(model, x, y, training, traced=True)
 
 
 SEQUENCE_LAYERS = {
@@ -137,12 +93,7 @@ def test_batch_and_length_unknown_when_traced(layer):
     randomise(model)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(BATCH, 6, 3)).astype("float32"), rng.integers(0, 3, BATCH)
-    sums = sums_of_a_traced_step(model, tf.TensorSpec([None, None, 3]))
-    expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY)
-    for v, s in zip(model.trainable_variables, sums(x, y), strict=True):
-        np.testing.assert_allclose(s, tf.reduce_mean(expected[v.path]), rtol=RTOL, atol=1e-6, err_msg=v.path)
-    sums(x[:3, :4], y[:3])
-    assert sums.experimental_get_tracing_count() == 1
+    assert_sums_agree_whatever_the_sizes(model, tf.TensorSpec([None, None, 3]), x, y, x[:3, :4], y[:3])
 
 
 def test_time_distributed_within_time_distributed_over_unknown_lengths():
@@ -152,10 +103,8 @@ def test_time_distributed_within_time_distributed_over_unknown_lengths():
     )
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(BATCH, 3, 2, 3)).astype("float32"), rng.integers(0, 3, BATCH)
-    found = sums_of_a_traced_step(model, tf.TensorSpec([None, None, None, 3]))(x, y)
-    expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY)
-    for v, s in zip(model.trainable_variables, found, strict=True):
-        np.testing.assert_allclose(s, tf.reduce_mean(expected[v.path]), rtol=RTOL, atol=1e-6, err_msg=v.path)
+    signature = tf.TensorSpec([None, None, None, 3])
+    assert_sums_agree_whatever_the_sizes(model, signature, x, y, x[:3, :2], y[:3])
 
 
 def test_time_distributed_batch_norm_over_an_unknown_length_is_refused():
@@ -169,7 +118,7 @@ def test_stateful_layers_go_on_where_the_last_batch_ended():
     inputs = keras.Input(batch_shape=(BATCH, 5, 3))
     layer = L.GRU(4, stateful=True)
     model = keras.Model(inputs, L.Dense(3)(layer(inputs)))
-    x, y = batch(model)
+    x, y = batch(model, BATCH)
     model(x)
     state = layer.states[0].numpy()
     assert np.any(state)
@@ -189,10 +138,9 @@ def test_a_shared_recurrent_layer_and_a_cell_called_alone():
     h, _ = cell(x[:, 1], states)
     h, _ = reset_before(h, L.Dense(3)(h))
     model = keras.Model(inputs, L.Dense(3)(h))
-    x, y = batch(model)
+    x, y = batch(model, BATCH)
     randomise(model)
-    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
-    assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY))
+    assert_agrees_with_the_reference(model, x, y)
 
 
 class MyCell(L.LSTMCell):
@@ -214,7 +162,7 @@ def test_masks_that_keras_takes_in_the_wrong_order_are_refused():
     layer = L.GRU(3, unroll=True, go_backwards=True, zero_output_for_mask=True, return_sequences=True)
     inputs = keras.Input((5, 3))
     model = keras.Model(inputs, L.Dense(3)(layer(inputs, mask=inputs[..., 0] > 0)[:, -1]))
-    x, y = batch(model)
+    x, y = batch(model, BATCH)
     with pytest.raises(ValueError, match="unroll=False"):
         per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
 
@@ -230,8 +178,7 @@ def test_reversible_embedding(tied, cap):
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 7, (BATCH, 5)), rng.integers(0, 7, BATCH)
     x[:, 0] = 1
-    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
-    assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY))
+    assert_agrees_with_the_reference(model, x, y)
 
 
 @pytest.mark.parametrize("policy, rtol", [("mixed_float16", 2e-2), ("mixed_bfloat16", 1e-1)])
@@ -240,7 +187,5 @@ def test_half_precision(case, policy, rtol):
     # A few roundings of 2^-11 and 2^-8, more in loops over time.
     keras.config.set_dtype_policy(policy)
     model = classifier(case)
-    x, y = batch(model)
-    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
-    assert all(norms.dtype == tf.float32 for norms in found.values())
-    assert_norms_close(found, brute_force_gradient_norms(model, x, y, CROSS_ENTROPY), rtol)
+    x, y = batch(model, BATCH)
+    assert_agrees_with_the_reference(model, x, y, rtol)

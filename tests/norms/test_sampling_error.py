@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from comparing import CROSS_ENTROPY
 from keras import layers as L
-from test_layer_norms import CROSS_ENTROPY
 
 import tf_largebatch as lb
 from tf_largebatch.data import load_digits

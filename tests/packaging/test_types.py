@@ -43,11 +43,81 @@ REVEALED = [
     "int",
     "tuple[str, ...]",
 ]
+# A user's program, type-checked as strictly as mypy can.
+USER = """
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+import tf_largebatch as lb
+from tf_largebatch import callbacks, core, data, norms, run_directory, zoo
+from tf_largebatch.core import attack, momentum, noise_scale, rates, scaling, selection
 
 
-def mypy(*arguments):
+def build(name: str, dataset: data.Dataset) -> lb.LargeBatchModel:
+    net = zoo.build(name, dataset.image_shape, dataset.num_classes)
+    schedule: lb.WarmupPolynomialDecay = lb.large_batch_schedule(
+        0.1, batch_size=512, base_batch_size=128, steps_per_epoch=2, epochs=3
+    )
+    optimizer: lb.CLARS | lb.LARS = lb.CLARS(schedule, exclude_from_layer_adaptation=[r"/bias$"])
+    model = lb.LargeBatchModel(net, norm_examples=64, micro_batch_size=128)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def train(model: lb.LargeBatchModel, dataset: data.Dataset) -> dict[str, float]:
+    watching = [
+        callbacks.GradientNoiseScale(),
+        callbacks.LayerwiseProgress(["rate"]),
+        callbacks.LayerwiseRateRecorder("run/layerwise_rates.csv"),
+        callbacks.LayerwiseTensorBoard("logs"),
+        callbacks.MetricsRecorder("run/metrics.csv", images_per_epoch=1024),
+    ]
+    history = model.fit(dataset.train(512, epochs=3), epochs=3, steps_per_epoch=2, callbacks=watching)
+    callbacks.plot_history(history, path="run/history.png").set_size_inches(6.0, 4.0)
+    rates_now: dict[str, float] = {}
+    for path, values in callbacks.layerwise_values(model).items():
+        if values.rate is not None:
+            rates_now[path] = values.rate
+    return rates_now
+
+
+def adversarial(net: keras.Model) -> lb.ConAdvModel:
+    return lb.ConAdvModel(net, epsilon=4.0, staleness=1, value_range=(0.0, 1.0))
+
+
+@norms.register(keras.layers.Dense, methods=("call",))
+def rule(layer: keras.layers.Dense, tap: norms.Tap, x: np.ndarray) -> object:
+    return x
+
+
+def measured(net: keras.Model, x: np.ndarray, y: np.ndarray, loss: Callable[..., object]) -> int:
+    return len(lb.per_example_gradient_norms(net, x, y, loss))
+
+
+print(measured, adversarial, train, build, core, attack, momentum, noise_scale, rates, scaling, selection)
+print(run_directory.METRICS.upper(), lb.__version__.upper())
+# Strict mode refuses an ignore without an error under it, so this shows that the types are seen.
+lb.LARS(momentum="0.9")  # type: ignore[arg-type]
+"""
+# What mypy does with installed packages by itself: their types are used, their errors are theirs.
+STRICT = """
+[mypy]
+strict = True
+ignore_missing_imports = True
+disallow_subclassing_any = False
+disallow_untyped_decorators = False
+[mypy-tf_largebatch.*]
+follow_imports = silent
+"""
+
+
+def mypy(*arguments, config=ROOT / "pyproject.toml"):
     return subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", *map(str, arguments)],
+        [sys.executable, "-m", "mypy", "--config-file", str(config), *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -71,3 +141,11 @@ def test_a_caller_sees_types_and_mistakes(cache, tmp_path):
     said = mypy("--cache-dir", cache, script).stdout
     assert [shown.replace("builtins.", "") for shown in re.findall(r'Revealed type is "(.*)"', said)] == REVEALED, said
     assert len(re.findall(r"error: Argument .* has incompatible type", said)) == 2, said
+
+
+def test_a_users_program_passes_in_strict_mode(cache, tmp_path):
+    script, config = tmp_path / "user.py", tmp_path / "mypy.ini"
+    script.write_text(USER)
+    config.write_text(STRICT)
+    found = mypy("--cache-dir", cache, script, config=config)
+    assert found.returncode == 0, found.stdout + found.stderr

@@ -1,5 +1,6 @@
 """What to watch and to keep while training."""
 
+from tf_largebatch.callbacks.adversarial_pictures import AdversarialPictures, plot_adversarial_images
 from tf_largebatch.callbacks.checkpoint import RunCheckpoint, load_checkpoint, save_checkpoint
 from tf_largebatch.callbacks.curves import plot_curves
 from tf_largebatch.callbacks.history import plot_history
@@ -11,6 +12,7 @@ from tf_largebatch.callbacks.progress import LayerwiseProgress
 from tf_largebatch.callbacks.tensorboard import LayerwiseTensorBoard
 
 __all__ = [
+    "AdversarialPictures",
     "GradientNoiseScale",
     "LayerwiseCallback",
     "LayerwiseProgress",
@@ -23,6 +25,7 @@ __all__ = [
     "TrainingDiverged",
     "layerwise_values",
     "load_checkpoint",
+    "plot_adversarial_images",
     "plot_curves",
     "plot_history",
     "save_checkpoint",

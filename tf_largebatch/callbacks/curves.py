@@ -14,8 +14,8 @@ from tf_largebatch.callbacks.layerwise_rates import read_layerwise_rates
 from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.callbacks.noise_scale import readable_noise_scale
 
-# Okabe and Ito's blue and vermillion: told apart under every common colour blindness.
-_TRAIN, _EVALUATION, _OTHER = "#0072B2", "#D55E00", "#333333"
+# Okabe and Ito's blue, vermillion and bluish green: told apart under every common colour blindness.
+_TRAIN, _EVALUATION, _ADVERSARIAL, _OTHER = "#0072B2", "#D55E00", "#009E73", "#333333"
 _LABELLED_ROWS = 32
 
 
@@ -77,7 +77,13 @@ def _draw_metrics(figure: Any, rows: list[dict[str, Any]], evaluation: str, batc
     epochs = [row["epoch"] for row in rows]
     marker = "o" if len(rows) < 25 else None
     for axis, name in zip(axes, shown, strict=True):
-        for column, colour, label in ((name, _TRAIN, "training"), (f"val_{name}", _EVALUATION, evaluation)):
+        # Beside a loss of its own for the copies, that of the clean images, and not their sum.
+        trained = f"clean_{name}" if f"clean_{name}" in rows[0] else name
+        for column, colour, label in (
+            (trained, _TRAIN, "training"),
+            (f"adversarial_{name}", _ADVERSARIAL, "adversarial copies"),
+            (f"val_{name}", _EVALUATION, evaluation),
+        ):
             if column in rows[0]:
                 values = [row[column] for row in rows]
                 axis.plot(epochs, values, color=colour, label=label, marker=marker, markersize=4, linewidth=2)

@@ -25,6 +25,7 @@ _TITLES = {
 _DEFAULT = ("loss", "accuracy", "learning_rate", "noise_scale")
 # Of one run, not of its training or validation images.
 _OF_THE_RUN = ("learning_rate", "noise_scale", "rate")
+_FULL, _DASHED = "-", "--"
 _NOT_CURVES = ("epoch", "updates", "seconds", "images_per_second")
 
 
@@ -135,7 +136,7 @@ def _draw_curves(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: li
         drawn: list[float] = []
         for number, (label, run) in enumerate(curves.items()):
             colour = COLOURS[number % len(COLOURS)]
-            for column, line, kind in ((name, "-", "training"), (f"val_{name}", "--", "validation")):
+            for column, line, kind in ((name, _FULL, "training"), (f"val_{name}", _DASHED, "validation")):
                 if column in run:
                     epochs, values = run[column]
                     if name == "noise_scale":  # an infinity has no place on the scale
@@ -156,12 +157,27 @@ def _draw_curves(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: li
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.25)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=11, framealpha=0.8, edgecolor="none")
         if name in ("loss", "noise_scale"):
             _choose_scale(axis, drawn)
         elif name == "learning_rate":
             axis.set_ylim(bottom=0)
+    _draw_legend(figure, curves, shown)
+
+
+def _draw_legend(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: list[str]) -> None:
+    """One legend above all curves, where it covers none: a colour for each run, a line for training and validation."""
+    from matplotlib.lines import Line2D
+
+    said = [(label, {"color": COLOURS[number % len(COLOURS)]}) for number, label in enumerate(curves) if label]
+    if any(f"val_{name}" in run for run in curves.values() for name in shown):
+        colour = COLOURS[0] if not said else "#555555"
+        said += [
+            ("training", {"color": colour, "linestyle": _FULL}),
+            ("validation", {"color": colour, "linestyle": _DASHED}),
+        ]
+    if said:
+        lines = [Line2D([], [], linewidth=2, label=label, **look) for label, look in said]
+        figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 5), frameon=False)
 
 
 def _choose_scale(axis: Any, values: list[float]) -> None:

@@ -26,6 +26,7 @@ class Dataset:
         std: Per-channel standard deviation of the training images, in units of `pixel_scale`.
         make_train: `(batch_size, seed, first_epoch, epochs) -> tf.data.Dataset`; see `train`.
         make_evaluation: `(batch_size) -> tf.data.Dataset`; see `evaluation`.
+        class_names: What the classes are called, where that is known.
     """
 
     name: str
@@ -40,6 +41,11 @@ class Dataset:
     std: tuple[float, ...]
     make_train: Callable[[int, int, int, int], tf.data.Dataset] = dataclasses.field(repr=False)
     make_evaluation: Callable[[int], tf.data.Dataset] = dataclasses.field(repr=False)
+    class_names: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
+
+    def value_range(self) -> list[tuple[float, float]]:
+        """What black and white are in the images that the model sees, for each channel."""
+        return [((0.0 - m) / s, (1.0 - m) / s) for m, s in zip(self.mean, self.std, strict=True)]
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches in one epoch; the remainder of an epoch is dropped, other images every time."""
@@ -77,6 +83,6 @@ class Dataset:
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if not field.name.startswith("make_")
+            if not field.name.startswith("make_") and field.name != "class_names"
         }
         return {**fields, "input": "(pixel / pixel_scale - mean) / std"}

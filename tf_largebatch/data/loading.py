@@ -125,7 +125,7 @@ def _load_tfds(
     info = builder.info
     image_key, label_key = prepared.image_and_label(name, info.features)
     feature = info.features[image_key]
-    num_classes = info.features[label_key].num_classes
+    num_classes, class_names = info.features[label_key].num_classes, tuple(info.features[label_key].names)
     test_split = prepared.test_split(name, info.splits)
     train_size = info.splits["train"].num_examples
     pixels = np.prod([d or np.inf for d in feature.shape])
@@ -145,6 +145,7 @@ def _load_tfds(
             name=name,
             num_classes=num_classes,
             eval_split=eval_split,
+            class_names=class_names,
         )
 
     def read(split: str) -> Arrays:
@@ -161,4 +162,5 @@ def _load_tfds(
         eval_split=eval_split,
         augment=default if augment == "auto" else augment,
         image_size=image_size,
+        class_names=class_names,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -22,6 +22,7 @@ def from_arrays(
     eval_split: str = "test",
     augment: str = "none",
     image_size: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> Dataset:
     """A data set of images held in memory.
 
@@ -34,6 +35,7 @@ def from_arrays(
         eval_split: What `evaluation` is: `"test"` or `"validation"`.
         augment: `"none"` or `"crop_flip"`.
         image_size: Resize (bilinear, after augmentation) to this height and width.
+        class_names: What the classes are called.
 
     Raises:
         ValueError: For labels outside the classes, wrong shapes or dtypes.
@@ -75,6 +77,7 @@ def from_arrays(
         std=std,
         make_train=make_train,
         make_evaluation=make_evaluation,
+        class_names=None if class_names is None else tuple(class_names),
     )
 
 

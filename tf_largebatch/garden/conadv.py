@@ -25,6 +25,7 @@ from official.vision.ops import preprocess_ops
 
 from tf_largebatch.core import attack
 from tf_largebatch.garden.streams import Blueprint, normalise_by_batch
+from tf_largebatch.models.micro_batches import mapped_over_micro_batches
 
 # A variable that each replica assigns for itself, without a word to the others; a checkpoint holds the first one's.
 _OWN = {
@@ -43,6 +44,7 @@ class Adversary:
         num_classes: number of classes.
         batch_shape: of a replica's images, [B, H, W, C].
         dtype: of the images.
+        micro_batch_size: how many images are attacked at a time; None for all.
 
     Attributes:
         past: the weights of steps t - 1, ..., t - tau, and
@@ -50,10 +52,17 @@ class Adversary:
     """
 
     def __init__(
-        self, config: Any, target: Blueprint, num_classes: int, batch_shape: tuple[int, ...], dtype: Any
+        self,
+        config: Any,
+        target: Blueprint,
+        num_classes: int,
+        batch_shape: tuple[int, ...],
+        dtype: Any,
+        micro_batch_size: int | None = None,
     ) -> None:
         self._config = config
         self._num_classes = num_classes
+        self._micro_batch_size = micro_batch_size
         value_range = _value_range(config)
         self._lower, self._upper = attack.bounds(value_range)
         self._epsilon = attack.in_input_units(config.epsilon, value_range)
@@ -147,8 +156,20 @@ class Adversary:
         return sibling
 
     def _attack(self, network: Any, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
+        if self._micro_batch_size is None:
+            return self._attack_at_once(network, images, labels, step)
+        return mapped_over_micro_batches(
+            lambda data, part: self._attack_at_once(network, *data, step, part),
+            (images, labels),
+            images,
+            self._micro_batch_size,
+        )
+
+    def _attack_at_once(
+        self, network: Any, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor, part: Any = 0
+    ) -> tf.Tensor:
         config = self._config
-        target_seed, start_seed = self._seeds(step)
+        target_seed, start_seed = self._seeds(step, part)
         classes = labels
         if config.targeted:
             classes = attack.random_wrong_classes(labels, self._num_classes, target_seed)
@@ -175,11 +196,11 @@ class Adversary:
             random_start_probability=config.random_start,
         )
 
-    def _seeds(self, step: tf.Tensor) -> Any:
-        """Seeds of the targets and of the starting points; different for each step and replica."""
+    def _seeds(self, step: tf.Tensor, part: Any = 0) -> Any:
+        """Seeds of the targets and of the starting points; different for each step, replica and micro-batch."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seed = tf.constant([self._config.seed, 0], tf.int32)
-        for number in (step, replica):
+        for number in (step, replica, part):
             seed = tf.random.fold_in(seed, tf.cast(number, tf.int32), alg="philox")
         return tf.unstack(tf.random.split(seed, 2, alg="philox"))
 

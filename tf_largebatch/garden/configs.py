@@ -13,7 +13,7 @@ from official.modeling import hyperparams, optimization
 from official.vision.configs import backbones, common
 from official.vision.configs import image_classification as host
 
-from tf_largebatch.garden import checks, recipe
+from tf_largebatch.garden import checks, recipe, refusals
 
 Excluded = list[str] | None
 
@@ -134,10 +134,13 @@ class GradientNorms(hyperparams.Config):
         mode: "exact": every example of the batch. "sampled": `norm_examples` of each replica's share. "replica": no
             examples, but the norm of each replica's gradient; with one replica that is LARS.
         norm_examples: with "sampled", how many, from 1 to the replica's batch.
+        allow_generic: whether layers without a rule are measured by differentiating them alone, example by example, at
+            two to three times their own cost, instead of being refused. Every backbone of the host has rules.
     """
 
     mode: str = "exact"
     norm_examples: int | None = None
+    allow_generic: bool = False
 
 
 @dataclasses.dataclass
@@ -180,11 +183,21 @@ class ConAdv(hyperparams.Config):
 
 @dataclasses.dataclass
 class LargeBatchTask(host.ImageClassificationTask):
-    """The host's image classification with measured gradient norms and concurrent adversarial learning."""
+    """The host's image classification with measured gradient norms and concurrent adversarial learning.
+
+    Attributes:
+        model: network, input size and number of classes.
+        gradient_norms: how the norms for the optimizer `clars` are measured.
+        conadv: concurrent adversarial learning.
+        micro_batch_size: splits each replica's batch into micro-batches of this many images, worked off one after the
+            other within the step, attacks too; null for no split. Memory is that of one micro-batch. Gradient and norms
+            are those of the whole batch, but that batch norms take their statistics from one micro-batch at a time.
+    """
 
     model: Model = dataclasses.field(default_factory=Model)
     gradient_norms: GradientNorms = dataclasses.field(default_factory=GradientNorms)
     conadv: ConAdv = dataclasses.field(default_factory=ConAdv)
+    micro_batch_size: int | None = None
 
 
 @dataclasses.dataclass
@@ -225,7 +238,7 @@ class ExperimentConfig(cfg.ExperimentConfig):
             KeyError: if `is_strict` and there is no such field.
         """
         if is_strict:
-            checks.refuse_unknown_fields(self, override_params)
+            refusals.refuse_unknown_fields(self, override_params)
         super().override(override_params, is_strict)
 
     def validate(self) -> None:

@@ -12,7 +12,8 @@ from official.core import input_reader
 from official.vision.dataloaders import classification_input, tfds_factory
 
 from tf_largebatch.garden import lookahead
-from tf_largebatch.garden.checks import ConfigurationError, check_divides
+from tf_largebatch.garden.checks import check_divides
+from tf_largebatch.garden.refusals import ConfigurationError
 
 
 def build(
@@ -46,6 +47,7 @@ def build(
     if not params.is_training:
         return host_inputs(params, context)
     _check_sample(task.gradient_norms, params.global_batch_size // replicas)
+    _check_micro_batches(task.micro_batch_size, params.global_batch_size // replicas)
     if task.conadv.enabled and task.conadv.augment is not None:
         dataset = _with_views(task, params, context)
     else:
@@ -90,6 +92,13 @@ def _check_sample(norms: Any, batch_size: int) -> None:
         raise ConfigurationError(
             f"task.gradient_norms.norm_examples must be at most the {batch_size} images that a replica trains on; "
             f"received {norms.norm_examples}: lower it or take mode=exact."
+        )
+
+
+def _check_micro_batches(size: int | None, batch_size: int) -> None:
+    if size is not None and batch_size % size:
+        raise ConfigurationError(
+            f"task.micro_batch_size must divide the {batch_size} images that a replica trains on; received {size}."
         )
 
 

@@ -36,7 +36,8 @@ class Pass:
 def run_pass(
     network: Any,
     images: tf.Tensor,
-    loss: Callable[[tf.Tensor, Any], tf.Tensor],
+    targets: tf.Tensor,
+    loss: Callable[[tf.Tensor, tf.Tensor, Any], tf.Tensor],
     scaled: Callable[[tf.Tensor], tf.Tensor],
     norms: Any,
     regularised: bool,
@@ -46,7 +47,8 @@ def run_pass(
     Args:
         network: a tf_keras classifier.
         images: [B, H, W, C].
-        loss: the mean loss of float32 logits and a list of regularisation losses (or None).
+        targets: what the loss compares with, [B] or [B, classes].
+        loss: the mean loss of float32 logits, targets and a list of regularisation losses (or None).
         scaled: what of that loss is differentiated: its share in the global batch's, times weight and loss scale.
         norms: the `GradientNorms` config, or None to measure none.
         regularised: whether the network's own losses (weight regularisers) are part of the loss.
@@ -63,7 +65,7 @@ def run_pass(
 
     def target(outputs: tf.Tensor) -> tf.Tensor:
         kept["outputs"] = tf.cast(outputs, tf.float32)
-        kept["loss"] = loss(kept["outputs"], network.losses if regularised else None)
+        kept["loss"] = loss(kept["outputs"], targets, network.losses if regularised else None)
         return scaled(kept["loss"])
 
     if norms is None or norms.mode == "replica":
@@ -73,7 +75,8 @@ def run_pass(
         measured = [None if g is None or norms is None else tf.cast(l2_norm(g), tf.float32) for g in gradients]
     else:
         size = images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
-        _, measurement = measure(network, forward, target, variables, size, TF_KERAS, norms.norm_examples)
+        registry = TF_KERAS.allowing_generic() if norms.allow_generic else TF_KERAS
+        _, measurement = measure(network, forward, target, variables, size, registry, norms.norm_examples)
         gradients, measured = measurement.gradients, measurement.norm_sums()
     return Pass(kept["outputs"], kept["loss"], list(variables), gradients, measured)
 

@@ -90,9 +90,9 @@ def raw(variable: Any) -> Any:
 
 
 def batch_norms(network: tf_keras.Model) -> list[Any]:
-    """All batch normalisation layers of a network, synchronised ones too."""
+    """All batch normalisation layers of a network, synchronised ones too, that it calls."""
     base = tf_keras.layers.BatchNormalization.__mro__[1]
-    return [layer for layer in network._flatten_layers() if isinstance(layer, base)]
+    return [layer for layer in network._flatten_layers() if isinstance(layer, base) and layer.built]
 
 
 def normalise_by_batch(network: tf_keras.Model) -> None:

@@ -12,12 +12,15 @@ from official.vision.tasks import image_classification as host
 
 from tf_largebatch.garden import configs, inputs
 from tf_largebatch.garden.conadv import Adversary
+from tf_largebatch.garden.micro_batches import in_micro_batches
 from tf_largebatch.garden.optimizers import clars_of
 from tf_largebatch.garden.passes import Pass, added, run_pass
-from tf_largebatch.garden.streams import Blueprint
+from tf_largebatch.garden.streams import Blueprint, batch_norms
+from tf_largebatch.models.split_batch_norm import distance
 
-# Logged beside the host's metrics with ConAdv; the perturbation in pixels of 255.
-STREAM_METRICS = ("clean_loss", "adversarial_loss", "adversarial_accuracy", "perturbation")
+# Logged beside the host's metrics with ConAdv, means over a loop's steps. The perturbation is in pixels of 255,
+# bn_distance how far the adversarial batch norms' statistics are from the clean ones'.
+STREAM_METRICS = ("clean_loss", "adversarial_loss", "adversarial_accuracy", "perturbation", "bn_distance")
 
 
 class StreamMean(tf_keras.metrics.Mean):
@@ -44,6 +47,7 @@ class LargeBatchTask(host.ImageClassificationTask):
 
     def __init__(self, params: configs.LargeBatchTask, logging_dir: str | None = None, name: str | None = None) -> None:
         super().__init__(params, logging_dir=logging_dir, name=name)
+        self._clean: Blueprint | None = None
         self._siblings: list[Blueprint] = []
         self._adversary: Adversary | None = None
 
@@ -55,7 +59,7 @@ class LargeBatchTask(host.ImageClassificationTask):
         clean = Blueprint(build)
         adversarial = clean.twin()
         augmented = [clean.twin()] if self.task_config.conadv.augment is not None else []
-        self._siblings = [adversarial, *augmented]
+        self._clean, self._siblings = clean, [adversarial, *augmented]
         model_config, data = self.task_config.model, self.task_config.train_data
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self._adversary = Adversary(
@@ -64,6 +68,7 @@ class LargeBatchTask(host.ImageClassificationTask):
             model_config.num_classes,
             (data.global_batch_size // replicas, *model_config.input_size),
             data.dtype,
+            self.task_config.micro_batch_size,
         )
         return clean.network
 
@@ -130,9 +135,9 @@ class LargeBatchTask(host.ImageClassificationTask):
 
     def _run(self, network: Any, images: tf.Tensor, weight: float, targets: tf.Tensor, optimizer: Any) -> Pass:
         """Forward and backward pass of one stream."""
-        strategy = tf.distribute.get_strategy()
+        strategy, size = tf.distribute.get_strategy(), self.task_config.micro_batch_size
 
-        def loss(outputs: tf.Tensor, regularisation: Any) -> tf.Tensor:
+        def loss(outputs: tf.Tensor, targets: tf.Tensor, regularisation: Any) -> tf.Tensor:
             return self.build_losses(model_outputs=outputs, labels=targets, aux_losses=regularisation)
 
         def scaled(loss: tf.Tensor) -> tf.Tensor:
@@ -143,7 +148,16 @@ class LargeBatchTask(host.ImageClassificationTask):
 
         is_main = not any(network is sibling.network for sibling in self._siblings)
         norms = self.task_config.gradient_norms if clars_of(optimizer) is not None else None
-        return run_pass(network, images, loss, scaled, norms, regularised=is_main)
+        if size is None:
+            return run_pass(network, images, targets, loss, scaled, norms, is_main)
+        if norms is not None and norms.norm_examples is not None:
+            norms = norms.replace(norm_examples=-(-norms.norm_examples * size // images.shape[0]))
+
+        def run(images: tf.Tensor, targets: tf.Tensor) -> Pass:
+            return run_pass(network, images, targets, loss, scaled, norms, is_main)
+
+        classes = self.task_config.model.num_classes
+        return in_micro_batches(run, images, targets, network.trainable_variables, classes, size)
 
     def _apply(self, passes: Sequence[Pass], optimizer: Any) -> None:
         """Adds up the streams' gradients and norms and hands them to the optimizer."""
@@ -182,11 +196,16 @@ class LargeBatchTask(host.ImageClassificationTask):
             return
         classes = tf.argmax(targets, axis=-1) if targets.shape.rank == 2 else tf.cast(targets, tf.int64)
         hits = tf.cast(tf.argmax(outputs[1], axis=-1) == classes, tf.float32)
-        values = (passes[0].loss, passes[1].loss, hits, self._adversary.perturbation(images[0], images[1]))
+        perturbation = self._adversary.perturbation(images[0], images[1])
+        values = (passes[0].loss, passes[1].loss, hits, perturbation, self._batch_norm_distance())
         for metric, value in zip(
             [m for m in metrics if isinstance(m, StreamMean)], values, strict=False
         ):  # none given: no metrics
             metric.update_state(value)
+
+    def _batch_norm_distance(self) -> tf.Tensor:
+        """How far the moving averages of this replica's clean and adversarial images have moved apart."""
+        return distance(zip(*(batch_norms(b.network) for b in (self._clean, self._siblings[0])), strict=True))
 
     def _looks_ahead(self) -> bool:
         conadv = self.task_config.conadv

@@ -15,7 +15,7 @@ from official.core import train_utils
 from official.vision import train as host
 
 from tf_largebatch.garden import registry_imports  # noqa: F401
-from tf_largebatch.garden.checks import ConfigurationError
+from tf_largebatch.garden.refusals import ConfigurationError
 
 
 def main(argv: Sequence[str]) -> int:

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_largebatch.core import attack as attacks
 from tf_largebatch.models import images as image_checks
-from tf_largebatch.models.class_labels import are_sparse, classification_loss, in_the_form_of, loss_sum, to_classes
+from tf_largebatch.models.class_labels import are_sparse, classification_loss
 from tf_largebatch.models.conadv_arguments import check_arguments, plain_range
-from tf_largebatch.models.large_batch import LargeBatchModel, _undo_replica_share
+from tf_largebatch.models.image_attack import ImageAttack
 from tf_largebatch.models.look_ahead import InFlight, TrainFunction
-from tf_largebatch.models.micro_batches import StepResult, mapped_over_micro_batches
+from tf_largebatch.models.micro_batches import mapped_over_micro_batches
 from tf_largebatch.models.split_batch_norm import BatchNormSet, batch_normalizations
 from tf_largebatch.models.stale_weights import StaleWeights
 from tf_largebatch.models.step_seed import Purpose, step_seed
-from tf_largebatch.norms.shapes import static_or_dynamic_size
-from tf_largebatch.optimizers.hand_over import PerReplica
-
-# The authors' choice. Of one example's loss, so it is about what a dynamic loss scale comes to at a batch of 256.
-_LOSS_SCALE = 128.0
+from tf_largebatch.models.streams import ADVERSARIAL, AUGMENTED, CLEAN, StreamsModel
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
-class ConAdvModel(LargeBatchModel):
+class ConAdvModel(StreamsModel):
     """Wraps an image classifier so that it trains on adversarial copies made concurrently with the training.
 
     Step t, with theta_t the weights before it and x^ the adversarial copies of the very images x of its batch B_t:
@@ -182,15 +178,10 @@ class ConAdvModel(LargeBatchModel):
         self.augmented_set = None if augment is None else BatchNormSet(f"{self.name}/augmented", name="augmented")
         # Noise asks no weights.
         self.stale = StaleWeights(staleness if attack == "pgd" else 0, prefix=self.name, name="stale")
-        streams = ["clean", "adversarial"] if augment is None else ["clean", "adversarial", "augmented"]
-        self.stream_losses = {name: keras.metrics.Mean(name=f"{name}_loss") for name in streams}
-        self.adversarial_accuracy = keras.metrics.Mean(name="adversarial_accuracy")
-        self.perturbation = keras.metrics.Mean(name="perturbation")
-        self._classes: int | None = None
+        self._watch_streams([CLEAN, ADVERSARIAL] if augment is None else [CLEAN, ADVERSARIAL, AUGMENTED])
+        self._classes: Any = None  # an int once the first batch is seen
         self._checked = self._range_checked = False
         self._in_flight = InFlight()
-        # In a pass of another stream than the clean one, whose loss takes in the weight regularisers for all.
-        self._without_regularizers = PerReplica()
         self.built = False
         if all(layer.built for layer in model._flatten_layers()):
             self._create_state()
@@ -215,17 +206,26 @@ class ConAdvModel(LargeBatchModel):
         if self.compiled:
             classification_loss(self._compiled_loss())
         steps = kwargs.get("steps_per_epoch")
-        self._checked = False
-        self._in_flight.clear(steps and steps * (kwargs.get("epochs", 1) - kwargs.get("initial_epoch", 0)))
+        self.start_training(steps and steps * (kwargs.get("epochs", 1) - kwargs.get("initial_epoch", 0)))
         try:
             return super().fit(x=x, y=y, batch_size=batch_size, **kwargs)
         finally:
             self._in_flight.clear()
 
+    def start_training(self, updates: int | None = None) -> None:
+        """Forgets the batch in flight. `fit` calls this; so must a loop that calls the train function itself.
+
+        Args:
+            updates: how many there will be, so that no batch is drawn that will not be trained on; None if the data
+                end by themselves.
+        """
+        self._checked = False
+        self._in_flight.clear(updates)
+
     def make_train_function(self, force: bool = False) -> None:
         """Makes the function that `fit` calls for each step; see `TrainFunction`."""
         if self.train_function is None or force:
-            self.train_function = TrainFunction(self, self._in_flight, ahead=self.stale.staleness > 0)
+            self.train_function: Any = TrainFunction(self, self._in_flight, ahead=self.stale.staleness > 0)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Exports the clean classifier: `keras.Model.export` of `.model`."""
@@ -302,7 +302,7 @@ class ConAdvModel(LargeBatchModel):
         self.stale.advance()
         with tf.name_scope("train"):
             logs = self._update((x, y, sample_weight, copies, augmented))
-        self.perturbation.update_state(self._distances(copies, x))
+        self.perturbation.update_state(self._image_attack().distances(copies, x))
         for metric in self._own_metrics():
             logs[metric.name] = metric.result()
         if batch_normalizations(self.model):
@@ -313,14 +313,6 @@ class ConAdvModel(LargeBatchModel):
         """The compiled metrics and the loss; what there is in training alone is left to `fit`."""
         own = {metric.name for metric in self._own_metrics()}
         return {name: value for name, value in super().get_metrics_result().items() if name not in own}
-
-    @property
-    def losses(self) -> list[Any]:
-        """As Keras's; without the weight regularisers, which count once, in the streams after the first."""
-        found = super().losses
-        if self._without_regularizers.get():
-            found = found[: len(found) - sum(v.regularizer is not None for v in self.trainable_weights)]
-        return found
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -360,10 +352,11 @@ class ConAdvModel(LargeBatchModel):
     def _make_state_current(self) -> None:
         for bn_set in self._sets():
             bn_set.follow_trainable()
-        if getattr(self.augment, "trainable_variables", None):
+        augment: Any = self.augment
+        if getattr(augment, "trainable_variables", None):
             raise ValueError(
-                f"augment must have no weights to train, got {self.augment.name!r} with "
-                f"{len(self.augment.trainable_variables)}: freeze it."
+                f"augment must have no weights to train, got {augment.name!r} with "
+                f"{len(augment.trainable_variables)}: freeze it."
             )
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
@@ -377,9 +370,6 @@ class ConAdvModel(LargeBatchModel):
 
     def _sets(self) -> list[BatchNormSet]:
         return [s for s in (self.adversarial_set, self.augmented_set) if s is not None]
-
-    def _own_metrics(self) -> list[keras.metrics.Metric]:
-        return [*self.stream_losses.values(), self.adversarial_accuracy, self.perturbation]
 
     def _attacked_variables(self) -> list[Any]:
         """What the attack reads, seeds excepted."""
@@ -411,55 +401,46 @@ class ConAdvModel(LargeBatchModel):
             if self.micro_batch_size is None:
                 return self._perturbed(x, y, step, weights, main)
             return mapped_over_micro_batches(
-                lambda data, j: self._perturbed(*data, step, weights, main, j), (x, y), x, self.micro_batch_size
+                lambda part, j: self._perturbed(part[0], part[1], step, weights, main, j),
+                (x, y),
+                x,
+                self.micro_batch_size,
             )
 
     def _perturbed(
         self, x: tf.Tensor, y: Any, step: Any, weights: list[tuple[Any, tf.Tensor]], main: bool, part: Any = 0
     ) -> tf.Tensor:
-        lower, upper = attacks.bounds(self.value_range)
-        epsilon = attacks.in_input_units(self.epsilon, self.value_range)
-        if self.attack == "noise":
-            return attacks.noise(x, epsilon, lower, upper, self.norm, self._seed(step, Purpose.NOISE, part))
-        if self.targeted:
-            seed = self._seed(step, Purpose.TARGETS, part)
-            wrong = attacks.random_wrong_classes(to_classes(y, self._classes), self._classes, seed)
-            y = in_the_form_of(y, wrong, self._classes)
-        loss = classification_loss(self._compiled_loss())
         state = [*weights, *self._layer_seeds(self.model, step, Purpose.LAYERS, part)]
 
-        def loss_gradient(x: tf.Tensor) -> Any:
-            # Nothing but the images is watched: no weight gradient is computed.
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x)
-                with keras.StatelessScope(state), contextlib.ExitStack() as stack:
-                    if not main:
-                        stack.enter_context(self.adversarial_set.standing_in())
-                    y_pred = self.model(x, training=not main)
-                target = _LOSS_SCALE * loss_sum(loss, y, y_pred)
-            return tape.gradient(target, x)
+        def scores(x: tf.Tensor) -> Any:
+            with keras.StatelessScope(state), contextlib.ExitStack() as stack:
+                if not main:
+                    stack.enter_context(self.adversarial_set.standing_in())
+                return self.model(x, training=not main)
 
-        step_size = self.epsilon / self.num_steps if self.step_size is None else self.step_size
-        return attacks.perturb(
-            x,
-            loss_gradient,
-            epsilon=epsilon,
-            step_size=attacks.in_input_units(step_size, self.value_range),
+        loss = classification_loss(self._compiled_loss())
+        seed = functools.partial(self._seed, step, part=part)
+        return self._image_attack().copies(x, y, scores, loss, self._classes, seed)
+
+    def _image_attack(self) -> ImageAttack:
+        return ImageAttack(
+            epsilon=self.epsilon,
+            value_range=self.value_range,
+            step_size=self.step_size,
             num_steps=self.num_steps,
-            lower=lower,
-            upper=upper,
+            targeted=self.targeted,
+            random_start=self.random_start,
+            kind=self.attack,
             norm=self.norm,
-            descend=self.targeted,
-            random_start_probability=self.random_start,
-            seed=self._seed(step, Purpose.START, part),
         )
 
     def _augmented(self, x: tf.Tensor) -> tf.Tensor:
+        augment: Any = self.augment
         with tf.name_scope("augment"):
-            if not isinstance(self.augment, keras.layers.Layer):
-                return tf.cast(self.augment(x), x.dtype)
-            with keras.StatelessScope(self._layer_seeds(self.augment, self.stale.step, Purpose.AUGMENTATION)):
-                return tf.cast(self.augment(x, training=True), x.dtype)
+            if not isinstance(augment, keras.layers.Layer):
+                return tf.cast(augment(x), x.dtype)
+            with keras.StatelessScope(self._layer_seeds(augment, self.stale.step, Purpose.AUGMENTATION)):
+                return tf.cast(augment(x, training=True), x.dtype)
 
     def _seed(self, step: Any, purpose: Purpose, part: Any = 0) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
@@ -475,65 +456,3 @@ class ConAdvModel(LargeBatchModel):
         seed = self._seed(step, purpose, part)
         fold = tf.random.experimental.stateless_fold_in
         return [(v, tf.cast(fold(seed, i, alg="philox"), v.dtype)) for i, v in enumerate(states)]
-
-    # The training.
-
-    def _step(self, data: tuple[Any, ...], examples: int | None) -> StepResult:
-        """The passes of all streams over a batch or micro-batch."""
-        x, y, sample_weight, copies, augmented = data
-        results: list[StepResult] = []
-        for name, images in {"clean": x, "adversarial": copies, "augmented": augmented}.items():
-            if images is not None:
-                images = _after(results[-1:], images)
-                results.append(self._stream(name, images, y, sample_weight, examples))
-        gradients = [_added(parts) for parts in zip(*(r.gradients for r in results), strict=True)]
-        norms = [_added(parts) for parts in zip(*(r.norms for r in results), strict=True)]
-        if not self._reads_norms():
-            norms = self._replica_norms(gradients)
-        return StepResult(tf.add_n([r.loss for r in results]), gradients, norms)
-
-    def _stream(self, name: str, x: tf.Tensor, y: Any, sample_weight: Any, examples: int | None) -> StepResult:
-        """Forward and backward pass of one stream, and its update of the metrics."""
-        weight = self.adversarial_weight if name == "adversarial" else 1.0
-        bn_set = {"clean": None, "adversarial": self.adversarial_set, "augmented": self.augmented_set}[name]
-        unscaled: list[tf.Tensor] = []
-
-        def compute_loss(y_pred: Any, regularizers: bool) -> tf.Tensor:
-            with self._without_regularizers.holding(not regularizers):
-                return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
-
-        def loss(y_pred: Any) -> tf.Tensor:
-            unscaled.append(compute_loss(y_pred, regularizers=name == "clean"))
-            return self.optimizer.scale_loss(weight * unscaled[0])
-
-        substitutes = None if bn_set is None else bn_set.substitutes()
-        y_pred, gradients, norms, _ = self._differentiate(x, loss, examples, substitutes)
-        size = static_or_dynamic_size(x, 0)
-        shown = compute_loss(y_pred, regularizers=False) if name == "clean" else unscaled[0]
-        self.stream_losses[name].update_state(_undo_replica_share(shown), sample_weight=size)
-        if name == "clean":
-            self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        elif name == "adversarial":
-            hits = to_classes(y, self._classes) == tf.argmax(y_pred, axis=-1, output_type=tf.int32)
-            self.adversarial_accuracy.update_state(tf.cast(hits, tf.float32))
-        return StepResult(weight * tf.cast(unscaled[0], tf.float32), gradients, norms)
-
-    def _distances(self, copies: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """How far each copy is from its image, in pixels of 255."""
-        pixels = tf.abs(copies - x) / tf.cast(attacks.in_input_units(1.0, self.value_range), x.dtype)
-        if self.norm == "linf":
-            return tf.reduce_mean(pixels, axis=[1, 2, 3])
-        return tf.sqrt(tf.reduce_sum(tf.square(pixels), axis=[1, 2, 3]))
-
-
-def _added(parts: Sequence[Any]) -> Any:
-    """The sum of those that are not None; None if all are."""
-    present = [tf.convert_to_tensor(part) for part in parts if part is not None]
-    return tf.add_n(present) if present else None
-
-
-def _after(results: Sequence[StepResult], images: tf.Tensor) -> tf.Tensor:
-    """The images, once these passes are done: their activations have been freed then."""
-    done = [tensor for result in results for tensor in (*result.gradients, *result.norms) if tensor is not None]
-    with tf.control_dependencies(done):
-        return tf.identity(images)

@@ -262,8 +262,8 @@ class LargeBatchModel(keras.Model):
         return clars is not None and clars.reads_per_example_norms
 
     def _norm_examples_per_micro_batch(self, batch_size: Size) -> int | None:
-        if self.norm_examples is None:
-            return None
+        if self.norm_examples is None or self.micro_batch_size is None:
+            return self.norm_examples
         parts = count(batch_size, self.micro_batch_size)
         return -(-self.norm_examples // parts)
 

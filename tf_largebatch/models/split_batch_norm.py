@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -78,20 +78,28 @@ class BatchNormSet(keras.layers.Layer):
             yield
 
     def distance(self) -> tf.Tensor:
-        """How far the moving averages have moved apart, in standard deviations of the main set.
+        """How far the moving averages have moved apart; see `distance`."""
+        return distance(self.substitutes().items())
 
-            d^2 = mean over all channels of ((mean' - mean)^2 + (sd' - sd)^2) / (sd^2 + epsilon)
 
-        Returns:
-            A float32 scalar; 0 without batch normalisations.
-        """
-        squares = []
-        for main, twin in self.substitutes().items():
-            mean, variance = (ops.cast(v, "float32") for v in (main.moving_mean, main.moving_variance))
-            other_mean, other_variance = (ops.cast(v, "float32") for v in (twin.moving_mean, twin.moving_variance))
-            shift = ops.square(other_mean - mean) + ops.square(ops.sqrt(other_variance) - ops.sqrt(variance))
-            squares.append(shift / (variance + main.epsilon))
-        return tf.sqrt(tf.reduce_mean(tf.concat(squares, axis=0))) if squares else tf.zeros(())
+def distance(pairs: Iterable[tuple[Any, Any]]) -> tf.Tensor:
+    """How far moving averages have moved apart, in standard deviations of the first of each pair.
+
+        d^2 = mean over all channels of ((mean' - mean)^2 + (sd' - sd)^2) / (sd^2 + epsilon)
+
+    Args:
+        pairs: batch normalisations and their twins, of either Keras.
+
+    Returns:
+        A float32 scalar; 0 without batch normalisations.
+    """
+    squares = []
+    for main, twin in pairs:
+        mean, variance = (ops.cast(v, "float32") for v in (main.moving_mean, main.moving_variance))
+        other_mean, other_variance = (ops.cast(v, "float32") for v in (twin.moving_mean, twin.moving_variance))
+        shift = ops.square(other_mean - mean) + ops.square(ops.sqrt(other_variance) - ops.sqrt(variance))
+        squares.append(shift / (variance + main.epsilon))
+    return tf.sqrt(tf.reduce_mean(tf.concat(squares, axis=0))) if squares else tf.zeros(())
 
 
 def _cloned(main: Any) -> Any:

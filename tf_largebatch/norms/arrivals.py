@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -60,11 +61,13 @@ class Arrivals:
         return d
 
     def _work_out(self, use: Use, d: tf.Tensor) -> None:
-        free = self.window is None or getattr(use.contraction, "norms_are_free", False)
-        together = use.contraction.norms_and_gradient(d) if free else None
+        contraction: Any = use.contraction
+        free = getattr(contraction, "all_norms_are_free", None)
+        every = self.window is None or (free is not None and free(d))
+        together = contraction.norms_and_gradient(d) if every else None
         if together is None:
             examples = slice(None) if self.window is None else self.window
-            self.squares[use.number] = use.contraction.squared_norms(d, examples)
+            self.squares[use.number] = contraction.squared_norms(d, examples)
             self._results.append(self.squares[use.number])
         else:
             squares, self.shares[use.number] = together

@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_largebatch.core.selection import variable_path
 from tf_largebatch.norms.per_example import as_loss, restored, state_of, undivided
 from tf_largebatch.norms.registry import own_trainable_variables
-from tf_largebatch.norms.tap import variable_path
 
 
 def brute_force_gradient_norms(

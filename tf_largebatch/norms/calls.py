@@ -69,7 +69,7 @@ def tapped(
     substitutes = substitutes or {}
 
     def tapped_call(layer: Any) -> Callable[..., Any]:
-        rule = registry.rule_for(layer)
+        rule: Any = registry.rule_for(layer)  # layers without one have been refused
 
         def call(*args: Any, **kwargs: Any) -> Any:
             tap.enter_layer(getattr(layer, "path", layer.name))

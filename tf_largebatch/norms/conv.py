@@ -14,9 +14,9 @@ from tf_largebatch.norms.chunks import not_before
 from tf_largebatch.norms.dense import activate, refuse_lora
 from tf_largebatch.norms.device import device
 from tf_largebatch.norms.registry import KERAS
-from tf_largebatch.norms.shapes import static_or_dynamic_shape
+from tf_largebatch.norms.shapes import of_examples, static_or_dynamic_shape
 from tf_largebatch.norms.shift import add_bias
-from tf_largebatch.norms.tap import Tap, sum_squares_per_example
+from tf_largebatch.norms.tap import Contraction, Tap, squared_norms_and_sum, sum_squares_per_example
 from tf_largebatch.norms.window import Window
 
 
@@ -30,11 +30,17 @@ class Convolution:
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """`G_i`, shape [b, *kernel_size, C / groups, P]."""
-        return convolution_direct.contributions(self.a[examples], d[examples], self.window, self.groups)
+        a, d = of_examples(self.a, examples), of_examples(d, examples)
+        return convolution_direct.contributions(a, d, self.window, self.groups)
+
+    def all_norms_are_free(self, d: tf.Tensor) -> bool:
+        """Whether the norms of all examples, with the gradient, cost no more than those of a few beside it."""
+        return device() == "tpu" and convolution_tpu.all_norms_are_free(self.a, d, self.window, self.groups)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """By the form that suits the device and the shapes."""
-        arguments = not_before(self.a[examples], d), d[examples], self.window, self.groups
+        a, d = of_examples(self.a, examples), of_examples(d, examples)
+        arguments = not_before(a, d), d, self.window, self.groups
         squares = None
         if device() == "tpu":
             squares = convolution_tpu.squared_norms(*arguments)
@@ -56,14 +62,18 @@ class Convolution:
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseConvolution:
-    """`y[..., c m] = conv(a[..., c], w[..., c, m])`: `w` [*kernel_size, C, M], `y` [B, ..., C M], channels last."""
+    """`y[..., c m] = conv(a[..., c], w[..., c, m])`: `w` [*kernel_size, C, M], `y` [B, ..., C M], channels last.
+
+    `shape` is the variable's: that of `w`, or [*kernel_size, 1, C M] in a convolution with a group for every channel.
+    """
 
     a: tf.Tensor
     window: Window
+    shape: tuple[int, ...]
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i`, shape [b, *kernel_size, C, M]."""
-        a, d = not_before(self.a[examples], d), d[examples]
+        """`G_i`, shape [b, *shape]."""
+        a, d = not_before(of_examples(self.a, examples), d), of_examples(d, examples)
         sizes = static_or_dynamic_shape(d)
         channels = a.shape[-1]
         multiplier = d.shape[-1] // channels
@@ -73,11 +83,11 @@ class DepthwiseConvolution:
             tf.reduce_sum(shifted[..., tf.newaxis] * d, axis=spatial)
             for shifted in self.window.shifted_inputs(a, sizes[1:-1])
         ]
-        return tf.reshape(tf.stack(parts, axis=1), [sizes[0], *self.window.kernel_size, channels, multiplier])
+        return tf.reshape(tf.stack(parts, axis=1), [sizes[0], *self.shape])
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """By the form that suits the device and the shapes; the contributions are as small as the kernel."""
-        a, part = self.a[examples], d[examples]
+        a, part = of_examples(self.a, examples), of_examples(d, examples)
         if device() == "cpu" and depthwise_cpu.applies(a, part, self.window):
             return depthwise_cpu.norms_and_gradient(not_before(a, d), part, self.window)[0]
         return sum_squares_per_example(self.contributions(d, examples))
@@ -85,9 +95,9 @@ class DepthwiseConvolution:
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The contributions add up to the gradient."""
         if device() == "cpu" and depthwise_cpu.applies(self.a, d, self.window):
-            return depthwise_cpu.norms_and_gradient(not_before(self.a, d), d, self.window)
-        contributions = self.contributions(d, slice(None))
-        return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)
+            squares, gradient = depthwise_cpu.norms_and_gradient(not_before(self.a, d), d, self.window)
+            return squares, tf.reshape(gradient, self.shape)
+        return squared_norms_and_sum(self.contributions(d, slice(None)))
 
 
 def layer_window(layer: Any) -> Window:
@@ -147,7 +157,12 @@ def convolution(layer: Any, tap: Tap, inputs: tf.Tensor) -> tf.Tensor:
         dilation_rate=layer.dilation_rate,
         data_format=layer.data_format,
     )
-    contraction = Convolution(channels_last(layer, inputs), layer_window(layer), layer.groups)
+    a, window = channels_last(layer, inputs), layer_window(layer)
+    contraction: Contraction
+    if 1 < layer.groups == a.shape[-1]:
+        contraction = DepthwiseConvolution(a, window, tuple(layer.kernel.shape))
+    else:
+        contraction = Convolution(a, window, layer.groups)
     y = record_channels_last(layer, tap, layer.kernel, y, contraction)
     return bias_and_activation(layer, tap, y)
 
@@ -180,5 +195,5 @@ def depthwise(layer: Any, tap: Tap, kernel: Any, inputs: tf.Tensor) -> tf.Tensor
         dilation_rate=layer.dilation_rate,
         data_format=layer.data_format,
     )
-    contraction = DepthwiseConvolution(channels_last(layer, inputs), layer_window(layer))
+    contraction = DepthwiseConvolution(channels_last(layer, inputs), layer_window(layer), tuple(kernel.shape))
     return record_channels_last(layer, tap, kernel, y, contraction)

@@ -39,7 +39,7 @@ class TransposedConvolution:
         """Directly, offset by offset."""
         return self._convolution(d).squared_norms(self.a, examples)
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
         """The contributions add up to the gradient."""
         return self._convolution(d).norms_and_gradient(self.a)
 

@@ -59,9 +59,10 @@ def _gram_of_patches(pixels: tf.Tensor, a: tf.Tensor, window: Window, out: list[
     pixels = tf.pad(pixels, [[0, 0], *padding, *padding])
     shifted = []
     for offset in itertools.product(*(range(k) for k in window.kernel_size)):
-        at = [
+        at = tuple(
             slice(o * r, o * r + (n - 1) * s + 1, s)
             for o, n, s, r in zip(offset, out, window.strides, window.dilation_rate, strict=True)
-        ]
-        shifted.append(pixels[(slice(None), *at, *at)])
+        )
+        examples_and_both = (slice(None), *at, *at)
+        shifted.append(pixels[examples_and_both])
     return tf.add_n(shifted)

@@ -94,4 +94,5 @@ def _phases(a: tf.Tensor, window: Window, out: list[int], grid: list[int]) -> di
 
 def _first(t: tf.Tensor, axis: int, count: int) -> tf.Tensor:
     """The first `count` along an axis."""
-    return t[(*(slice(None) for _ in range(axis)), slice(0, count))]
+    cut = (slice(None),) * axis + (slice(0, count),)
+    return t[cut]

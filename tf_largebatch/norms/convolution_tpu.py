@@ -48,7 +48,18 @@ def squared_norms(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf
     if _gram_is_cheaper(a, d, window):
         return _shifted_gram(a, d, window)
     # These are a few examples of the batch: cut them out first, and rearrange them only.
-    return norms_and_gradient(*kept_apart(a, d), window, groups)[0]
+    a, d = kept_apart(a, d)
+    together = norms_and_gradient(a, d, window, groups)
+    return None if together is None else together[0]
+
+
+def all_norms_are_free(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> bool:
+    """Whether `norms_and_gradient` of the whole batch is cheaper than the gradient and a few examples' `squared_norms`.
+
+    So it is where one product gives both at the traffic of the ordinary kernel: a few examples would have to be cut out
+    and read once more.
+    """
+    return _applies(a, d, window, groups) and window.is_pointwise and not _gram_is_cheaper(a, d, window)
 
 
 def _applies(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> bool:

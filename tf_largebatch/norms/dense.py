@@ -10,9 +10,9 @@ import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.registry import KERAS
-from tf_largebatch.norms.shapes import product, static_or_dynamic_shape
+from tf_largebatch.norms.shapes import of_examples, product, static_or_dynamic_shape
 from tf_largebatch.norms.shift import add_bias
-from tf_largebatch.norms.tap import Tap, sum_squares_per_example
+from tf_largebatch.norms.tap import Tap, squared_norms_and_sum, sum_squares_per_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +23,12 @@ class MatMul:
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """`G_i = sum_t a_{i,t} (x) d_{i,t}`, shape [b, D, P]."""
-        return tf.matmul(with_positions(self.a[examples]), with_positions(d[examples]), transpose_a=True)
+        a, d = of_examples(self.a, examples), of_examples(d, examples)
+        return tf.matmul(with_positions(a), with_positions(d), transpose_a=True)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """One position: `||a||^2 ||d||^2`. Several: the Gram form where it takes fewer products, else directly."""
-        a, d = self.a[examples], d[examples]
+        a, d = of_examples(self.a, examples), of_examples(d, examples)
         if a.shape.rank == 2:
             return sum_squares_per_example(a) * sum_squares_per_example(d)
         a, d = with_positions(a), with_positions(d)
@@ -40,8 +41,7 @@ class MatMul:
         a, d = with_positions(self.a), with_positions(d)
         if self.a.shape.rank == 2 or gram_is_cheaper(a.shape[1], a.shape[2], d.shape[2]):
             return None
-        contributions = tf.matmul(a, d, transpose_a=True)
-        return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)
+        return squared_norms_and_sum(tf.matmul(a, d, transpose_a=True))
 
 
 def with_positions(t: tf.Tensor) -> tf.Tensor:

@@ -33,7 +33,7 @@ class WithoutFirstAxis:
 class Deferred:
     """A contraction whose operand is known only after the loop has run."""
 
-    inner: Contraction | None = None
+    inner: Contraction = dataclasses.field(init=False)
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """Those of the contraction that came to be."""
@@ -65,9 +65,10 @@ class ByGate:
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
         """The gates' squares added and their gradients side by side."""
         together = [gate.norms_and_gradient(d_g) for gate, d_g in self._with_d(d)]
-        if any(t is None for t in together):
+        known = [t for t in together if t is not None]
+        if len(known) < len(together):
             return None
-        return tf.add_n([squares for squares, _ in together]), tf.concat([g for _, g in together], axis=-1)
+        return tf.add_n([squares for squares, _ in known]), tf.concat([g for _, g in known], axis=-1)
 
     def _with_d(self, d: tf.Tensor) -> list[tuple[Contraction, tf.Tensor]]:
         return list(zip(self.gates, tf.split(d, len(self.gates), axis=-1), strict=True))

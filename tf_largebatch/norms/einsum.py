@@ -11,8 +11,9 @@ from keras import ops
 
 from tf_largebatch.norms.dense import activate, refuse_lora
 from tf_largebatch.norms.registry import KERAS
+from tf_largebatch.norms.shapes import of_examples
 from tf_largebatch.norms.shift import add_bias
-from tf_largebatch.norms.tap import Tap, sum_squares_per_example
+from tf_largebatch.norms.tap import Tap, squared_norms_and_sum, sum_squares_per_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Einsum:
         """`G_i`, shape [b, *w.shape]."""
         a_letters, w_letters, y_letters = einsum_letters(self.equation, self.a.shape.rank)
         equation = f"{a_letters},{y_letters}->{a_letters[0]}{w_letters}"
-        return tf.einsum(equation, self.a[examples], d[examples])
+        return tf.einsum(equation, of_examples(self.a, examples), of_examples(d, examples))
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """Directly."""
@@ -34,8 +35,7 @@ class Einsum:
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The contributions add up to the gradient."""
-        contributions = self.contributions(d, slice(None))
-        return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)
+        return squared_norms_and_sum(self.contributions(d, slice(None)))
 
 
 def einsum_letters(equation: str, input_rank: int) -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ from keras import ops
 
 from tf_largebatch.norms.dense import refuse_lora
 from tf_largebatch.norms.registry import KERAS
-from tf_largebatch.norms.shapes import product, static_or_dynamic_shape
+from tf_largebatch.norms.shapes import of_examples, product, static_or_dynamic_shape
 from tf_largebatch.norms.tap import Tap
 
 
@@ -40,11 +40,11 @@ class Lookup:
         return None
 
     def _flat(self, d: tf.Tensor, examples: slice) -> tuple[tf.Tensor, tf.Tensor]:
-        d = d[examples]
+        ids, d = of_examples(self.ids, examples), of_examples(d, examples)
         sizes = static_or_dynamic_shape(d)
         positions = product(sizes[1:-1])
         return (
-            tf.reshape(self.ids[examples], [sizes[0], positions]),
+            tf.reshape(ids, [sizes[0], positions]),
             tf.reshape(d, [sizes[0], positions, sizes[-1]]),
         )
 

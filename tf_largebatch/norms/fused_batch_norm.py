@@ -34,6 +34,8 @@ def fused_batch_norm(
     sizes = static_or_dynamic_shape(x)
     as_images = [sizes[0], product(sizes[1:-1]), 1, sizes[-1]]
 
+    statistics: list[tf.Tensor] = []
+
     @tf.custom_gradient
     def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
         images, scale = tf.reshape(x, as_images), gamma[0]
@@ -43,7 +45,9 @@ def fused_batch_norm(
         count = tf.cast(product(as_images[:-1]), tf.float32)
         variance = unbiased * ((count - 1.0) / count)
 
-        def gradient(d: tf.Tensor, *_: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        statistics.extend([tf.stop_gradient(mean), tf.stop_gradient(variance)])
+
+        def gradient(d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             d = tf.reshape(d, as_images)
             dx = tf.raw_ops.FusedBatchNormGradV3(
                 y_backprop=d,
@@ -61,6 +65,7 @@ def fused_batch_norm(
             with tf.control_dependencies([d_gamma, d_beta]):
                 return tf.reshape(dx, sizes), d_gamma, d_beta
 
-        return (tf.reshape(y, sizes), mean, variance), gradient
+        return tf.reshape(y, sizes), gradient
 
-    return normalise(x, gamma, beta)
+    y = normalise(x, gamma, beta)
+    return y, *statistics

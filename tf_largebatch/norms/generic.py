@@ -61,8 +61,8 @@ def generic(layer: Any, tap: Tap, *args: Any, **kwargs: Any) -> Any:
         outputs = type(layer).call(layer, *args, **kwargs)
     if scope.losses:
         raise ValueError(
-            f"Per-example gradient norms are not available: layer {layer.path!r} adds a loss, which its outputs do not "
-            "show. Give it a rule (tf_largebatch.norms.register) or train with gradient_norms='replica'."
+            f"Per-example gradient norms are not available: layer {layer_path(layer)!r} adds a loss, which its outputs "
+            "do not show. Give it a rule (tf_largebatch.norms.register) or train with gradient_norms='replica'."
         )
     for v in layer.non_trainable_variables:
         value = scope.get_current_value(v)
@@ -81,8 +81,8 @@ def join(outputs: Any, rows: Size, layer: Any) -> tf.Tensor:
     for t in floats:
         found = static_or_dynamic_size(t, 0) if t.shape.rank else 0
         message = (
-            f"Per-example gradient norms need the examples on axis 0 of every layer's output. Layer {layer.path!r} has "
-            f"an output of shape {t.shape}."
+            "Per-example gradient norms need the examples on axis 0 of every layer's output. Layer "
+            f"{layer_path(layer)!r} has an output of shape {t.shape}."
         )
         if isinstance(found, int) and isinstance(rows, int):
             if found != rows:
@@ -104,6 +104,11 @@ def unjoin(joined: tf.Tensor, outputs: Any) -> Any:
         tf.cast(tf.reshape(next(parts), static_or_dynamic_shape(t)), t.dtype) if _is_float(t) else t for t in flat
     ]
     return keras.tree.pack_sequence_as(outputs, restored)
+
+
+def layer_path(layer: Any) -> str:
+    """What errors call a layer: its path in Keras 3, its name in tf_keras."""
+    return getattr(layer, "path", layer.name)
 
 
 def rows_per_example() -> int:
@@ -226,9 +231,9 @@ class LayerAlone:
         tolerance = {tf.float16: 0.05, tf.bfloat16: 0.3}.get(self.joined.dtype, 1e-4)
         differs = error > tolerance * tf.reduce_max(tf.abs(tf.cast(self.joined, tf.float32)))
         message = (
-            f"Per-example gradient norms are not available: layer {self.layer.path!r} gives something else for an "
-            "example alone than within the batch, because it couples examples or draws random numbers. Give it a rule "
-            "(tf_largebatch.norms.register) or train with gradient_norms='replica'. Largest difference:"
+            f"Per-example gradient norms are not available: layer {layer_path(self.layer)!r} gives something else for "
+            "an example alone than within the batch, because it couples examples or draws random numbers. Give it a "
+            "rule (tf_largebatch.norms.register) or train with gradient_norms='replica'. Largest difference:"
         )
         with tf.control_dependencies([tf.debugging.Assert(tf.logical_not(differs), [message, error])]):
             return tf.where(differs, float("nan"), 0.0)

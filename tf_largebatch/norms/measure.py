@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from tf_largebatch.core.selection import variable_path
 from tf_largebatch.norms.arrivals import Arrivals
 from tf_largebatch.norms.calls import tapped
 from tf_largebatch.norms.registry import Registry, check_supported
-from tf_largebatch.norms.shapes import Size
+from tf_largebatch.norms.shapes import Size, of_examples
 from tf_largebatch.norms.tap import (
     Tap,
     Use,
     Variable,
     added_squared_norms,
     sum_squares_per_example,
-    variable_path,
 )
 
-Gradient = tf.Tensor | tf.IndexedSlices | None
+Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,12 @@ class Measurement:
             scale = self.batch_size / self.measured
         else:
             scale = tf.cast(self.batch_size, tf.float32) / tf.cast(self.measured, tf.float32)
-        return [None if sq is None else scale * tf.reduce_sum(tf.sqrt(sq)) for sq in self.squared_norms]
+        known = [squares for squares in self.squared_norms if squares is not None]
+        if not known:
+            return [None for _ in self.squared_norms]
+        # All at once: a few operations for each of hundreds of tensors are megabytes of graph.
+        sums = iter(tf.unstack(scale * tf.reduce_sum(tf.sqrt(tf.stack(known)), axis=1), num=len(known)))
+        return [None if squares is None else next(sums) for squares in self.squared_norms]
 
 
 def measure(
@@ -149,7 +154,7 @@ def _split(
     uses = tap.uses
     measured, window = _window(tap.batch_size, examples)
     tap.on_gradient = arrivals = Arrivals(uses, window)
-    copies = {id(use.copy): use.copy for use in uses}
+    copies = {id(use.copy): use.copy for use in uses if use.contraction is not None}
     d_outputs, d_copies, d_variables = tape.gradient(
         target, ([use.output for use in uses], list(copies.values()), [_readable(v) for v in variables])
     )
@@ -179,11 +184,14 @@ def _shares_and_norms(
     if len(used) == 1:
         use, d = used[0], arrivals.d[used[0].number]
         if use.contraction is None:
-            return [tf.reduce_sum(d, axis=0)], sum_squares_per_example(d[examples])
+            return [tf.reduce_sum(d, axis=0)], sum_squares_per_example(of_examples(d, examples))
         if use.number in arrivals.squares:
             share = arrivals.shares.get(use.number)
             return [d_copy[id(use.copy)] if share is None else share], arrivals.squares[use.number]
-    shares = {id(use.copy): d_copy[id(use.copy)] for use in used}
+    shares = {
+        id(use.copy): d_copy[id(use.copy)] if use.contraction else tf.reduce_sum(arrivals.d[use.number], axis=0)
+        for use in used
+    }
     return list(shares.values()), added_squared_norms([(use, arrivals.d[use.number]) for use in used], examples)
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_largebatch.core.selection import variable_path
 from tf_largebatch.norms.measure import measure
 from tf_largebatch.norms.registry import KERAS, Registry
-from tf_largebatch.norms.tap import variable_path
 
 
 def per_example_gradient_norms(

@@ -73,7 +73,8 @@ def recurrent(layer: Any, tap: Tap, *args: Any, **kwargs: Any) -> Any:
 )
 def cell_alone(cell: Any, tap: Tap, inputs: tf.Tensor, states: Any, training: bool | None = False) -> Any:
     """One step of a cell that no RNN layer runs."""
-    rule = cell_rule(cell)(cell, tap, training)
+    rule_of_cell: Any = cell_rule(cell)  # cells without one have been refused
+    rule = rule_of_cell(cell, tap, training)
     before = list(states) if keras.tree.is_nested(states) else [states]
     h, after, reset = rule.step(rule.sites(inputs, inputs), None, before)
     rule.resolve(None, before[0], reset)
@@ -94,7 +95,8 @@ def recorded_loop(layer: Any, tap: Tap, x: tf.Tensor, initial_state: Any, mask: 
     # A stateful layer hands on the variables of its state.
     initial_state = keras.tree.map_structure(tf.convert_to_tensor, initial_state)
     cells = cells_of(layer)
-    rules = [rule_class(layer, cell)(cell, tap, training) for cell in cells]
+    classes: list[Any] = [rule_class(layer, cell) for cell in cells]  # cells without one have been refused
+    rules = [one(cell, tap, training) for one, cell in zip(classes, cells, strict=True)]
     states = [list(s) for s in ([initial_state] if len(cells) == 1 and layer.cell is cells[0] else initial_state)]
     sites = [rule.sites(None if k else x, x) for k, rule in enumerate(rules)]
     outputs, resets, last = scan(rules, sites, states, mask)

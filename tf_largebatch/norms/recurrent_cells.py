@@ -200,7 +200,7 @@ class GRURule(LSTMRule):
         super().__init__(cell, tap, training)
         self.emits_reset = not cell.reset_after
         self.recurrent_bias = None
-        if cell.reset_after and cell.use_bias:
+        if cell.reset_after and self.bias is not None:
             self.bias, self.recurrent_bias = self.bias[:, 0], self.bias[:, 1]
 
     def recurrent_sites(self, z: tf.Tensor) -> list[tf.Tensor]:

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from tf_largebatch.norms.tap import variable_path
+from tf_largebatch.core.selection import variable_path
 
 Rule = Callable[..., Any]
 
@@ -31,10 +31,14 @@ class Registry:
 
     Args:
         register: where users find `register`, for error messages.
+        generic: how users ask for the generic rule, likewise.
     """
 
-    def __init__(self, register: str = "tf_largebatch.norms.register") -> None:
+    def __init__(
+        self, register: str = "tf_largebatch.norms.register", generic: str = "tf_largebatch.norms.use_generic"
+    ) -> None:
         self._where_to_register = register
+        self._how_to_get_generic = generic
         self._entries: dict[type, _Entry] = {}
         self._generic_rule: Rule | None = None
         self._generic_layers: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -104,7 +108,8 @@ class Registry:
         """The rule that measures this layer, or None."""
         if self._is_generic(layer):
             return self._generic_rule
-        return None if self.why_not(layer) else self._entry(layer).rule
+        entry = self._entry(layer)
+        return None if entry is None or self.why_not(layer) else entry.rule
 
     def why_not(self, layer: Any) -> str | None:
         """Why this layer cannot be measured, or None if it can."""
@@ -193,7 +198,7 @@ def check_supported(model: Any, registry: Registry) -> list[Any]:
             + "; ".join(sorted(offenders))
             + f". Register a rule for them ({registry._where_to_register}),"
             + (
-                " have them measured by the slow rule for any layer (tf_largebatch.norms.use_generic),"
+                f" have them measured by the slow rule for any layer ({registry._how_to_get_generic}),"
                 if registry._generic_rule
                 else ""
             )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import tensorflow as tf
 
-Size = int | tf.Tensor
+Size: TypeAlias = int | tf.Tensor
 
 
 def static_or_dynamic_size(t: tf.Tensor, axis: int) -> Size:
@@ -16,6 +18,11 @@ def static_or_dynamic_size(t: tf.Tensor, axis: int) -> Size:
 def static_or_dynamic_shape(t: tf.Tensor) -> list[Size]:
     """The sizes of all axes, each as `static_or_dynamic_size` gives it."""
     return [static_or_dynamic_size(t, axis) for axis in range(t.shape.rank)]
+
+
+def of_examples(t: tf.Tensor, examples: slice) -> tf.Tensor:
+    """The rows of a slice of examples; `t` itself where it is all of them, to keep graphs small."""
+    return t if examples == slice(None) else t[examples]
 
 
 def product(sizes: list[Size]) -> Size:

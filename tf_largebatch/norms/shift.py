@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.tap import Tap, sum_squares_per_example
+from tf_largebatch.norms.shapes import of_examples
+from tf_largebatch.norms.tap import Tap, squared_norms_and_sum, sum_squares_per_example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +19,16 @@ class Shift:
     variable_shape: tuple[int, ...]
     broadcast_shape: tuple[int, ...]
 
-    # Summing over each example's positions first is no more work, so all norms are free even where few are wanted.
-    norms_are_free = True
-
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """`G_i = sum_t d_{i,t}` in float32, shape [b, *variable_shape]."""
-        d = tf.cast(d[examples], tf.float32)
+        d = tf.cast(of_examples(d, examples), tf.float32)
         summed = [axis for axis, size in enumerate(self.broadcast_shape) if size == 1 and axis > 0]
         return tf.reshape(tf.reduce_sum(d, axis=summed), [-1, *self.variable_shape])
+
+    def all_norms_are_free(self, d: tf.Tensor) -> bool:
+        """Always: summing over each example's positions first is no more work."""
+        del d
+        return True
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """Directly: no more work than the bias's own gradient."""
@@ -33,8 +36,7 @@ class Shift:
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The contributions add up to the gradient, in place of the ordinary sum over everything."""
-        contributions = self.contributions(d, slice(None))
-        return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)
+        return squared_norms_and_sum(self.contributions(d, slice(None)))
 
 
 def add_bias(tap: Tap, bias: Any, y: tf.Tensor, broadcast_shape: tuple[int, ...]) -> tf.Tensor:

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tf_largebatch.norms.shapes import Size, static_or_dynamic_size
+from tf_largebatch.core.selection import variable_path
+from tf_largebatch.norms.shapes import Size, of_examples, static_or_dynamic_size
 
 Variable = Any  # a keras.Variable, a tf_keras variable or a tf.Variable
 
@@ -41,8 +42,8 @@ class Use:
     """One use of one variable: the recorded tensor and how it depends on the variable.
 
     `copy` is the private copy that was used, whose gradient is the ordinary gradient of this use. A use without a
-    contraction is a per-example copy of the variable (`Tap.per_example`): its gradient is `G_i` itself. `number` counts
-    the uses of a forward pass, `layer_call` the calls of layers.
+    contraction is a per-example copy of the variable (`Tap.per_example`), `copy` and `output` in one: its gradient is
+    `G_i` itself. `number` counts the uses of a forward pass, `layer_call` the calls of layers.
     """
 
     variable: Variable
@@ -87,10 +88,7 @@ class Tap:
         rule accounts for, and such a model can be refused instead of measured wrongly.
         """
         with self.unseen():
-            value = tf.convert_to_tensor(variable)
-            if dtype is not None:
-                value = tf.cast(value, dtype)
-            value = tf.identity(value)
+            value = tf.identity(_read(variable, dtype))
         self._tape.watch(value)
         self._copies[id(variable)] = value
         return value
@@ -157,12 +155,13 @@ class Tap:
         A layer that computes with it in place of the variable gets exact per-example gradients with no more work:
         the gradient of the copies is `G_i`. Meant for small tensors such as scales and biases.
         """
-        copy = self.value(variable, dtype)
-        shape = copy.shape.as_list()
+        shape = list(variable.shape)
         rows = self._rows_per_example
         examples = self.batch_size if rows is None else self.batch_size // rows
-        repeated = tf.broadcast_to(copy[tf.newaxis], [examples, *shape])
-        self._add_use(variable, repeated, copy, None)
+        with self.unseen():
+            repeated = tf.broadcast_to(_read(variable, dtype), [examples, *shape])
+        self._tape.watch(repeated)
+        self._add_use(variable, repeated, repeated, None)
         return repeated if rows is None else tf.tile(repeated, [rows, *(1 for _ in shape)])
 
     def _add_use(self, variable: Variable, output: tf.Tensor, copy: tf.Tensor, contraction: Contraction | None) -> Use:
@@ -180,6 +179,12 @@ class Tap:
             )
 
 
+def _read(variable: Variable, dtype: Any) -> tf.Tensor:
+    """The variable's value, in the layer's compute dtype or in `dtype`."""
+    value = tf.convert_to_tensor(variable)
+    return value if dtype is None else tf.cast(value, dtype)
+
+
 def _graph() -> Any:
     """The graph under construction; None in eager execution."""
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
@@ -194,11 +199,6 @@ def batch_axis_message(layer: str, variable: Variable, rows: Any, batch_size: An
     )
 
 
-def variable_path(variable: Variable) -> str:
-    """The variable's path: `Variable.path` in Keras 3, the name elsewhere."""
-    return getattr(variable, "path", None) or variable.name
-
-
 def added_squared_norms(uses: Sequence[tuple[Use, tf.Tensor]], examples: slice) -> tf.Tensor:
     """`||sum_u G_i^u||^2` in float32, shape [b], of a variable used several times, from each use and its `d`.
 
@@ -206,7 +206,7 @@ def added_squared_norms(uses: Sequence[tuple[Use, tf.Tensor]], examples: slice) 
     """
     total = None
     for use, d in uses:
-        part = d[examples] if use.contraction is None else use.contraction.contributions(d, examples)
+        part = of_examples(d, examples) if use.contraction is None else use.contraction.contributions(d, examples)
         part = tf.cast(part, tf.float32)
         total = part if total is None else total + part
     return sum_squares_per_example(total)
@@ -216,3 +216,8 @@ def sum_squares_per_example(t: tf.Tensor) -> tf.Tensor:
     """Sum of squares over all axes but the first, in float32, shape [b]."""
     t = tf.cast(t, tf.float32)
     return tf.reduce_sum(tf.square(t), axis=list(range(1, t.shape.rank)))
+
+
+def squared_norms_and_sum(contributions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`||G_i||^2` in float32, shape [b], and `sum_i G_i`, from the `G_i`, shape [b, *w.shape]."""
+    return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)

@@ -74,8 +74,9 @@ def every(x: tf.Tensor, first: Sequence[int], strides: Sequence[int], counts: Se
         return x
     static = x.shape[1:].is_fully_defined() and all(isinstance(n, int) for n in counts)
     if unstrided or not static or device() != "cpu":
-        cut = [slice(f, f + (n - 1) * s + 1, s) for f, s, n in zip(first, strides, counts, strict=True)]
-        return x[(slice(None), *cut)]
+        cut = (slice(f, f + (n - 1) * s + 1, s) for f, s, n in zip(first, strides, counts, strict=True))
+        examples_and_cut = (slice(None), *cut)
+        return x[examples_and_cut]
     # Gathering copies whole runs of C; a strided slice on a CPU goes element by element, five times slower.
     at = np.arange(math.prod(sizes)).reshape(sizes)
     at = at[tuple(slice(f, f + (n - 1) * s + 1, s) for f, s, n in zip(first, strides, counts, strict=True))]

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tf_largebatch.core import rates
 from tf_largebatch.core.selection import variable_path
-from tf_largebatch.optimizers.hand_over import Norms, PerReplica, measured_norms
+from tf_largebatch.optimizers.hand_over import Norms, PerReplica, for_one_all_reduce, measured_norms
 from tf_largebatch.optimizers.layerwise import ABSENT, LayerwiseOptimizer
 
 _NORM_SOURCES = ("auto", "per_example", "replica")
@@ -251,7 +251,8 @@ class CLARS(LayerwiseOptimizer):
             norms = (norms + self._norm_accumulator) / self.gradient_accumulation_steps
         norms = tf.where(known, norms, ABSENT)
         # One more pair for Keras's all-reduce, so that the norms travel with the gradients.
-        super()._backend_update_step([*grads, norms], [*trainable_variables, self._packed_norms], learning_rate)
+        together = for_one_all_reduce([*grads, norms])
+        super()._backend_update_step(together, [*trainable_variables, self._packed_norms], learning_rate)
 
     def _separate_norms(self, grads_and_vars: list[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], Any]:
         *pairs, (norms, _) = grads_and_vars

@@ -37,6 +37,20 @@ class PerReplica:
         return self._values.get(_replica_number())
 
 
+def for_one_all_reduce(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """The tensors in one dtype, the widest among them: `tf.distribute` packs what it reduces together into one tensor.
+
+    With one replica, which reduces nothing, they are as they were.
+
+    Args:
+        tensors: Dense floating tensors, one of them at least in float32 or float64.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return list(tensors)
+    widest = max((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.size)
+    return [tf.cast(tensor, widest) for tensor in tensors]
+
+
 def _replica_number() -> int | None:
     context = tf.distribute.get_replica_context()
     # A tensor without static value on a TPU, where one trace serves all replicas.

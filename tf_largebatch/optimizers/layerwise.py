@@ -43,7 +43,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
         **kwargs: Any,
     ) -> None:
         if isinstance(learning_rate, numbers.Real):
-            _require(learning_rate >= 0, "learning_rate", learning_rate, "0 or more")
+            _require(float(learning_rate) >= 0, "learning_rate", learning_rate, "0 or more")
             learning_rate = float(learning_rate)
         _require(0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1, for example 0.9")
         _require(0 < eta < math.inf, "eta", eta, "above 0, for example 0.001")
@@ -304,6 +304,7 @@ class LayerwiseOptimizer(keras.optimizers.Optimizer):
 
         def update_all(learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
             rows = [(ABSENT, ABSENT)] * len(self._adapted)
+            norms = None if norms is None else tf.cast(norms, tf.float32)  # reduced in the gradients' dtype
             norm_of = [None] * len(rows) if norms is None else tf.unstack(norms)
             for gradient, variable in zip(gradients, variables, strict=True):
                 index = self._get_variable_index(variable)

@@ -4,7 +4,13 @@
 modules here hold what is different. `TF_KERAS` is the registry to pass to `tf_largebatch.norms.measure`.
 """
 
-from tf_largebatch.garden.norms import convolutions, model_garden, normalization, plain  # noqa: F401  (register rules)
+from tf_largebatch.garden.norms import (  # noqa: F401  (register rules)
+    convolutions,
+    generic,
+    model_garden,
+    normalization,
+    plain,
+)
 from tf_largebatch.garden.norms.registry import TF_KERAS
 
 __all__ = ["TF_KERAS"]

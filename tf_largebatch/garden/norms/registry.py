@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from tf_largebatch.norms.registry import Registry
 
-TF_KERAS = Registry(register="tf_largebatch.garden.norms.TF_KERAS.register")
+TF_KERAS = Registry(
+    register="tf_largebatch.garden.norms.TF_KERAS.register", generic="task.gradient_norms.allow_generic"
+)

@@ -1,0 +1,261 @@
+"""What the attack of ConAdv costs: steps with it, concurrent and sequential, over the training pass alone.
+
+    python -m benchmarks.concurrency                                  # about three minutes on two cores
+    python -m benchmarks.concurrency --images=32 --rounds=31
+    python -m benchmarks.concurrency --json=benchmarks/concurrency.json
+
+ResNet-20, 32 px, SGD with momentum. Four programs take turns in one process, each on the same images:
+
+    plain         the training pass on clean images and given copies of them: two streams, no attack
+    concurrent    the same, and the attack on another batch, which nothing in it waits for (staleness=1)
+    staleness=0   the attack on the same batch: the adversarial stream waits for it, the clean one does not
+    sequential    the attack first, and everything waits for it, as in the authors' program
+
+The same four with "joined" streams, one pass over clean and adversarial images side by side, split at each batch norm
+alone. And in both forms of the pass how many cores are busy: CPU time over wall time.
+
+Time: the ratio to the plain program of the same turn, median and quartiles. `spare` has one thread for each operation
+and two operations at once; `saturated` two threads for each operation. Memory: the peak of a process that takes two
+plain steps of 256 images, with the streams in turn as in the package, at once, or joined.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+FLAGS = flags.FLAGS
+THREADS = {"spare": (1, 2), "saturated": (2, 2)}
+PROGRAMS = ("plain", "concurrent", "staleness=0", "sequential")
+FORMS = ("in turn", "joined", "at once")
+CLASSES = 10
+MEMORY_IMAGES = 256
+
+
+def build_model(form: str) -> Any:
+    """ConAdvModel around ResNet-20 with fixed weights, its streams in one of the `FORMS`."""
+    import keras
+    import tensorflow as tf
+
+    import tf_largebatch as lb
+    from tf_largebatch import zoo
+    from tf_largebatch.models.micro_batches import StepResult
+    from tf_largebatch.norms.calls import standing_in
+
+    class Joined(lb.ConAdvModel):
+        """One pass over the images of both streams."""
+
+        def _step(self, data: tuple[Any, ...], examples: int | None) -> StepResult:
+            x, y, _, copies, _ = data
+            half = tf.shape(x)[0]
+
+            def split(main: Any, twin: Any) -> Callable[..., Any]:
+                call = type(main).call.__get__(main)
+
+                def both(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+                    parts = call(inputs[:half], training=training), twin.call(inputs[half:], training=training)
+                    return tf.concat(parts, axis=0)
+
+                return both
+
+            with tf.GradientTape() as tape:
+                with contextlib.ExitStack() as stack:
+                    for main, twin in self.adversarial_set.substitutes().items():
+                        stack.enter_context(standing_in(main, split(main, twin)))
+                    scores = self(tf.concat([x, copies], axis=0), training=True)
+                loss = self.compute_loss(y=y, y_pred=scores[:half]) + self.compute_loss(y=y, y_pred=scores[half:])
+            self.compute_metrics(x, y, scores[:half])
+            return StepResult(loss, tape.gradient(loss, [v.value for v in self.trainable_variables]), [])
+
+    keras.utils.set_random_seed(0)
+    net = zoo.build("resnet20", (32, 32, 3), CLASSES)
+    model = (Joined if form == "joined" else lb.ConAdvModel)(net, staleness=1, value_range=(0.0, 1.0))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(1e-4, momentum=0.9), loss)
+    return model
+
+
+def build_programs(form: str) -> dict[str, Callable[[Any], Any]]:
+    """The four programs of one form, by `PROGRAMS`; they share a model."""
+    import tensorflow as tf
+
+    model = build_model(form)
+    model.get_ready(inputs(2))
+    signature = [(tf.TensorSpec([None, 32, 32, 3]), tf.TensorSpec([None], tf.int32))]
+
+    def compiled(step: Callable[[Any], Any]) -> Any:
+        return tf.function(step, input_signature=signature, autograph=False)
+
+    def concurrent(batch: Any) -> Any:
+        coming = model.copies_of_next(batch)
+        return model.train_on_pair(batch, batch[0]), coming
+
+    def attacked(batch: Any) -> Any:
+        return model._copies(batch, model.stale.step, None)  # with the present weights
+
+    def sequential(batch: Any) -> Any:
+        copies = attacked(batch)
+        with tf.control_dependencies([copies]):
+            batch = tf.nest.map_structure(tf.identity, batch)
+        return model.train_on_pair(batch, copies)
+
+    return {
+        "plain": compiled(lambda batch: model.train_on_pair(batch, batch[0])),
+        "concurrent": compiled(concurrent),
+        "staleness=0": compiled(lambda batch: model.train_on_pair(batch, attacked(batch))),
+        "sequential": compiled(sequential),
+    }
+
+
+def inputs(images: int) -> tuple[Any, Any]:
+    """Random images in [0, 1] and labels."""
+    import tensorflow as tf
+
+    tf.random.set_seed(0)
+    return tf.random.uniform([images, 32, 32, 3]), tf.random.uniform([images], 0, CLASSES, tf.int32)
+
+
+def time_programs(sizes: list[int], rounds: int, wait: bool) -> list[dict[str, Any]]:
+    """Times all programs in turns in this process."""
+    import numpy as np
+    import tensorflow as tf
+
+    forms = FORMS[:2]
+    programs = {(form, name): f for form in forms for name, f in build_programs(form).items()}
+
+    def seconds(program: Callable[[Any], Any], batch: Any) -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for result in tf.nest.flatten(program(batch)):
+            np.asarray(result)
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    for size in {min(sizes), max(sizes)}:
+        for program in programs.values():
+            seconds(program, inputs(size))
+    if wait:
+        print("traced; press Enter", file=sys.stderr, flush=True)
+        sys.stdin.readline()
+    report = []
+    for size in sizes:
+        batch = inputs(size)
+        # Small steps are short: as many of them as make up the time of one of 32 images, at most 5 times the rounds.
+        turns = rounds * max(1, min(5, 32 // size))
+        times = [{key: seconds(program, batch) for key, program in programs.items()} for _ in range(turns)]
+        for (form, name), _ in programs.items():
+            wall = np.array([turn[form, name][0] for turn in times])
+            cpu = np.array([turn[form, name][1] for turn in times])
+            ratios = wall / np.array([turn[form, "plain"][0] for turn in times])
+            report.append(
+                {
+                    "images": size,
+                    "form": form,
+                    "program": name,
+                    "seconds": float(np.median(wall)),
+                    "ratio": float(np.median(ratios)),
+                    "ratio_quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
+                    "busy_cores": float(cpu.sum() / wall.sum()),
+                    "turns": turns,
+                }
+            )
+    return report
+
+
+def peak_memory(form: str) -> int:
+    """Peak resident bytes of this process after two plain steps."""
+    from tf_largebatch.models import streams
+
+    if form == "at once":
+        streams._after = lambda results, images: images
+    plain = build_programs(form)["plain"]
+    for _ in range(2):
+        plain(inputs(MEMORY_IMAGES))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _in_a_process_of_its_own(*arguments: str) -> Any:
+    command = [sys.executable, "-m", "benchmarks.concurrency", *arguments]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def summary(setting: str, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each batch size and form of the pass, from what `time_programs` measured for each program."""
+    rows = {}
+    for one in measured:
+        row = rows.setdefault(
+            (one["images"], one["form"]),
+            {"threads": setting, "images": one["images"], "streams": one["form"], "turns": one["turns"]},
+        )
+        if one["program"] == "plain":
+            row.update(plain_seconds=one["seconds"], plain_busy_cores=one["busy_cores"])
+        else:
+            name = one["program"].replace("=", "_")
+            row.update({name: one["ratio"], f"{name}_quartiles": one["ratio_quartiles"]})
+    return list(rows.values())
+
+
+def _print_times(rows: list[dict[str, Any]]) -> None:
+    names = [name.replace("=", "_") for name in PROGRAMS[1:]]
+    print(f"{'threads':9} {'images':>6} {'streams':8} {'plain ms':>8} {'busy':>5}" + "".join(f"{n:>22}" for n in names))
+    for row in rows:
+        ratios = ["{:.3f} ({:.3f}-{:.3f})".format(row[name], *row[f"{name}_quartiles"]) for name in names]
+        start = f"{row['threads']:9} {row['images']:>6} {row['streams']:8} {1e3 * row['plain_seconds']:8.1f}"
+        print(f"{start} {row['plain_busy_cores']:5.2f}" + "".join(f"{ratio:>22}" for ratio in ratios), flush=True)
+
+
+def main(argv: list[str]) -> None:
+    """Runs every setting, prints tables and writes JSON."""
+    del argv
+    import tensorflow as tf
+
+    from benchmarks.norms import versions_and_machine
+
+    sizes = [int(size) for size in FLAGS.images]
+    intra, inter = THREADS[FLAGS.threads[0]]
+    if FLAGS.task:
+        tf.config.threading.set_intra_op_parallelism_threads(intra)
+        tf.config.threading.set_inter_op_parallelism_threads(inter)
+        found = time_programs(sizes, FLAGS.rounds, FLAGS.wait) if FLAGS.task == "time" else peak_memory(FLAGS.form)
+        print(json.dumps(found))
+        return
+    report: dict[str, Any] = {"environment": versions_and_machine(), "ratios": [], "memory": {}}
+
+    def keep() -> None:
+        if FLAGS.json:
+            with open(FLAGS.json, "w") as file:
+                json.dump(report, file, indent=1)
+
+    for setting in FLAGS.threads:
+        arguments = [f"--images={','.join(FLAGS.images)}", f"--rounds={FLAGS.rounds}", f"--wait={FLAGS.wait}"]
+        rows = summary(setting, _in_a_process_of_its_own("--task=time", f"--threads={setting}", *arguments))
+        report["ratios"].extend(rows)
+        _print_times(rows)
+        keep()
+    print(f"\nPeak memory of plain steps of {MEMORY_IMAGES} images")
+    for form in FORMS:
+        peak = _in_a_process_of_its_own("--task=memory", f"--form={form}")
+        report["memory"][f"streams {form}"] = {"peak_bytes": peak}
+        print(f"streams {form:8} {peak / 2**20:8.0f} MiB", flush=True)
+        keep()
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("images", ["1", "8", "32", "128"], "Batch sizes.")
+    flags.DEFINE_list("threads", list(THREADS), f"Of {', '.join(THREADS)}.")
+    flags.DEFINE_integer("rounds", 15, "How often each program is timed, small batches up to five times as often.")
+    flags.DEFINE_string("json", None, "Where to write the report.")
+    flags.DEFINE_bool("wait", False, "Once a process has traced everything, wait for a line of the standard input.")
+    flags.DEFINE_enum("task", None, ["time", "memory"], "Used by the program itself.")
+    flags.DEFINE_enum("form", FORMS[0], FORMS, "Used by the program itself.")
+    app.run(main)

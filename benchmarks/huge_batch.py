@@ -1,0 +1,206 @@
+"""One update on 98,304 CIFAR-10 images, exact norms and adversarial copies, and the same update laid out otherwise.
+
+    python -m benchmarks.huge_batch --batch=2048 --parts=one_device,two_replicas          # a minute, to try it
+    python -m benchmarks.huge_batch --json=benchmarks/huge_batch.json                     # an hour or two on two cores
+
+One call of `fit` with one batch: ConAdv makes an adversarial copy of every image, CLARS measures the norm of every
+image's and every copy's gradient, and the weights move once. The batch is worked off in micro-batches. Each part runs
+in a process of its own, and once done is kept in the JSON and in --directory, so that an interrupted report goes on.
+
+    one_device         ResNet-20, micro-batches of 256
+    two_replicas       the same groups of 256 images, half of them on each of two logical devices of the CPU
+    group_norm_256     ResNet-20 with group norm in place of batch norm, micro-batches of 256
+    group_norm_384     the same in micro-batches of 384
+
+Batch norm takes its statistics from a micro-batch, so that only layouts with the same groups of images can agree: the
+first two. Without batch norm the size of the micro-batches must not matter: the last two. So that the attack draws the
+same in every layout, it draws nothing: one untargeted step from the clean image.
+
+The 50,000 training images are augmented by crop and flip; from the second pass over them on they are repeats.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import app, flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from benchmarks.norms import versions_and_machine
+
+FLAGS = flags.FLAGS
+
+# Norm layer, images of a micro-batch, replicas.
+PARTS = {
+    "one_device": ("batch", 256, 1),
+    "two_replicas": ("batch", 256, 2),
+    "group_norm_256": ("group", 256, 1),
+    "group_norm_384": ("group", 384, 1),
+}
+COMPARISONS = [("one_device", "two_replicas"), ("group_norm_256", "group_norm_384")]
+LOADED_AT_ONCE = 512
+
+
+def build_network(norm: str) -> Any:
+    """ResNet-20 with fixed weights, with batch norm or with group norm in its place."""
+    import keras
+
+    from tf_largebatch import zoo
+
+    keras.utils.set_random_seed(0)
+    network = zoo.build("resnet20", (32, 32, 3), 10)
+    if norm == "batch":
+        return network
+
+    def other(layer: Any) -> Any:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            return keras.layers.GroupNormalization(8, name=layer.name)
+        return layer.__class__.from_config(layer.get_config())
+
+    keras.utils.set_random_seed(0)
+    # Batch norm is called with a mask, which group norm does not know.
+    return keras.models.clone_model(network, clone_function=other, call_function=lambda layer, x, **_: layer(x))
+
+
+def load_batch(dataset: Any, size: int) -> tuple[Any, Any]:
+    """Augmented training images, standardised, and their labels."""
+    import numpy as np
+
+    images = np.empty((size, 32, 32, 3), "float32")
+    labels = np.empty((size,), "int32")
+    passes = -(-size // (dataset.steps_per_epoch(LOADED_AT_ONCE) * LOADED_AT_ONCE))
+    start = 0
+    for x, y in dataset.train(LOADED_AT_ONCE, epochs=passes).take(-(-size // LOADED_AT_ONCE)):
+        stop = min(size, start + LOADED_AT_ONCE)
+        images[start:stop], labels[start:stop] = x[: stop - start], y[: stop - start]
+        start = stop
+    return images, labels
+
+
+def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
+    """Makes the update, keeps it in `directory`, and says what it took."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import tf_largebatch as lb
+    from tf_largebatch import data, strategies
+
+    norm, micro_batch_size, replicas = PARTS[name]
+    strategy = strategies.build("mirrored", replicas) if replicas > 1 else strategies.build("one_device")
+    strategies.check_batch(size, replicas, micro_batch_size)
+    dataset = data.load("cifar10", augment="crop_flip")
+    images, labels = load_batch(dataset, size)
+    with strategy.scope():
+        model = lb.ConAdvModel(
+            build_network(norm),
+            epsilon=4.0,
+            targeted=False,
+            random_start=0.0,
+            value_range=dataset.value_range(),
+            micro_batch_size=micro_batch_size,
+        )
+        optimizer = lb.CLARS(1.0, weight_decay_rate=2e-4, gradient_norms="per_example")
+        model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    before = [v.numpy() for v in model.trainable_variables]
+    batch = tf.data.Dataset.from_tensors((images, labels))
+    image_bytes = images.nbytes
+    del images, labels
+    before_bytes = _resident_bytes()
+    start, processor_start = time.perf_counter(), time.process_time()
+    logs = model.fit(batch, steps_per_epoch=1, shuffle=False, verbose=0).history
+    seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
+    assert int(optimizer.iterations.numpy()) == 1
+    update = {v.path: v.numpy() - old for v, old in zip(model.trainable_variables, before, strict=True)}
+    directory.mkdir(parents=True, exist_ok=True)
+    np.savez(directory / f"{name}-{size}.npz", **update)
+    (directory / f"{name}-{size}-norms.json").write_text(json.dumps(optimizer.gradient_norms()))
+    return {
+        "part": name,
+        "batch": size,
+        "norm": norm,
+        "micro_batch_size": micro_batch_size,
+        "replicas": replicas,
+        "minutes": seconds / 60,
+        "processor_minutes": processor_seconds / 60,
+        "image_bytes": image_bytes,
+        "before_bytes": before_bytes,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "clean_loss": logs["clean_loss"][0],
+        "adversarial_loss": logs["adversarial_loss"][0],
+    }
+
+
+def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
+    """The largest difference between two updates, of all tensors: ||a - b|| / ||a||."""
+    import numpy as np
+
+    with np.load(one) as a, np.load(other) as b:
+        differences = {path: float(np.linalg.norm(b[path] - a[path]) / np.linalg.norm(a[path])) for path in a.files}
+    worst = max(differences, key=differences.__getitem__)
+    median = float(np.median(list(differences.values())))
+    return {"largest_difference": differences[worst], "of_tensor": worst, "median_difference": median}
+
+
+def _resident_bytes() -> int:
+    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def main(argv: list[str]) -> None:
+    """Runs the parts that are not done yet, compares them, prints and writes JSON."""
+    del argv
+    directory = pathlib.Path(FLAGS.directory)
+    if FLAGS.task:
+        print(json.dumps(run_part(FLAGS.task, FLAGS.batch, directory)))
+        return
+    path = pathlib.Path(FLAGS.json) if FLAGS.json else directory / "report.json"
+    report = json.loads(path.read_text()) if path.exists() else {"parts": [], "comparisons": []}
+    report["environment"] = versions_and_machine()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in FLAGS.parts:
+        kept = directory / f"{name}-{FLAGS.batch}.npz"
+        if kept.exists() and any((row["part"], row["batch"]) == (name, FLAGS.batch) for row in report["parts"]):
+            continue
+        arguments = [f"--task={name}", f"--batch={FLAGS.batch}", f"--directory={directory}"]
+        command = [sys.executable, "-m", "benchmarks.huge_batch", *arguments]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        row = json.loads(output.strip().splitlines()[-1])
+        report["parts"] = [r for r in report["parts"] if (r["part"], r["batch"]) != (name, FLAGS.batch)] + [row]
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        more = row["peak_bytes"] - row["before_bytes"]
+        print(
+            f"{name:15} {row['batch']:6} images ({_gib(row['image_bytes'])}): {row['minutes']:.1f} min, of processors "
+            f"{row['processor_minutes']:.1f}; peak {_gib(row['peak_bytes'])}, {_gib(more)} more than before it",
+            flush=True,
+        )
+    for pair in COMPARISONS:
+        files = [directory / f"{name}-{FLAGS.batch}.npz" for name in pair]
+        if not all(file.exists() for file in files):
+            continue
+        row = {"parts": " and ".join(pair), "batch": FLAGS.batch, **compare(*files)}
+        others = [r for r in report["comparisons"] if (r["parts"], r["batch"]) != (row["parts"], FLAGS.batch)]
+        report["comparisons"] = [*others, row]
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{row['parts']}: updates differ by {row['largest_difference']:.1e} at most ({row['of_tensor']})")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_list("parts", list(PARTS), "Which layouts.")
+    flags.DEFINE_integer("batch", 98304, "Images of the update.")
+    flags.DEFINE_string("json", None, "File to keep the numbers in; default: report.json in --directory.")
+    flags.DEFINE_string("directory", "build/huge_batch", "Where the updates are kept.")
+    flags.DEFINE_string("task", None, "Used by the program itself.")
+    app.run(main)
