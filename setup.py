@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "tf_largebatch" / "version.
 setup(
     name="tf_largebatch",
     version=VERSION,
-    description="Large-batch training for TensorFlow and Keras: CLARS and exact per-example gradient norms",
+    description="Large-batch training for TensorFlow and Keras: CLARS, exact per-example gradient norms, ConAdv",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

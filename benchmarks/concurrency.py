@@ -12,7 +12,7 @@ ResNet-20, 32 px, SGD with momentum. Four programs take turns in one process, ea
     sequential    the attack first, and everything waits for it, as in the authors' program
 
 The same four with "joined" streams, one pass over clean and adversarial images side by side, split at each batch norm
-alone. And in both forms of the pass how many cores are busy: CPU time over wall time.
+alone. And how many cores each program keeps busy: CPU time over wall time, median.
 
 Time: the ratio to the plain program of the same turn, median and quartiles. `spare` has one thread for each operation
 and two operations at once; `saturated` two threads for each operation. Memory: the peak of a process that takes two
@@ -28,7 +28,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import app, flags
@@ -126,8 +126,8 @@ def inputs(images: int) -> tuple[Any, Any]:
     return tf.random.uniform([images, 32, 32, 3]), tf.random.uniform([images], 0, CLASSES, tf.int32)
 
 
-def time_programs(sizes: list[int], rounds: int, wait: bool) -> list[dict[str, Any]]:
-    """Times all programs in turns in this process."""
+def time_programs(sizes: list[int], rounds: int, wait: bool) -> Iterator[dict[str, Any]]:
+    """Times all programs in turns in this process; yields a record for each size and program."""
     import numpy as np
     import tensorflow as tf
 
@@ -146,7 +146,6 @@ def time_programs(sizes: list[int], rounds: int, wait: bool) -> list[dict[str, A
     if wait:
         print("traced; press Enter", file=sys.stderr, flush=True)
         sys.stdin.readline()
-    report = []
     for size in sizes:
         batch = inputs(size)
         # Small steps are short: as many of them as make up the time of one of 32 images, at most 5 times the rounds.
@@ -156,19 +155,16 @@ def time_programs(sizes: list[int], rounds: int, wait: bool) -> list[dict[str, A
             wall = np.array([turn[form, name][0] for turn in times])
             cpu = np.array([turn[form, name][1] for turn in times])
             ratios = wall / np.array([turn[form, "plain"][0] for turn in times])
-            report.append(
-                {
-                    "images": size,
-                    "form": form,
-                    "program": name,
-                    "seconds": float(np.median(wall)),
-                    "ratio": float(np.median(ratios)),
-                    "ratio_quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
-                    "busy_cores": float(cpu.sum() / wall.sum()),
-                    "turns": turns,
-                }
-            )
-    return report
+            yield {
+                "images": size,
+                "form": form,
+                "program": name,
+                "seconds": float(np.median(wall)),
+                "ratio": float(np.median(ratios)),
+                "ratio_quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
+                "busy_cores": float(np.median(cpu / wall)),
+                "turns": turns,
+            }
 
 
 def peak_memory(form: str) -> int:
@@ -183,10 +179,10 @@ def peak_memory(form: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _in_a_process_of_its_own(*arguments: str) -> Any:
+def _in_a_process_of_its_own(*arguments: str) -> list[Any]:
     command = [sys.executable, "-m", "benchmarks.concurrency", *arguments]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.strip().splitlines()[-1])
+    return [json.loads(line) for line in output.strip().splitlines()]
 
 
 def summary(setting: str, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,6 +195,12 @@ def summary(setting: str, measured: list[dict[str, Any]]) -> list[dict[str, Any]
         )
         if one["program"] == "plain":
             row.update(plain_seconds=one["seconds"], plain_busy_cores=one["busy_cores"])
+        elif one["program"] == "concurrent":
+            row.update(
+                concurrent=one["ratio"],
+                concurrent_quartiles=one["ratio_quartiles"],
+                concurrent_busy_cores=one["busy_cores"],
+            )
         else:
             name = one["program"].replace("=", "_")
             row.update({name: one["ratio"], f"{name}_quartiles": one["ratio_quartiles"]})
@@ -226,8 +228,9 @@ def main(argv: list[str]) -> None:
     if FLAGS.task:
         tf.config.threading.set_intra_op_parallelism_threads(intra)
         tf.config.threading.set_inter_op_parallelism_threads(inter)
-        found = time_programs(sizes, FLAGS.rounds, FLAGS.wait) if FLAGS.task == "time" else peak_memory(FLAGS.form)
-        print(json.dumps(found))
+        found = time_programs(sizes, FLAGS.rounds, FLAGS.wait) if FLAGS.task == "time" else [peak_memory(FLAGS.form)]
+        for record in found:
+            print(json.dumps(record), flush=True)
         return
     report: dict[str, Any] = {"environment": versions_and_machine(), "ratios": [], "memory": {}}
 
@@ -244,7 +247,7 @@ def main(argv: list[str]) -> None:
         keep()
     print(f"\nPeak memory of plain steps of {MEMORY_IMAGES} images")
     for form in FORMS:
-        peak = _in_a_process_of_its_own("--task=memory", f"--form={form}")
+        (peak,) = _in_a_process_of_its_own("--task=memory", f"--form={form}")
         report["memory"][f"streams {form}"] = {"peak_bytes": peak}
         print(f"streams {form:8} {peak / 2**20:8.0f} MiB", flush=True)
         keep()

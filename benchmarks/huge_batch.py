@@ -11,10 +11,13 @@ in a process of its own, and once done is kept in the JSON and in --directory, s
     two_replicas       the same groups of 256 images, half of them on each of two logical devices of the CPU
     group_norm_256     ResNet-20 with group norm in place of batch norm, micro-batches of 256
     group_norm_384     the same in micro-batches of 384
+    no_radius_256      as group_norm_256, copies equal to their images
+    no_radius_384      as group_norm_384, copies equal to their images
 
 Batch norm takes its statistics from a micro-batch, so that only layouts with the same groups of images can agree: the
-first two. Without batch norm the size of the micro-batches must not matter: the last two. So that the attack draws the
-same in every layout, it draws nothing: one untargeted step from the clean image.
+first two. Without batch norm the size of the micro-batches must not matter: the others. So that the attack draws the
+same in every layout, it draws nothing: one untargeted step from the clean image. It goes by the sign of each pixel's
+gradient, which rounding turns where the gradient is next to nothing, and then the copy is another: without radius not.
 
 The 50,000 training images are augmented by crop and flip; from the second pass over them on they are repeats.
 """
@@ -38,14 +41,20 @@ from benchmarks.norms import versions_and_machine
 
 FLAGS = flags.FLAGS
 
-# Norm layer, images of a micro-batch, replicas.
+# Norm layer, images of a micro-batch, replicas, the attack's radius in pixels of 255.
 PARTS = {
-    "one_device": ("batch", 256, 1),
-    "two_replicas": ("batch", 256, 2),
-    "group_norm_256": ("group", 256, 1),
-    "group_norm_384": ("group", 384, 1),
+    "one_device": ("batch", 256, 1, 4.0),
+    "two_replicas": ("batch", 256, 2, 4.0),
+    "group_norm_256": ("group", 256, 1, 4.0),
+    "group_norm_384": ("group", 384, 1, 4.0),
+    "no_radius_256": ("group", 256, 1, 0.0),
+    "no_radius_384": ("group", 384, 1, 0.0),
 }
-COMPARISONS = [("one_device", "two_replicas"), ("group_norm_256", "group_norm_384")]
+COMPARISONS = [
+    ("one_device", "two_replicas"),
+    ("group_norm_256", "group_norm_384"),
+    ("no_radius_256", "no_radius_384"),
+]
 LOADED_AT_ONCE = 512
 
 
@@ -94,7 +103,7 @@ def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
     import tf_largebatch as lb
     from tf_largebatch import data, strategies
 
-    norm, micro_batch_size, replicas = PARTS[name]
+    norm, micro_batch_size, replicas, epsilon = PARTS[name]
     strategy = strategies.build("mirrored", replicas) if replicas > 1 else strategies.build("one_device")
     strategies.check_batch(size, replicas, micro_batch_size)
     dataset = data.load("cifar10", augment="crop_flip")
@@ -102,7 +111,7 @@ def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
     with strategy.scope():
         model = lb.ConAdvModel(
             build_network(norm),
-            epsilon=4.0,
+            epsilon=epsilon,
             targeted=False,
             random_start=0.0,
             value_range=dataset.value_range(),
@@ -129,6 +138,7 @@ def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
         "norm": norm,
         "micro_batch_size": micro_batch_size,
         "replicas": replicas,
+        "epsilon": epsilon,
         "minutes": seconds / 60,
         "processor_minutes": processor_seconds / 60,
         "image_bytes": image_bytes,
@@ -139,15 +149,21 @@ def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def compare(one: pathlib.Path, other: pathlib.Path) -> dict[str, Any]:
-    """The largest difference between two updates, of all tensors: ||a - b|| / ||a||."""
+def compare(directory: pathlib.Path, one: str, other: str) -> dict[str, Any]:
+    """Differences of two updates, ||a - b|| / ||a||: of all tensors together, of the worst one; and of the norms."""
     import numpy as np
 
-    with np.load(one) as a, np.load(other) as b:
-        differences = {path: float(np.linalg.norm(b[path] - a[path]) / np.linalg.norm(a[path])) for path in a.files}
+    with np.load(directory / f"{one}.npz") as a, np.load(directory / f"{other}.npz") as b:
+        squares = {path: [np.sum(np.square(v, dtype="float64")) for v in (a[path] - b[path], a[path])] for path in a}
+    differences = {path: float(np.sqrt(difference / size)) for path, (difference, size) in squares.items()}
     worst = max(differences, key=differences.__getitem__)
-    median = float(np.median(list(differences.values())))
-    return {"largest_difference": differences[worst], "of_tensor": worst, "median_difference": median}
+    norms = [json.loads((directory / f"{name}-norms.json").read_text()) for name in (one, other)]
+    return {
+        "whole_update": float(np.sqrt(np.divide(*np.sum(list(squares.values()), axis=0)))),
+        "worst_tensor": differences[worst],
+        "which": worst,
+        "worst_norm": max(abs(norms[1][path] - value) / value for path, value in norms[0].items()),
+    }
 
 
 def _resident_bytes() -> int:
@@ -187,14 +203,18 @@ def main(argv: list[str]) -> None:
             flush=True,
         )
     for pair in COMPARISONS:
-        files = [directory / f"{name}-{FLAGS.batch}.npz" for name in pair]
-        if not all(file.exists() for file in files):
+        kept = [f"{name}-{FLAGS.batch}" for name in pair]
+        if not all((directory / f"{name}.npz").exists() for name in kept):
             continue
-        row = {"parts": " and ".join(pair), "batch": FLAGS.batch, **compare(*files)}
+        row = {"parts": " and ".join(pair), "batch": FLAGS.batch, **compare(directory, *kept)}
         others = [r for r in report["comparisons"] if (r["parts"], r["batch"]) != (row["parts"], FLAGS.batch)]
         report["comparisons"] = [*others, row]
         path.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{row['parts']}: updates differ by {row['largest_difference']:.1e} at most ({row['of_tensor']})")
+        print(
+            f"{row['parts']}: the updates differ by {row['whole_update']:.1e}, "
+            f"that of {row['which']} by {row['worst_tensor']:.1e}, "
+            f"the norms by {row['worst_norm']:.1e} at most"
+        )
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
     python -m benchmarks.norms --json=benchmarks/norms.json     # what is not run now, the file keeps
 
 Time: each case runs in a process of its own, in which both steps take turns; reported is the median of the ratios of
-neighbours, with their quartiles. Memory: each step alone in a fresh process, the peak of its resident memory after ten
-steps, three processes of each kind in turns. The plain step is forward, backward and Keras's SGD with momentum; the
-other does the same and returns `s_k` of every trainable tensor.
+neighbours, with their quartiles. Memory: each step alone in a fresh process, the peak of its resident memory after
+eight steps, three processes of each kind in turns. The plain step is forward, backward and Keras's SGD with momentum;
+the other does the same and returns `s_k` of every trainable tensor.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ CASES = {
 }
 CLASSES = 100
 PARTS = ("time", "memory")
-# TensorFlow's allocator takes memory in regions of doubling size and comes to use the last one's pages over several
-# steps: after three, plain DenseNet121 is at 2.0 or 2.2 GB; after ten all runs agree to 2 %.
-MEMORY_STEPS = 10
+# TensorFlow's allocator takes memory in regions of doubling size and comes to use the last one's pages sooner or later:
+# after three steps plain DenseNet121 is at 2.0 or at 2.2 GB, as it happens.
+MEMORY_STEPS = 8
 MEMORY_RUNS = 3
 
 

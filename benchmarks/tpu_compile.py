@@ -182,26 +182,24 @@ def _row(name: str, result: dict[str, Any], baseline: dict[str, Any] | None) -> 
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The table of benchmarks/README.md, from what `--json` wrote."""
+    """The table of benchmarks/README.md, from what `--json` wrote; empty cells where an older report has no figure."""
     lines = [
-        "| step | micro-batch | 1e12 operations | GB | temporary GiB | cycles | peak GiB | all-reduces |",
+        "| step | micro-batch | 1e12 operations | GB | temporary GiB | 1e6 cycles | peak GiB | all-reduces |",
         "|---|---|---|---|---|---|---|---|",
     ]
+    scales = dict(zip(_RATIOS, (1e12, 1e9, 2**30, 1e6), strict=True))
     for name, title in _TITLES.items():
         case = report["cases"].get(name)
         if case is None:
             continue
-        baseline = report["cases"].get(case["baseline"])
-        cells = [
-            f"{case['flops'] / 1e12:.2f}",
-            f"{case['bytes_accessed'] / 1e9:.1f}",
-            f"{case['temporary_bytes'] / 2**30:.2f}",
-            f"{case['estimated_cycles'] / 1e6:.0f}e6",
-        ]
-        if baseline is not None:
-            cells = [f"{cell} ({case[key] / baseline[key]:.3f})" for cell, key in zip(cells, _RATIOS, strict=True)]
-        reduced = f"{case['collectives']}, {case['collective_bytes'] / 1e6:.0f} MB" if case["collectives"] else "none"
-        cells = [title, str(case["micro_batch_size"] or "none"), *cells, f"{case['peak_bytes'] / 2**30:.2f}", reduced]
+        baseline = report["cases"].get(case["baseline"], {})
+        cells = [title, str(case["micro_batch_size"] or "none")]
+        for key, scale in scales.items():
+            cell = f"{case[key] / scale:.4g}" if key in case else ""
+            cells.append(f"{cell} ({case[key] / baseline[key]:.3f})" if cell and key in baseline else cell)
+        cells.append(f"{case['peak_bytes'] / 2**30:.2f}")
+        size = f", {case['collective_bytes'] / 1e6:.1f} MB" if case.get("collective_bytes") else ""
+        cells.append(f"{case['collectives'] or 'none'}{size}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "markdown_docstrings",
     "config_table",
+    "flag_table",
     "public_api",
     "source_api",
     "layer_table",

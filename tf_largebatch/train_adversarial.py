@@ -110,16 +110,17 @@ def rand_augment(dataset: data.Dataset) -> keras.Sequential:
 
 def under_attack(config: TrainConfig, model: keras.Model, dataset: data.Dataset, batch_size: int) -> tuple[str, float]:
     """The attack of --eval_attack in words, and the accuracy of a classifier of logits under it."""
+    epsilon = EPSILON if config.eval_epsilon is None else config.eval_epsilon
     accuracy = accuracy_under_attack(
         model,
         dataset.evaluation(batch_size),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        epsilon=config.eval_epsilon,
+        epsilon=epsilon,
         value_range=dataset.value_range(),
         targeted=config.eval_attack == "targeted",
         seed=config.seed,
     )
-    return f"one {config.eval_attack} step of {config.eval_epsilon:g} pixels of 255", accuracy
+    return f"one {config.eval_attack} step of {epsilon:g} pixels of 255", accuracy
 
 
 def in_words(config: TrainConfig) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 PAGES = pathlib.Path(__file__).parents[1]
@@ -21,17 +22,27 @@ BENCHMARKS = PAGES.parent / "benchmarks"
 RESULTS = PAGES.parent / "results"
 _SAID = ("dataset", "model", "optimizer", "batch_size", "epochs", "warmup_epochs", "base_learning_rate", "eta", "seed")
 _SPREAD = "_quartiles"
+_LOGGER = logging.getLogger(__name__)
 
 
 def sections(directory: pathlib.Path = BENCHMARKS) -> Iterator[list[str]]:
-    """One run of Markdown lines a JSON file."""
+    """One run of Markdown lines a JSON file, with the picture beside it if there is one."""
     for path in sorted(directory.glob("*.json")):
         program = path.with_suffix(".py")
         lines = [f"## {path.stem.replace('_', ' ').capitalize()}", ""]
         if program.exists():
             description = ast.get_docstring(ast.parse(program.read_text())) or ""
             lines += [description.split("\n\n")[0].replace("\n", " "), "", f"`python -m benchmarks.{path.stem}`", ""]
+        picture = path.with_suffix(".png")
+        if picture.exists():
+            lines += [f"![{path.stem.replace('_', ' ')}]({os.path.relpath(picture, PAGES)})", ""]
         yield lines + list(_rendered(json.loads(path.read_text())))
+
+
+def not_measured(directory: pathlib.Path = BENCHMARKS) -> list[str]:
+    """The programs that write a JSON file by the flag `--json` and have not: their numbers are missing."""
+    programs = [path for path in sorted(directory.glob("*.py")) if '"json"' in path.read_text()]
+    return [path.stem for path in programs if not path.with_suffix(".json").exists()]
 
 
 def _rendered(content: Any) -> Iterator[str]:
@@ -50,13 +61,17 @@ def _rendered(content: Any) -> Iterator[str]:
     said = [f"{_words(name)} {_cell(name, value)}" for name, value in {**environment, **plain}.items()]
     if said:
         yield from ["; ".join(said) + ".", ""]
-    for name, value in content.items():
-        if name != "environment" and isinstance(value, Mapping | list):
-            nested = list(_rendered(value))
-            # A heading only where it tells something: one of several parts, or a name with a version in it.
-            if nested and not (isinstance(value, Mapping) and _is_table(value)) and not isinstance(value, list):
-                yield from [f"### {_words(name)}", ""]
-            yield from nested
+    parts = {
+        name: list(_rendered(value))
+        for name, value in content.items()
+        if name != "environment" and isinstance(value, Mapping | list)
+    }
+    for name, lines in parts.items():
+        # A heading only where it tells something: one of several parts, or a name with a version in it.
+        is_one_table = isinstance(content[name], list) or _is_table(content[name])
+        if lines and (len(parts) > 1 or not is_one_table):
+            yield from [f"### {_words(name).capitalize()}", ""]
+        yield from lines
 
 
 def _is_table(content: Mapping[str, Any]) -> bool:
@@ -71,11 +86,18 @@ def _deep(row: Mapping[str, Any]) -> bool:
 def _table(rows: Mapping[str, Mapping[str, Any]], named: bool = True) -> Iterator[str]:
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     columns = [name for name in columns if not name.endswith(_SPREAD) and not _is_long(rows, name)]
+    # What is the same in all rows is said once, above.
+    same = [name for name in columns if len(rows) > 2 and _is_constant(rows, name)]
+    if same:
+        (first, *_) = rows.values()
+        said = [f"{_words(name)} {_cell(name, first[name])}" for name in same]
+        yield from [f"In all rows: {'; '.join(said)}.", ""]
+    columns = [name for name in columns if name not in same]
     heads = ([""] if named else []) + [_words(name) for name in columns]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for label, row in rows.items():
-        cells = [label] if named else []
+        cells = [_readable(label)] if named else []
         for name in columns:
             text = _cell(name, row.get(name)) if name in row else ""
             spread = row.get(name + _SPREAD)
@@ -91,11 +113,22 @@ def _is_long(rows: Mapping[str, Mapping[str, Any]], name: str) -> bool:
     return any(isinstance(row.get(name), list) and len(row[name]) > 4 for row in rows.values())
 
 
+def _is_constant(rows: Mapping[str, Mapping[str, Any]], name: str) -> bool:
+    """Whether a column tells the rows apart nowhere and has no spread."""
+    values = [row.get(name, _SPREAD) for row in rows.values()]
+    return all(value == values[0] for value in values) and not any(name + _SPREAD in row for row in rows.values())
+
+
 def _words(name: str) -> str:
     for suffix, unit in (("_seconds", ", ms"), ("_milliseconds", ", ms"), ("_bytes", ", GiB")):
         if name.endswith(suffix):
             name = name.removesuffix(suffix) + unit
-    return {"seconds": "ms", "milliseconds": "ms", "bytes": "GiB"}.get(name, name.replace("_", " "))
+    words = {"seconds": "ms", "milliseconds": "ms", "bytes": "GiB", "bytes_accessed": "accessed, GiB"}
+    return words.get(name, _readable(name))
+
+
+def _readable(name: str) -> str:
+    return name.replace("_", " ").replace("|", "\\|")
 
 
 def _cell(name: str, value: Any) -> str:
@@ -103,12 +136,14 @@ def _cell(name: str, value: Any) -> str:
         return "all" if name == "norm_examples" else "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return "; ".join(f"{_words(part)} {_cell(part, found)}" for part, found in value.items())
     if isinstance(value, list):
         return ", ".join(_cell(name, entry) for entry in value)
     if isinstance(value, int | float):
         if name.endswith("seconds") and not name.endswith("milliseconds"):
             value = 1e3 * value
-        elif name.endswith("bytes"):
+        elif name.endswith("bytes") or name == "bytes_accessed":
             value = value / 2**30
         if isinstance(value, int):
             return f"{value:,}" if value >= 10_000 else str(value)
@@ -125,6 +160,9 @@ class MeasuredTables(SphinxDirective):
         """The parsed sections."""
         for path in BENCHMARKS.glob("*.json"):
             self.env.note_dependency(str(path))
+        for program in not_measured():
+            command = f"python -m benchmarks.{program} --json=benchmarks/{program}.json"
+            _LOGGER.warning("benchmarks/%s.json is missing: run `%s`", program, command)
         node = nodes.section()
         node.document = self.state.document
         for lines in sections():

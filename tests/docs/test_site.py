@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pathlib
@@ -11,7 +12,8 @@ import sys
 
 import pytest
 
-from tf_largebatch import norms
+from tf_largebatch import norms, run_directory
+from tf_largebatch.train_config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
@@ -128,6 +130,38 @@ def test_measurements_are_rendered_with_units_and_spread(tmp_path):
     ]
 
 
+def test_what_all_rows_share_is_said_once_and_parts_have_headings(tmp_path):
+    rows = ", ".join(f'{{"batch": {batch}, "device": "a|b", "flops": {batch}e9}}' for batch in (1, 2, 4))
+    (tmp_path / "some.json").write_text(f'{{"first_part": [{rows}], "second": {{"x": {{"ms": {{"read": 1.5}}}}}}}}')
+    (lines,) = measured_tables.sections(tmp_path)
+    assert lines[2:] == [
+        "### First part",
+        "",
+        "In all rows: device a\\|b.",
+        "",
+        "| batch | flops |",
+        "|---|---|",
+        "| 1 | 1e+09 |",
+        "| 2 | 2e+09 |",
+        "| 4 | 4e+09 |",
+        "",
+        "### Second",
+        "",
+        "|  | read |",
+        "|---|---|",
+        "| ms | 1.5 |",
+        "",
+    ]
+
+
+def test_a_program_without_numbers_is_named(tmp_path):
+    (tmp_path / "run.py").write_text('flags.DEFINE_string("json", None, "Where to write the report.")\n')
+    (tmp_path / "helper.py").write_text("import json\n")
+    assert measured_tables.not_measured(tmp_path) == ["run"]
+    (tmp_path / "run.json").write_text("{}")
+    assert measured_tables.not_measured(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("markdown", "rst"),
     [
@@ -143,6 +177,16 @@ def test_measurements_are_rendered_with_units_and_spread(tmp_path):
 )
 def test_docstrings_become_restructured_text(markdown, rst):
     assert "\n".join(to_rst(markdown.split("\n"))).rstrip("\n") == rst
+
+
+def test_every_flag_is_on_the_page_of_the_command_line(site):
+    for field in dataclasses.fields(TrainConfig):
+        assert f">--{field.name}<" in site["command_line.html"], field.name
+
+
+def test_every_file_of_a_run_is_on_the_page_of_the_command_line(site):
+    for name in ("CONFIG", "METRICS", "LAYERWISE_RATES", "NOISE_SCALES", "CURVES", "PICTURES", "FINAL_MODEL", "RESULT"):
+        assert f">{getattr(run_directory, name)}<" in site["command_line.html"], name
 
 
 def test_every_configuration_is_listed_with_its_result(site):

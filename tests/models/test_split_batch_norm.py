@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,9 @@ from conadv_cases import SHAPE, images, nested, network, subclassed
 from keras import layers as L
 
 from tf_largebatch.models.split_batch_norm import BatchNormSet, batch_normalizations
+
+# Keras has it from 3.13 on.
+RENORM = {"renorm": True} if "renorm" in inspect.signature(L.BatchNormalization).parameters else {}
 
 
 @keras.saving.register_keras_serializable(package="test_split_batch_norm")
@@ -38,7 +43,7 @@ def test_found_wherever_they_are():
         lambda: L.BatchNormalization(axis=1, momentum=0.7, epsilon=0.1),
         lambda: L.BatchNormalization(center=False, scale=False),
         lambda: L.BatchNormalization(synchronized=True, gamma_initializer="zeros", beta_regularizer="l2"),
-        lambda: L.BatchNormalization(renorm=True),
+        lambda: L.BatchNormalization(**RENORM),
         lambda: Doubling(),
     ],
 )

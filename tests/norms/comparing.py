@@ -68,7 +68,7 @@ def assert_gradient_and_output_are_the_models_own(model, x, y, training, traced)
         v.assign(value)
 
     def outputs_and_gradients(x, y):
-        output, found = measured_in_training(model, x, y, len(x), training)
+        output, found = measured_in_training(model, x, y, x.shape[0], training)
         return output, [tf.convert_to_tensor(g) for g in found.gradients]
 
     run = tf.function(outputs_and_gradients, autograph=False) if traced else outputs_and_gradients

@@ -72,7 +72,7 @@ ELEMENTWISE = {
     "prelu": ((4, 3), lambda: of(L.Dense(5), L.PReLU())),
     "prelu, shared axes": ((4, 5, 3), lambda: of(L.PReLU(shared_axes=[1, 2]))),
     "rms norm": ((5, 6), lambda: of(L.RMSNormalization())),
-    "rms norm, two axes": ((4, 5, 6), lambda: of(L.RMSNormalization(axis=(2, 3)))),
+    "rms norm, two axes": ((4, 5, 6), lambda: of(L.RMSNormalization(axis=[2, 3]))),
     "unit norm": ((5, 6), lambda: of(L.Dense(4), L.UnitNormalization())),
     "spectral norm of dense": ((6,), lambda: of(L.SpectralNormalization(L.Dense(5)))),
     "spectral norm of conv": (

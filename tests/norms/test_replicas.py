@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from keras import layers as L
 from tf_largebatch import CLARS, LargeBatchModel
 from tf_largebatch.norms import KERAS, measure
 
+# Keras has it from 3.13 on.
+RENORM = {"renorm": True} if "renorm" in inspect.signature(L.BatchNormalization).parameters else {}
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(8, 5, 5, 2)).astype("float32"), RNG.integers(0, 3, (8, 1))
 
@@ -19,7 +23,7 @@ def network() -> keras.Model:
     keras.utils.set_random_seed(1)
     inputs = keras.Input((5, 5, 2))
     hidden = L.BatchNormalization(synchronized=True)(L.Conv2D(4, 3, padding="same")(inputs))
-    hidden = L.BatchNormalization(synchronized=True, renorm=True)(L.Conv2D(3, 3)(L.ReLU()(hidden)))
+    hidden = L.BatchNormalization(synchronized=True, **RENORM)(L.Conv2D(3, 3)(L.ReLU()(hidden)))
     return keras.Model(inputs, L.Dense(3)(L.Flatten()(hidden)))
 
 

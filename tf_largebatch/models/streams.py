@@ -28,7 +28,7 @@ class StreamsModel(LargeBatchModel):
     adversarial_weight: float
     adversarial_set: BatchNormSet
     augmented_set: BatchNormSet | None
-    _classes: int | None
+    _classes: Any
 
     def _watch_streams(self, names: Sequence[str]) -> None:
         """Makes the metrics of these streams."""

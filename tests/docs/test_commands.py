@@ -1,0 +1,60 @@
+"""The commands that the pages show exist: modules, flags and make targets. What they print is tested elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+
+import pytest
+
+from tf_largebatch.train_config import TrainConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), ROOT / "tf_largebatch/norms/README.md"]
+HELP = {"help", "helpshort", "helpfull"}
+# Model Garden's own, defined in official/core/train_utils and its like.
+GARDEN = {"experiment", "mode", "model_dir", "config_file", "params_override", "tpu", "tf_data_service"}
+
+
+def commands(page: pathlib.Path) -> list[str]:
+    """The lines of the page's fenced and inline code, those ending in a backslash joined with the next."""
+    text = page.read_text().replace("\\\n", " ")
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    inline = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return [line for block in fenced for line in block.splitlines()] + inline
+
+
+def flags_of_program(module: str) -> set[str]:
+    """The flags that a program defines in its source or takes from `TrainConfig`."""
+    if module == "tf_largebatch.train":
+        return {field.name for field in dataclasses.fields(TrainConfig)}
+    source = (ROOT / pathlib.Path(*module.split(".")).with_suffix(".py")).read_text()
+    return set(re.findall(r"""DEFINE_\w+\(\s*["'](\w+)["']""", source)) | (GARDEN if "garden" in module else set())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_programs_and_their_flags_exist(page):
+    for command in commands(page):
+        for module, arguments in re.findall(r"python -m ((?:tf_largebatch|benchmarks)[\w.]*)([^#\n]*)", command):
+            assert (ROOT / pathlib.Path(*module.split(".")).with_suffix(".py")).exists(), command
+            known = flags_of_program(module) | HELP
+            # What stands in quotes are values of a flag.
+            given = set(re.findall(r"(?<![\w-])--(\w+)", re.sub(r"'[^']*'|\"[^\"]*\"", "", arguments)))
+            negated = {name.removeprefix("no") for name in given - known}
+            assert negated <= known, f"{command}: {sorted(given - known)}"
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for command in commands(page):
+            for words in re.findall(r"(?:^|&& )make((?: [a-z][\w-]*)+)(?=\s|$)", command):
+                assert set(words.split()) <= targets, f"{page.name}: {command}"
+
+
+def test_the_pages_have_commands():
+    """So that a change of the pages' form cannot make the tests above pass for want of anything to check."""
+    found = [command for page in PAGES for command in commands(page)]
+    assert sum("python -m tf_largebatch.train" in command for command in found) > 5
+    assert sum(command.startswith("make ") for command in found) > 5
