@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from docutils import nodes
@@ -16,10 +17,10 @@ def flag_rows() -> list[str]:
 
     rows = ["| flag | default | |", "|---|---|---|"]
     for field in dataclasses.fields(TrainConfig):
-        # Names with underscores are values here, not emphasis.
         choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"] or ())
         default = "" if field.default is None else f"`{_said(field.default)}`"
-        text = field.metadata["help"].replace("_", r"\_").replace("|", r"\|").replace("--", r"\-\-")
+        text = re.sub(r"--\w+(=\w+)?", r"`\g<0>`", field.metadata["help"]).replace("|", r"\|")
+        text = text.replace("see train_config.DEFAULTS", "[see below](#defaults-by-optimizer)")
         rows.append(f"| `--{field.name}` | {default} | {text}{f' One of {choices}.' if choices else ''} |")
     return rows
 

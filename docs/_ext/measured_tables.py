@@ -9,6 +9,7 @@ import ast
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ BENCHMARKS = PAGES.parent / "benchmarks"
 RESULTS = PAGES.parent / "results"
 _SAID = ("dataset", "model", "optimizer", "batch_size", "epochs", "warmup_epochs", "base_learning_rate", "eta", "seed")
 _SPREAD = "_quartiles"
+_WRITTEN = {"tpu": "TPU", "clars": "CLARS", "lars": "LARS", "conadv": "ConAdv", "tensorflow": "TensorFlow"}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -29,7 +31,7 @@ def sections(directory: pathlib.Path = BENCHMARKS) -> Iterator[list[str]]:
     """One run of Markdown lines a JSON file, with the picture beside it if there is one."""
     for path in sorted(directory.glob("*.json")):
         program = path.with_suffix(".py")
-        lines = [f"## {path.stem.replace('_', ' ').capitalize()}", ""]
+        lines = [f"## {_heading(path.stem)}", ""]
         if program.exists():
             description = ast.get_docstring(ast.parse(program.read_text())) or ""
             lines += [description.split("\n\n")[0].replace("\n", " "), "", f"`python -m benchmarks.{path.stem}`", ""]
@@ -70,7 +72,7 @@ def _rendered(content: Any) -> Iterator[str]:
         # A heading only where it tells something: one of several parts, or a name with a version in it.
         is_one_table = isinstance(content[name], list) or _is_table(content[name])
         if lines and (len(parts) > 1 or not is_one_table):
-            yield from [f"### {_words(name).capitalize()}", ""]
+            yield from [f"### {_heading(name)}", ""]
         yield from lines
 
 
@@ -125,6 +127,12 @@ def _words(name: str) -> str:
             name = name.removesuffix(suffix) + unit
     words = {"seconds": "ms", "milliseconds": "ms", "bytes": "GiB", "bytes_accessed": "accessed, GiB"}
     return words.get(name, _readable(name))
+
+
+def _heading(name: str) -> str:
+    words = [_WRITTEN.get(word, word) for word in re.split(r"\b", _words(name))]
+    text = "".join(words)
+    return text[:1].upper() + text[1:]
 
 
 def _readable(name: str) -> str:

@@ -101,10 +101,7 @@ def test_every_tensor_of_a_model(name):
     keras.config.set_dtype_policy("float32" if name == "ConvNeXtTiny" else "float64")
     model = MODELS[name]()
     randomise_scales(model)
-    rng = np.random.default_rng(1)
-    shape = (BATCH, *model.input_shape[1:])
-    ids = model.inputs[0].dtype == "int32"
-    x, y = rng.integers(1, CLASSES, shape) if ids else rng.normal(size=shape), rng.integers(0, CLASSES, BATCH)
+    x, y = random_batch(model, BATCH)
     found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
     assert set(found) == {v.path for v in model.trainable_variables}
     expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY, examples=[0, 2])
@@ -119,3 +116,11 @@ def randomise_scales(model):
     for v in model.trainable_variables:
         if len(v.shape) == 1:
             v.assign(v + 0.1 * rng.normal(size=v.shape))
+
+
+def random_batch(model, size):
+    """Images, noise or tokens, whichever the model takes, and labels."""
+    rng = np.random.default_rng(1)
+    shape = (size, *model.input_shape[1:])
+    ids = model.inputs[0].dtype == "int32"
+    return rng.integers(1, CLASSES, shape) if ids else rng.normal(size=shape), rng.integers(0, CLASSES, size)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from comparing import CROSS_ENTROPY
-from test_models import CLASSES, MODELS, randomise_scales
+from test_models import MODELS, random_batch, randomise_scales
 
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
 
@@ -19,10 +19,7 @@ def relative_errors(name, policy, batch, training):
     keras.config.set_dtype_policy(policy)
     model = MODELS[name]()
     randomise_scales(model)
-    rng = np.random.default_rng(1)
-    shape = (batch, *model.input_shape[1:])
-    ids = model.inputs[0].dtype == "int32"
-    x, y = rng.integers(1, CLASSES, shape) if ids else rng.normal(size=shape), rng.integers(0, CLASSES, batch)
+    x, y = random_batch(model, batch)
     found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY, training=training)
     assert set(found) == {v.path for v in model.trainable_variables}
     assert all(norms.dtype == "float32" for norms in found.values())

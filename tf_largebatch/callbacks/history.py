@@ -168,7 +168,9 @@ def _draw_legend(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: li
     """One legend above all curves, where it covers none: a colour for each run, a line for training and validation."""
     from matplotlib.lines import Line2D
 
-    said = [(label, {"color": COLOURS[number % len(COLOURS)]}) for number, label in enumerate(curves) if label]
+    said: list[tuple[str, dict[str, Any]]] = [
+        (label, {"color": COLOURS[number % len(COLOURS)]}) for number, label in enumerate(curves) if label
+    ]
     if any(f"val_{name}" in run for run in curves.values() for name in shown):
         colour = COLOURS[0] if not said else "#555555"
         said += [
