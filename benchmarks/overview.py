@@ -30,9 +30,9 @@ CASES = {
 
 def draw() -> None:
     """Writes the picture."""
-    figure = Figure(figsize=(11, 3.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(13, 3.6), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
-    cost, update, attack = figure.subplots(1, 3, width_ratios=[1.25, 1.1, 1])
+    cost, update, attack = figure.subplots(1, 3, width_ratios=[1, 1, 1.1])
     _cost_of_norms(cost)
     _cost_of_updates(update)
     _accuracy_under_attack(attack)
@@ -44,7 +44,7 @@ def _cost_of_norms(axes: Axes) -> None:
     measured = _read("norms.json")["cases"]
     names = [name for name in CASES if name in measured]
     bars = axes.barh([CASES[name] for name in names], [measured[name]["ratio"] for name in names], color=BLUE)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.bar_label(bars, fmt="%.2f", label_type="center", color="white")
     _against(axes, "Exact per-example norms:\ntime of a training step", "plain Keras step = 1")
 
 
@@ -60,7 +60,7 @@ def _cost_of_updates(axes: Axes) -> None:
     values = [updates[name]["ratio"] for name in shown.values()]
     colours = [BLUE if label in ("CLARS", "LARS") else GREY for label in shown]
     bars = axes.barh(list(shown), values, color=colours)
-    axes.bar_label(bars, fmt="%.2f", padding=3)
+    axes.bar_label(bars, fmt="%.2f", label_type="center", color="white")
     _against(axes, "Update of ResNet-50's\n25.6 million parameters", "Keras SGD-momentum = 1")
 
 
@@ -68,25 +68,20 @@ def _against(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(unit)
     axes.axvline(1, color="black", linewidth=1, linestyle="--")
-    axes.margins(x=0.15)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _accuracy_under_attack(axes: Axes) -> None:
-    runs = {"plain": "plain", "ConAdv": "conadv"}
-    results = [json.loads((ADVERSARIAL_RUNS / directory / "result.json").read_text()) for directory in runs.values()]
-    for offset, (key, label, colour) in enumerate(
-        [("accuracy", "clean", GREY), ("accuracy_under_attack", "one-step attack", ORANGE)]
-    ):
-        places = [place + 0.4 * offset for place in range(len(runs))]
-        bars = axes.bar(places, [100 * result[key] for result in results], 0.38, color=colour, label=label)
-        axes.bar_label(bars, fmt="%.0f%%", padding=2)
-    axes.set_xticks([place + 0.2 for place in range(len(runs))], list(runs))
+    found = json.loads((ADVERSARIAL_RUNS / "under_attack.json").read_text())
+    for run, label, colour, marker in (("conadv", "ConAdv", ORANGE, "o"), ("plain", "plain", GREY, "s")):
+        values = [100 * accuracy for accuracy in found["accuracy"][run]]
+        axes.plot(found["epsilon"], values, color=colour, marker=marker, linewidth=2, label=label)
+    axes.set_xlabel("size of a one-step attack (pixels of 255)")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title("ConAdv under attack:\nCIFAR-10, batch 4096", fontsize=11)
-    axes.legend(frameon=False, fontsize=9)
-    axes.margins(y=0.3)
+    axes.set_ylim(bottom=0)
+    axes.set_title("Trained with and without ConAdv:\nCIFAR-10, 96 updates of 4096 images", fontsize=11)
+    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -71,11 +71,11 @@ class Checkpoint:
     [
         (Whole, 0, network),
         (Whole, 1, subclassed),
-        (Whole, 3, nested),
+        pytest.param(Whole, 3, nested, marks=pytest.mark.long),
         (Weights, 1, network),
-        (Weights, 2, subclassed),
+        pytest.param(Weights, 2, subclassed, marks=pytest.mark.long),
         (Checkpoint, 2, network),
-        (Checkpoint, 1, subclassed),
+        pytest.param(Checkpoint, 1, subclassed, marks=pytest.mark.long),
     ],
 )
 def test_it_goes_on_as_if_nothing_had_happened(way, staleness, make, tmp_path):

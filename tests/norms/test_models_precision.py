@@ -37,7 +37,12 @@ def vanishes(path, largest):
     return path.endswith("key/bias") or (path.endswith("/bias") and largest[path] < 1e-4 * largest.get(kernel, 0.0))
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != "ConvNeXtTiny"])  # in float32 in test_models.py
+# The deep ones are slow to trace and run by `make test-long`; in float64, in test_models.py, they always run.
+DEEP = ("ResNet50", "ResNet50V2", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny")
+NAMES = [pytest.param(name, marks=pytest.mark.long if name in DEEP else ()) for name in MODELS]
+
+
+@pytest.mark.parametrize("name", [p for p in NAMES if p.values != ("ConvNeXtTiny",)])  # in float32 in test_models.py
 def test_float32(name):
     """Sixteen examples: at random weights, batch norm amplifies the less rounding the more there are."""
     errors = relative_errors(name, "float32", batch=16, training=True)
@@ -48,7 +53,7 @@ def test_float32(name):
     assert np.median(list(errors.values())) < rtol / 4
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_mixed_precision(name):
     """With moving averages for statistics: batch norm in training amplifies bfloat16's 2^-8 to all there is."""
     errors = relative_errors(name, "mixed_bfloat16", batch=3, training=False)

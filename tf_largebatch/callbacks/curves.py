@@ -90,8 +90,8 @@ def _draw_metrics(figure: Any, rows: list[dict[str, Any]], evaluation: str, batc
         last = rows[-1].get(f"val_{name}")
         axis.set_title(name.capitalize() + ("" if last is None else f" ({evaluation}: {last:.4f})"))
         axis.legend(frameon=False)
-        if name == "loss" and min(row[name] for row in rows) > 0:
-            axis.set_yscale("log")
+        if name == "loss":
+            choose_scale(axis, [value for line in axis.get_lines() for value in line.get_ydata()])
     learning_rate.plot(
         epochs,
         [row["learning_rate"] for row in rows],
@@ -124,6 +124,20 @@ def draw_noise_scale(axis: Any, rows: list[dict[str, Any]], batch_size: int | No
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.set_title(f"Gradient noise scale ({readable_noise_scale(values[-1])})")
     axis.legend(frameon=False)
+
+
+def choose_scale(axis: Any, values: list[float]) -> None:
+    """A logarithmic scale for what spans a decade, with whole numbers at its ticks."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite or min(finite) <= 0 or max(finite) < 10 * min(finite):
+        return
+    axis.set_yscale("log")
+    subs = (1, 2, 5) if max(finite) < 100 * min(finite) else (1,)
+    axis.yaxis.set_major_locator(LogLocator(subs=subs))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def style() -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from tf_largebatch import run_directory
-from tf_largebatch.callbacks.curves import draw_rates, map_height, read_rate_table, style
+from tf_largebatch.callbacks.curves import choose_scale, draw_rates, map_height, read_rate_table, style
 from tf_largebatch.callbacks.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _draw_curves(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: li
         axis.grid(alpha=0.25)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if name in ("loss", "noise_scale"):
-            _choose_scale(axis, drawn)
+            choose_scale(axis, drawn)
         elif name == "learning_rate":
             axis.set_ylim(bottom=0)
     _draw_legend(figure, curves, shown)
@@ -180,17 +180,3 @@ def _draw_legend(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: li
     if said:
         lines = [Line2D([], [], linewidth=2, label=label, **look) for label, look in said]
         figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 5), frameon=False)
-
-
-def _choose_scale(axis: Any, values: list[float]) -> None:
-    """A logarithmic scale for what spans a decade, with whole numbers at its ticks."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite or min(finite) <= 0 or max(finite) < 10 * min(finite):
-        return
-    axis.set_yscale("log")
-    subs = (1, 2, 5) if max(finite) < 100 * min(finite) else (1,)
-    axis.yaxis.set_major_locator(LogLocator(subs=subs))
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
