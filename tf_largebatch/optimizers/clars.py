@@ -13,7 +13,8 @@ import tensorflow as tf
 from tf_largebatch.core import rates
 from tf_largebatch.core.selection import variable_path
 from tf_largebatch.optimizers.hand_over import Norms, PerReplica, for_one_all_reduce, measured_norms
-from tf_largebatch.optimizers.layerwise import ABSENT, LayerwiseOptimizer
+from tf_largebatch.optimizers.layerwise import LayerwiseOptimizer
+from tf_largebatch.optimizers.layerwise_update import ABSENT
 
 _NORM_SOURCES = ("auto", "per_example", "replica")
 

@@ -14,7 +14,7 @@ from tf_largebatch.core import rates
 from tf_largebatch.core.selection import variable_path
 from tf_largebatch.garden.optimizers.layerwise import LayerwiseOptimizer, Pair
 from tf_largebatch.optimizers.hand_over import Norms, PerReplica, measured_norms
-from tf_largebatch.optimizers.layerwise import ABSENT
+from tf_largebatch.optimizers.layerwise_update import ABSENT
 
 _NORM_SOURCES = ("auto", "per_example", "replica")
 

@@ -5,7 +5,6 @@ The base is `tf_keras.optimizers.legacy.Optimizer`: Model Garden's `ema:` and it
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,30 +13,18 @@ import keras
 import tensorflow as tf
 import tf_keras
 
-from tf_largebatch.core.selection import Exclusion
-from tf_largebatch.optimizers.layerwise import ABSENT
-from tf_largebatch.optimizers.layerwise import LayerwiseOptimizer as Keras3Optimizer
+from tf_largebatch.optimizers.layerwise_update import ABSENT, LayerwiseUpdate, densify, require
 
 Pair = tuple[Any, Any]
 
 
-class LayerwiseOptimizer(tf_keras.optimizers.legacy.Optimizer):
+class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
     """SGD with momentum whose learning rate is multiplied, tensor by tensor, by a layer-wise rate.
 
     The arguments are those of `LARS`.
     """
 
     _HAS_AGGREGATE_GRAD = True  # the host asks: apply_gradients takes experimental_aggregate_gradients
-
-    # One home: the update of one tensor, and what is reported of it, are those of the other world.
-    update_step = Keras3Optimizer.update_step
-    _fused_step = Keras3Optimizer._fused_step
-    _rounded_step = Keras3Optimizer._rounded_step
-    layerwise_rates = Keras3Optimizer.layerwise_rates
-    gradient_norms = Keras3Optimizer.gradient_norms
-    adapted_tensors = Keras3Optimizer.adapted_tensors
-    _labels = Keras3Optimizer._labels
-    _read = Keras3Optimizer._read
 
     def __init__(
         self,
@@ -60,14 +47,6 @@ class LayerwiseOptimizer(tf_keras.optimizers.legacy.Optimizer):
         name: str | None,
     ) -> None:
         _check_learning_rate(learning_rate)
-        _require(0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1, for example 0.9")
-        _require(0 < eta < math.inf, "eta", eta, "above 0, for example 0.001")
-        _require(0 <= epsilon < math.inf, "epsilon", epsilon, "0 or more, for example 1e-6")
-        _require(0 <= weight_decay_rate < math.inf, "weight_decay_rate", weight_decay_rate, "0 or more")
-        if max_rate is not None:
-            _require(max_rate > 0, "max_rate", max_rate, "above 0, or None for no cap")
-        if nesterov and not momentum:
-            raise ValueError("`nesterov=True` needs a `momentum` above 0, for example 0.9; received momentum=0.")
         super().__init__(
             name,
             gradient_aggregator=gradient_aggregator,
@@ -77,15 +56,17 @@ class LayerwiseOptimizer(tf_keras.optimizers.legacy.Optimizer):
             global_clipnorm=global_clipnorm,
         )
         self._set_hyper("learning_rate", learning_rate)
-        self.momentum = float(momentum)
-        self.eta = float(eta)
-        self.weight_decay_rate = float(weight_decay_rate)
-        self.nesterov = bool(nesterov)
-        self.classic_momentum = bool(classic_momentum)
-        self.epsilon = float(epsilon)
-        self.max_rate = None if max_rate is None else float(max_rate)
-        self._adaptation_exclusion = Exclusion("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
-        self._decay_exclusion = Exclusion("exclude_from_weight_decay", exclude_from_weight_decay)
+        self._set_arguments(
+            momentum=momentum,
+            eta=eta,
+            weight_decay_rate=weight_decay_rate,
+            nesterov=nesterov,
+            classic_momentum=classic_momentum,
+            epsilon=epsilon,
+            max_rate=max_rate,
+            exclude_from_layer_adaptation=exclude_from_layer_adaptation,
+            exclude_from_weight_decay=exclude_from_weight_decay,
+        )
         self._trainable_variables: list[Any] = []
         self._index: dict[Any, int] = {}
         self._velocities: dict[int, Any] = {}
@@ -121,8 +102,7 @@ class LayerwiseOptimizer(tf_keras.optimizers.legacy.Optimizer):
                     "optimizer for other variables."
                 )
             return
-        self._adapted = tuple(not excluded for excluded in self._adaptation_exclusion.select(variables))
-        self._decayed = tuple(not excluded for excluded in self._decay_exclusion.select(variables))
+        self._select(variables)
         self._trainable_variables = list(variables)
         self._index = {_key(variable): index for index, variable in enumerate(variables)}
         with self._distribution_strategy_scope():
@@ -159,15 +139,7 @@ class LayerwiseOptimizer(tf_keras.optimizers.legacy.Optimizer):
         return {
             "name": self._name,
             "learning_rate": learning_rate if isinstance(learning_rate, dict) else float(learning_rate),
-            "momentum": self.momentum,
-            "eta": self.eta,
-            "weight_decay_rate": self.weight_decay_rate,
-            "nesterov": self.nesterov,
-            "classic_momentum": self.classic_momentum,
-            "epsilon": self.epsilon,
-            "max_rate": self.max_rate,
-            "exclude_from_layer_adaptation": self._adaptation_exclusion.to_config(),
-            "exclude_from_weight_decay": self._decay_exclusion.to_config(),
+            **self._arguments(),
             "clipnorm": self.clipnorm,
             "clipvalue": self.clipvalue,
             "global_clipnorm": self.global_clipnorm,
@@ -209,7 +181,7 @@ class LayerwiseOptimizer(tf_keras.optimizers.legacy.Optimizer):
 
     def _prepared(self, grads_and_vars: Sequence[Pair]) -> list[Pair]:
         """The pairs with dense gradients, of an optimizer that is built for them."""
-        pairs = [(_densify(gradient, variable), variable) for gradient, variable in grads_and_vars]
+        pairs = [(densify(gradient, variable), variable) for gradient, variable in grads_and_vars]
         with tf.init_scope():
             self.build([variable for _, variable in pairs if not self._is_packed_norms(variable)])
         return pairs
@@ -254,18 +226,12 @@ class LayerwiseOptimizer(tf_keras.optimizers.legacy.Optimizer):
         variables = [variable for _, variable in pairs]
 
         def update_replica(packed_rates: Any, learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
-            rows = [(ABSENT, ABSENT)] * len(self._adapted)
-            norm_of = [None] * len(rows) if norms is None else tf.unstack(norms)
-            for gradient, variable in zip(gradients, variables, strict=True):
-                index = self._get_variable_index(variable)
-                norm = norm_of[index] if self._adapted[index] else None
-                rows[index] = self.update_step(gradient, variable, learning_rate, norm)
+            rows_of_rates, rows_of_norms = self._update_all(gradients, variables, learning_rate, norms)
+            for variable in variables:
                 if variable.constraint is not None:
                     variable.assign(variable.constraint(variable))
-            packed_rates.assign(tf.stack([tf.cast(rate, tf.float32) for rate, _ in rows]))
-            if norms is None:
-                norms = tf.stack([tf.cast(norm, tf.float32) for _, norm in rows])
-            self._packed_norms.assign(norms)
+            packed_rates.assign(rows_of_rates)
+            self._packed_norms.assign(rows_of_norms)
 
         # One update context for all variables, not the host's one a variable: what an update returns comes back
         # wrapped differently by each strategy, so rates have to be packed where they are made.
@@ -287,7 +253,7 @@ def _check_learning_rate(learning_rate: Any) -> None:
             f"tf_keras.optimizers.schedules or official.modeling.optimization; received {learning_rate!r}."
         )
     if isinstance(learning_rate, numbers.Real):
-        _require(learning_rate >= 0, "learning_rate", learning_rate, "0 or more")
+        require(learning_rate >= 0, "learning_rate", learning_rate, "0 or more")
 
 
 def _key(variable: Any) -> Any:
@@ -295,14 +261,3 @@ def _key(variable: Any) -> Any:
     container = getattr(variable, "_distributed_container", None)
     whole = container() if container is not None else None
     return (variable if whole is None else whole)._unique_id
-
-
-def _densify(gradient: Any, variable: Any) -> Any:
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
-
-
-def _require(condition: bool, argument: str, value: Any, remedy: str) -> None:
-    if not condition:
-        raise ValueError(f"`{argument}` must be {remedy}; received {argument}={value!r}.")
