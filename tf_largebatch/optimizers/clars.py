@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_largebatch.core import rates
-from tf_largebatch.core.selection import variable_path
-from tf_largebatch.optimizers.hand_over import Norms, PerReplica, for_one_all_reduce, measured_norms
+from tf_largebatch.optimizers.hand_over import Norms, PerReplica, for_one_all_reduce
 from tf_largebatch.optimizers.layerwise import LayerwiseOptimizer
 from tf_largebatch.optimizers.layerwise_update import ABSENT
-
-_NORM_SOURCES = ("auto", "per_example", "replica")
+from tf_largebatch.optimizers.norm_source import NormSource, check_norm_source
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
-class CLARS(LayerwiseOptimizer):
+class CLARS(NormSource, LayerwiseOptimizer):
     """Complete layer-wise adaptive rate scaling: LARS with the mean norm of the *per-example* gradients.
 
     For each trainable tensor `w`, a batch of B examples with losses `f_i`, and the gradient `grad` of their
@@ -124,6 +120,9 @@ class CLARS(LayerwiseOptimizer):
         ['beta', 'bias', 'gamma']
     """
 
+    _remedy = "train with tf_largebatch.LargeBatchModel, which measures them, or pass gradient_norms='replica'."
+    _alone = "with a single replica and no accumulation"
+
     def __init__(
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any] = 0.01,
@@ -149,10 +148,7 @@ class CLARS(LayerwiseOptimizer):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if gradient_norms not in _NORM_SOURCES:
-            raise ValueError(
-                f"`gradient_norms` must be one of {_NORM_SOURCES}; received gradient_norms={gradient_norms!r}."
-            )
+        check_norm_source(gradient_norms)
         super().__init__(
             learning_rate,
             momentum=momentum,
@@ -176,10 +172,8 @@ class CLARS(LayerwiseOptimizer):
             name=name,
             **kwargs,
         )
-        self._norm_source = gradient_norms
-        self._handed_norms = PerReplica()
+        self._set_norm_source(gradient_norms)
         self._packed_local_norms = PerReplica()
-        self._has_warned = False
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the velocities, the packed rates and norms, and an accumulator of norms if needed.
@@ -195,11 +189,6 @@ class CLARS(LayerwiseOptimizer):
         super().build(variables)
         if self.gradient_accumulation_steps:
             self._norm_accumulator = self.add_variable((len(variables),), dtype="float32", name="norm_accumulator")
-
-    @property
-    def reads_per_example_norms(self) -> bool:
-        """Whether measuring per-example norms for this optimizer is of any use."""
-        return self._norm_source != "replica"
 
     @contextlib.contextmanager
     def measured_gradient_norms(self, norms: Norms) -> Iterator[None]:
@@ -262,30 +251,4 @@ class CLARS(LayerwiseOptimizer):
     def _pack_norms(self, grads: Sequence[Any], variables: Sequence[Any]) -> tuple[Any, list[bool]]:
         """This replica's norms of this micro-batch, [K] float32 (0 if unknown), and which are known."""
         by_index = {self._get_variable_index(v): gradient for v, gradient in zip(variables, grads, strict=True)}
-        adapted = [index for index in by_index if self._adapted[index]]
-        handed = self._handed_norms.get()
-        if handed is not None:
-            paths = [variable_path(variable) for variable in self._trainable_variables]
-            scale = self.loss_scale_factor or 1.0
-            measured = measured_norms(handed, paths, adapted)
-            norms = {index: norm / scale for index, norm in measured.items() if index in by_index}
-        else:
-            if adapted:
-                self._check_that_none_were_expected()
-            norms = {index: tf.cast(rates.l2_norm(by_index[index]), tf.float32) for index in adapted}
-        numbers = range(len(self._adapted))
-        zero = tf.zeros((), tf.float32)
-        return tf.stack([norms.get(index, zero) for index in numbers]), [index in norms for index in numbers]
-
-    def _check_that_none_were_expected(self) -> None:
-        remedy = "train with tf_largebatch.LargeBatchModel, which measures them, or pass gradient_norms='replica'."
-        if self._norm_source == "per_example":
-            raise ValueError(f"{self.name} received no per-example gradient norms: {remedy}")
-        if self._norm_source == "auto" and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"{self.name} received no per-example gradient norms and uses those of each replica's "
-                "gradient instead (with a single replica and no accumulation CLARS is then LARS): "
-                f"{remedy}",
-                stacklevel=2,
-            )
+        return self._packed_norms_of(by_index, self._handed_norms.get(), self.loss_scale_factor or 1.0)

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
-from tf_largebatch.core import rates
-from tf_largebatch.core.selection import variable_path
 from tf_largebatch.garden.optimizers.layerwise import LayerwiseOptimizer, Pair
-from tf_largebatch.optimizers.hand_over import Norms, PerReplica, measured_norms
+from tf_largebatch.optimizers.hand_over import Norms, PerReplica
 from tf_largebatch.optimizers.layerwise_update import ABSENT
-
-_NORM_SOURCES = ("auto", "per_example", "replica")
+from tf_largebatch.optimizers.norm_source import NormSource, check_norm_source
 
 
 @tf_keras.utils.register_keras_serializable(package="tf_largebatch")
-class CLARS(LayerwiseOptimizer):
+class CLARS(NormSource, LayerwiseOptimizer):
     """Complete layer-wise adaptive rate scaling for tf_keras and Model Garden.
 
     For each trainable tensor `w`, a batch of B examples with losses `f_i`, and the gradient `grad` of their mean
@@ -74,6 +70,12 @@ class CLARS(LayerwiseOptimizer):
             no norms arrive, or those that arrive lack an adapted tensor.
     """
 
+    _remedy = (
+        "measure them in the training step and hand them over with measured_gradient_norms, as the task of "
+        "tf_largebatch.garden does, or pass gradient_norms='replica'."
+    )
+    _alone = "with a single replica"
+
     def __init__(
         self,
         learning_rate: float | tf_keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any] = 0.01,
@@ -94,10 +96,7 @@ class CLARS(LayerwiseOptimizer):
         gradient_transformers: Sequence[Callable[[list[Any]], list[Any]]] | None = None,
         name: str | None = None,
     ) -> None:
-        if gradient_norms not in _NORM_SOURCES:
-            raise ValueError(
-                f"`gradient_norms` must be one of {_NORM_SOURCES}; received gradient_norms={gradient_norms!r}."
-            )
+        check_norm_source(gradient_norms)
         super().__init__(
             learning_rate,
             momentum=momentum,
@@ -116,15 +115,8 @@ class CLARS(LayerwiseOptimizer):
             gradient_transformers=gradient_transformers,
             name=name,
         )
-        self._norm_source = gradient_norms
-        self._handed_norms = PerReplica()
+        self._set_norm_source(gradient_norms)
         self._order = PerReplica()
-        self._has_warned = False
-
-    @property
-    def reads_per_example_norms(self) -> bool:
-        """Whether measuring per-example norms for this optimizer is of any use."""
-        return self._norm_source != "replica"
 
     @contextlib.contextmanager
     def measured_gradient_norms(self, norms: Norms, variables: Sequence[Any] | None = None) -> Iterator[None]:
@@ -184,19 +176,8 @@ class CLARS(LayerwiseOptimizer):
     def _pack_norms(self, pairs: Sequence[Pair], order: Sequence[Any]) -> tuple[Any, list[bool]]:
         """This replica's norms, [K] float32 (0 if unknown), and which are known."""
         by_index = {self._get_variable_index(variable): gradient for gradient, variable in pairs}
-        adapted = [index for index in by_index if self._adapted[index]]
         handed = self._handed_norms.get()
-        if handed is not None:
-            paths = [variable_path(variable) for variable in self._trainable_variables]
-            measured = measured_norms(self._by_variable(*handed, order), paths, adapted)
-            norms = {index: norm for index, norm in measured.items() if index in by_index}
-        else:
-            if adapted:
-                self._check_that_none_were_expected()
-            norms = {index: tf.cast(rates.l2_norm(by_index[index]), tf.float32) for index in adapted}
-        numbers = range(len(self._adapted))
-        zero = tf.zeros((), tf.float32)
-        return tf.stack([norms.get(index, zero) for index in numbers]), [index in norms for index in numbers]
+        return self._packed_norms_of(by_index, None if handed is None else self._by_variable(*handed, order))
 
     def _by_variable(self, norms: Norms, variables: Sequence[Any] | None, order: Sequence[Any]) -> Norms:
         """A list of norms in the order of the K variables; a mapping stays one."""
@@ -215,18 +196,3 @@ class CLARS(LayerwiseOptimizer):
             if index is not None:
                 sorted_norms[index] = norm
         return sorted_norms
-
-    def _check_that_none_were_expected(self) -> None:
-        remedy = (
-            "measure them in the training step and hand them over with measured_gradient_norms, as the task of "
-            "tf_largebatch.garden does, or pass gradient_norms='replica'."
-        )
-        if self._norm_source == "per_example":
-            raise ValueError(f"{self.name} received no per-example gradient norms: {remedy}")
-        if self._norm_source == "auto" and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"{self.name} received no per-example gradient norms and uses those of each replica's gradient "
-                f"instead (with a single replica CLARS is then LARS): {remedy}",
-                stacklevel=2,
-            )
