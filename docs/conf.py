@@ -11,7 +11,7 @@ os.environ["KERAS_BACKEND"] = "tensorflow"
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(pathlib.Path(__file__).parent / "_ext")]
 
-from tf_largebatch.version import __version__  # noqa: E402
+from tf_largebatch.version import __version__  # noqa: E402  (found on the path set above)
 
 project = "tf_largebatch"
 author = "The tf_largebatch authors"

@@ -18,11 +18,11 @@ from tf_largebatch.train_config import TrainConfig
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
-import config_table  # noqa: E402
-import layer_table  # noqa: E402
-import measured_tables  # noqa: E402
-from markdown_docstrings import to_rst  # noqa: E402
-from public_api import exported  # noqa: E402
+import config_table  # noqa: E402  (found on the path set above)
+import layer_table  # noqa: E402  (found on the path set above)
+import measured_tables  # noqa: E402  (found on the path set above)
+from markdown_docstrings import to_rst  # noqa: E402  (found on the path set above)
+from public_api import exported  # noqa: E402  (found on the path set above)
 
 MODULES = {
     module: page.stem

@@ -7,7 +7,7 @@ import pytest
 from official.core import exp_factory, train_utils
 from official.modeling import hyperparams, optimization
 
-from tf_largebatch.garden import registry_imports  # noqa: F401
+from tf_largebatch.garden import registry_imports  # noqa: F401  (it registers)
 from tf_largebatch.garden.checks import check_divides
 
 EXPERIMENTS = [

@@ -13,7 +13,7 @@ from official.vision.serving import export_saved_model_lib
 from official.vision.tasks import image_classification as host
 
 from tf_largebatch.core import attack
-from tf_largebatch.garden import registry_imports  # noqa: F401
+from tf_largebatch.garden import registry_imports  # noqa: F401  (it registers)
 from tf_largebatch.garden.conadv import _value_range
 from tf_largebatch.garden.streams import batch_norms
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from official.core import task_factory
 
-from tf_largebatch.garden import registry_imports  # noqa: F401
+from tf_largebatch.garden import registry_imports  # noqa: F401  (it registers)
 from tf_largebatch.garden.lookahead import Views, with_next_step
 
 

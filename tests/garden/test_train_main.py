@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf_keras
 import yaml
 
-from tf_largebatch.garden import registry_imports  # noqa: F401
+from tf_largebatch.garden import registry_imports  # noqa: F401  (it registers)
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "official_configs"
 FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))

@@ -1,10 +1,10 @@
 """Importing this module registers everything with the host: its own experiments, and ours beside them."""
 
 from official.modeling import optimization
-from official.vision import registry_imports  # noqa: F401
+from official.vision import registry_imports  # noqa: F401  (it registers)
 
-from tf_largebatch.garden import experiments, task  # noqa: F401
-from tf_largebatch.garden.backbones import densenet  # noqa: F401
+from tf_largebatch.garden import experiments, task  # noqa: F401  (it registers)
+from tf_largebatch.garden.backbones import densenet  # noqa: F401  (it registers)
 from tf_largebatch.garden.optimizers import CLARS, LARS
 
 for name, optimizer in {"clars": CLARS, "lars_lb": LARS}.items():

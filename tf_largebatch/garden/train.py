@@ -14,7 +14,7 @@ from official.common import flags as tfm_flags
 from official.core import train_utils
 from official.vision import train as host
 
-from tf_largebatch.garden import registry_imports  # noqa: F401
+from tf_largebatch.garden import registry_imports  # noqa: F401  (it registers)
 from tf_largebatch.garden.refusals import ConfigurationError
 
 
