@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import re
@@ -10,33 +9,17 @@ import re
 import keras
 import numpy as np
 import pytest
-from absl import flags
+from cli_runs import arrays_of, command_line, rows_of
 
 from tf_largebatch import ConAdvModel, accuracy_under_attack, data, run_directory, strategies, train, zoo
-from tf_largebatch.callbacks.checkpoint import list_checkpoints
 from tf_largebatch.train_adversarial import rand_augment
 from tf_largebatch.train_config import TrainConfig, resolved
 
 QUICK = TrainConfig(epochs=2, batch_size=512, verbose=0, adversarial="conadv", epsilon=16.0)
 
 
-def command_line(*arguments):
-    values = flags.FlagValues()
-    train.define_flags(values)
-    values(["train", *arguments])
-    return train.main(["train"], values)
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
-
-
-def arrays_of(output_dir):
-    _, path = list_checkpoints(output_dir / "checkpoints")[-1]
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
+def untimed_rows_of(path):
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows_of(path)]
 
 
 @pytest.fixture
@@ -132,7 +115,7 @@ def test_what_a_run_leaves_behind(tmp_path, tiny_model, capsys):
     assert result.attack == "one untargeted step of 16 pixels of 255"
     assert f"test accuracy {result.attacked_accuracy:.4f} after {result.attack}\n" in printed
     assert json.loads((output_dir / "result.json").read_text()) == dataclasses.asdict(result)
-    for row in rows_of(output_dir / "metrics.csv"):
+    for row in untimed_rows_of(output_dir / "metrics.csv"):
         assert float(row["loss"]) == pytest.approx(float(row["clean_loss"]) + float(row["adversarial_loss"]), rel=1e-4)
         assert 0 <= float(row["adversarial_accuracy"]) <= 1 and 0 < float(row["perturbation"]) <= 16
     for name in (run_directory.CURVES, run_directory.PICTURES):
@@ -168,7 +151,7 @@ def test_resuming_equals_not_having_stopped(options, tmp_path, tiny_model):
     assert first.keys() == second.keys()
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    assert rows_of(whole / "metrics.csv") == rows_of(halves / "metrics.csv")
+    assert untimed_rows_of(whole / "metrics.csv") == untimed_rows_of(halves / "metrics.csv")
 
 
 @pytest.mark.parametrize(
@@ -198,7 +181,7 @@ def test_two_replicas(adversarial, tmp_path, tiny_model, two_replicas, monkeypat
     )
     result = train.train(config)
     assert result.complete and 0 <= result.attacked_accuracy <= 1
-    for row in rows_of(output_dir / "metrics.csv"):
+    for row in untimed_rows_of(output_dir / "metrics.csv"):
         assert float(row["loss"]) == pytest.approx(float(row["clean_loss"]) + float(row["adversarial_loss"]), rel=1e-4)
     assert (output_dir / run_directory.PICTURES).exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
@@ -12,31 +11,13 @@ import sys
 import keras
 import numpy as np
 import pytest
-from absl import flags
+from cli_runs import arrays_of, command_line, rows_of
 
 from tf_largebatch import callbacks, data, run_directory, train, zoo
 from tf_largebatch.callbacks.checkpoint import list_checkpoints
 from tf_largebatch.train_config import TrainConfig
 
 QUICK = TrainConfig(epochs=2, batch_size=256, verbose=0)
-
-
-def command_line(*arguments):
-    values = flags.FlagValues()
-    train.define_flags(values)
-    values(["train", *arguments])
-    return train.main(["train"], values)
-
-
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def arrays_of(output_dir):
-    _, path = list_checkpoints(output_dir / "checkpoints")[-1]
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
 
 
 @pytest.fixture
