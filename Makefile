@@ -22,18 +22,18 @@ train: $(STAMP)
 test: test-base test-garden
 
 test-base: $(STAMP) lint
-	$(BIN)/python -m pytest tests --ignore=tests/garden --numprocesses=2 $(ARGS)
+	$(BIN)/python -m pytest tests --ignore=tests/model_garden --numprocesses=2 $(ARGS)
 
 test-garden: $(GARDEN_STAMP)
-	$(GARDEN_BIN)/python -m pytest tests/garden --numprocesses=2 $(ARGS)
+	$(GARDEN_BIN)/python -m pytest tests/model_garden --numprocesses=2 $(ARGS)
 
 # Lines of the package that the tests of Keras 3 reach; slower by the counting.
 coverage: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/garden --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest tests --ignore=tests/model_garden --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
 
 # What takes minutes or the network: the wheel in a clean environment, deep models in every precision.
 test-long: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/garden -m long $(ARGS)
+	$(BIN)/python -m pytest tests --ignore=tests/model_garden -m long $(ARGS)
 
 # Notebooks, documentation, packages and the TPU compiler are the same there.
 test-oldest: $(OLDEST_STAMP)

@@ -49,9 +49,9 @@ def build_model(form: str) -> Any:
     import tensorflow as tf
 
     import tf_largebatch as lb
-    from tf_largebatch import zoo
-    from tf_largebatch.models.micro_batches import StepResult
-    from tf_largebatch.norms.calls import standing_in
+    from tf_largebatch import models
+    from tf_largebatch.norms.intercept import intercept
+    from tf_largebatch.training.micro_batches import StepResult
 
     class Joined(lb.ConAdvModel):
         """One pass over the images of both streams."""
@@ -72,14 +72,14 @@ def build_model(form: str) -> Any:
             with tf.GradientTape() as tape:
                 with contextlib.ExitStack() as stack:
                     for main, twin in self.adversarial_set.substitutes().items():
-                        stack.enter_context(standing_in(main, split(main, twin)))
+                        stack.enter_context(intercept(main, split(main, twin)))
                     scores = self(tf.concat([x, copies], axis=0), training=True)
                 loss = self.compute_loss(y=y, y_pred=scores[:half]) + self.compute_loss(y=y, y_pred=scores[half:])
             self.compute_metrics(x, y, scores[:half])
             return StepResult(loss, tape.gradient(loss, [v.value for v in self.trainable_variables]), [])
 
     keras.utils.set_random_seed(0)
-    net = zoo.build("resnet20", (32, 32, 3), CLASSES)
+    net = models.build("resnet20", (32, 32, 3), CLASSES)
     model = (Joined if form == "joined" else lb.ConAdvModel)(net, staleness=1, value_range=(0.0, 1.0))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(1e-4, momentum=0.9), loss)
@@ -169,7 +169,7 @@ def time_programs(sizes: list[int], rounds: int, wait: bool) -> Iterator[dict[st
 
 def peak_memory(form: str) -> int:
     """Peak resident bytes of this process after two plain steps."""
-    from tf_largebatch.models import streams
+    from tf_largebatch.training import streams
 
     if form == "at once":
         streams._after = lambda results, images: images

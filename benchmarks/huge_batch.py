@@ -62,10 +62,10 @@ def build_network(norm: str) -> Any:
     """ResNet-20 with fixed weights, with batch norm or with group norm in its place."""
     import keras
 
-    from tf_largebatch import zoo
+    from tf_largebatch import models
 
     keras.utils.set_random_seed(0)
-    network = zoo.build("resnet20", (32, 32, 3), 10)
+    network = models.build("resnet20", (32, 32, 3), 10)
     if norm == "batch":
         return network
 
@@ -101,7 +101,8 @@ def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
     import tensorflow as tf
 
     import tf_largebatch as lb
-    from tf_largebatch import data, strategies
+    from tf_largebatch import data
+    from tf_largebatch.distribute import strategies
 
     norm, micro_batch_size, replicas, epsilon = PARTS[name]
     strategy = strategies.build("mirrored", replicas) if replicas > 1 else strategies.build("one_device")

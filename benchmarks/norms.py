@@ -61,11 +61,11 @@ def build_model(case: Case) -> Any:
     """The case's model with fixed weights, giving logits."""
     import keras
 
-    from tf_largebatch import zoo
+    from tf_largebatch import models
 
     keras.utils.set_random_seed(0)
     if case.model == "resnet20":
-        return zoo.build("resnet20", (case.pixels, case.pixels, 3), CLASSES)
+        return models.build("resnet20", (case.pixels, case.pixels, 3), CLASSES)
     factory = {"resnet50": "ResNet50", "mobilenetv2": "MobileNetV2", "densenet121": "DenseNet121"}[case.model]
     return getattr(keras.applications, factory)(
         weights=None, input_shape=(case.pixels, case.pixels, 3), classes=CLASSES, classifier_activation=None

@@ -53,11 +53,11 @@ def build_step(case: Case, kind: str, strategy: Any) -> Callable[[], Any]:
     import tensorflow as tf
 
     import tf_largebatch as lb
-    from tf_largebatch import zoo
+    from tf_largebatch import models
 
     keras.utils.set_random_seed(0)
     with strategy.scope():
-        model = lb.LargeBatchModel(zoo.build("resnet20", (32, 32, 3), 10), micro_batch_size=case.micro_batch_size)
+        model = lb.LargeBatchModel(models.build("resnet20", (32, 32, 3), 10), micro_batch_size=case.micro_batch_size)
         optimizer = lb.CLARS(1e-3) if kind == "clars" else keras.optimizers.SGD(1e-3, momentum=0.9)
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
         optimizer.build(model.trainable_variables)
@@ -83,7 +83,7 @@ def build_step(case: Case, kind: str, strategy: Any) -> Callable[[], Any]:
 @functools.cache
 def build_strategy(replicas: int) -> Any:
     """One of each number in a process: strategies number their collectives, each from the start."""
-    from tf_largebatch import strategies
+    from tf_largebatch.distribute import strategies
 
     return strategies.build("mirrored", replicas) if replicas > 1 else strategies.build("one_device")
 

@@ -12,8 +12,8 @@ import tensorflow as tf
 from reference import Reference
 
 from tf_largebatch import per_example_gradient_norms
-from tf_largebatch.core.attack import random_start, random_wrong_classes
-from tf_largebatch.models.step_seed import Purpose, step_seed
+from tf_largebatch.core.pgd import random_start, random_wrong_classes
+from tf_largebatch.training.step_seed import Purpose, step_seed
 
 
 class SlowConAdv:

@@ -44,7 +44,7 @@ def test_code_blocks_run(page, monkeypatch, tmp_path):
 def modules():
     found = [module.name for module in pkgutil.walk_packages(tf_largebatch.__path__, "tf_largebatch.")]
     # The environment of Model Garden runs its own: tests/garden/test_docstrings.py.
-    return [name for name in found if not name.startswith("tf_largebatch.garden")]
+    return [name for name in found if not name.startswith("tf_largebatch.model_garden")]
 
 
 @pytest.mark.parametrize("module", modules())

@@ -13,10 +13,11 @@ if keras.backend.backend() != "tensorflow":
     )
 
 from tf_largebatch import callbacks
-from tf_largebatch.core.scaling import WarmupPolynomialDecay, large_batch_schedule, linear_scaling
-from tf_largebatch.models import ConAdvModel, LargeBatchModel, accuracy_under_attack
+from tf_largebatch.conadv import ConAdvModel, accuracy_under_attack
+from tf_largebatch.core.schedules import WarmupPolynomialDecay, large_batch_schedule, linear_scaling
 from tf_largebatch.norms import per_example_gradient_norms
 from tf_largebatch.optimizers import CLARS, LARS
+from tf_largebatch.training import LargeBatchModel
 from tf_largebatch.version import __version__
 
 __all__ = [

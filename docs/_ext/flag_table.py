@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 def flag_rows() -> list[str]:
     """A row for each argument of `TrainConfig`, in its order: flag with choices, default, help."""
-    from tf_largebatch.train_config import TrainConfig
+    from tf_largebatch.train.config import TrainConfig
 
     rows = ["| flag | default | |", "|---|---|---|"]
     for field in dataclasses.fields(TrainConfig):
@@ -27,7 +27,7 @@ def flag_rows() -> list[str]:
 
 def default_rows() -> list[str]:
     """A row for each entry of `train_config.DEFAULTS`."""
-    from tf_largebatch.train_config import DEFAULTS, OTHER_DEFAULTS
+    from tf_largebatch.train.config import DEFAULTS, OTHER_DEFAULTS
 
     names = [field.name for field in dataclasses.fields(OTHER_DEFAULTS)]
     rows = [f"| optimizer | {' | '.join(f'`{name}`' for name in names)} |", "|---|" + "---|" * len(names)]

@@ -1,6 +1,6 @@
 """The directive `source-api`: classes of a module that cannot be imported here, from its source.
 
-`tf_largebatch.garden` needs Model Garden, which has an environment of its own.
+`tf_largebatch.model_garden` needs Model Garden, which has an environment of its own.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from tf_largebatch.train_config import TrainConfig
+from tf_largebatch.train.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), ROOT / "tf_largebatch/norms/README.md"]

@@ -13,7 +13,7 @@ import sys
 import pytest
 
 from tf_largebatch import norms, run_directory
-from tf_largebatch.train_config import TrainConfig
+from tf_largebatch.train.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
@@ -113,7 +113,7 @@ def test_every_run_is_shown(site):
 
 def test_what_cannot_be_imported_here_is_documented_from_its_source(site):
     for name in ("optimizers.CLARS", "optimizers.LARS", "configs.Recipe"):
-        assert f'id="tf_largebatch.garden.{name}"' in site["api/garden.html"]
+        assert f'id="tf_largebatch.model_garden.{name}"' in site["api/garden.html"]
 
 
 def test_measurements_are_rendered_with_units_and_spread(tmp_path):

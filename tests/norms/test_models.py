@@ -12,7 +12,7 @@ import pytest
 from comparing import CROSS_ENTROPY, assert_norms_close
 from keras import layers as L
 
-from tf_largebatch import zoo
+from tf_largebatch import models
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms, use_generic
 
 BATCH, CLASSES = 3, 4
@@ -84,7 +84,7 @@ MODELS = {
     "language model": language_model,
     "decoder": decoder,
     "generator": generator,
-    "VGG11": lambda: zoo.build("vgg11", (32, 32, 3), CLASSES),
+    "VGG11": lambda: models.build("vgg11", (32, 32, 3), CLASSES),
     "MobileNetV2": application("MobileNetV2", alpha=0.35),
     "ConvNeXtTiny": application("ConvNeXtTiny"),
     "ResNet50": application("ResNet50"),

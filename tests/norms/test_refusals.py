@@ -78,8 +78,8 @@ def test_unreduced_losses_are_refused():
 
 def test_a_rule_in_five_lines():
     @norms.register(Scale)
-    def scale(layer, tap, inputs):
-        return inputs * tap.per_example(layer.scale)
+    def scale(layer, recorder, inputs):
+        return inputs * recorder.per_example(layer.scale)
 
     try:
         model = keras.Sequential([keras.Input((6,)), Scale(), L.Dense(3)])

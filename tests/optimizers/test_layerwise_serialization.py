@@ -16,7 +16,7 @@ from layerwise_cases import (
     variables,
 )
 
-from tf_largebatch.core.scaling import WarmupPolynomialDecay
+from tf_largebatch.core.schedules import WarmupPolynomialDecay
 from tf_largebatch.optimizers import CLARS, LARS
 
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 import tf_largebatch as lb
-from tf_largebatch import callbacks, data, norms, zoo
+from tf_largebatch import callbacks, data, models, norms
 
 net = keras.Sequential([keras.layers.Dense(3)])
 x, y = np.zeros((4, 2)), np.zeros((4,))
@@ -28,7 +28,7 @@ reveal_type(lb.LargeBatchModel(net, norm_examples=8).norm_examples)
 reveal_type(norms.KERAS.layer_classes())
 reveal_type(callbacks.layerwise_values(net)["dense/kernel"].rate)
 reveal_type(data.load("digits").train_size)
-reveal_type(zoo.names())
+reveal_type(models.names())
 lb.CLARS(gradient_norms=3)
 lb.linear_scaling("0.1", batch_size=4096, base_batch_size=128)
 """
@@ -53,12 +53,12 @@ import keras
 import numpy as np
 
 import tf_largebatch as lb
-from tf_largebatch import callbacks, core, data, norms, run_directory, zoo
-from tf_largebatch.core import attack, momentum, noise_scale, rates, scaling, selection
+from tf_largebatch import callbacks, core, data, models, norms, run_directory
+from tf_largebatch.core import exclusions, momentum, noise_scale, pgd, rates, schedules
 
 
 def build(name: str, dataset: data.Dataset) -> lb.LargeBatchModel:
-    net = zoo.build(name, dataset.image_shape, dataset.num_classes)
+    net = models.build(name, dataset.image_shape, dataset.num_classes)
     schedule: lb.WarmupPolynomialDecay = lb.large_batch_schedule(
         0.1, batch_size=512, base_batch_size=128, steps_per_epoch=2, epochs=3
     )
@@ -90,7 +90,7 @@ def adversarial(net: keras.Model) -> lb.ConAdvModel:
 
 
 @norms.register(keras.layers.Dense, methods=("call",))
-def rule(layer: keras.layers.Dense, tap: norms.Tap, x: np.ndarray) -> object:
+def rule(layer: keras.layers.Dense, recorder: norms.Tap, x: np.ndarray) -> object:
     return x
 
 

@@ -2,14 +2,14 @@
 
 from tf_largebatch.callbacks.adversarial_pictures import AdversarialPictures, plot_adversarial_images
 from tf_largebatch.callbacks.checkpoint import RunCheckpoint, load_checkpoint, save_checkpoint
-from tf_largebatch.callbacks.curves import plot_curves
-from tf_largebatch.callbacks.history import plot_history
 from tf_largebatch.callbacks.layerwise_rates import LayerwiseRateRecorder
 from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues, layerwise_values
 from tf_largebatch.callbacks.metrics import MetricsRecorder, TrainingDiverged
 from tf_largebatch.callbacks.noise_scale import GradientNoiseScale, NoiseScale
 from tf_largebatch.callbacks.progress import LayerwiseProgress
 from tf_largebatch.callbacks.tensorboard import LayerwiseTensorBoard
+from tf_largebatch.plots.curves import plot_curves
+from tf_largebatch.plots.history import plot_history
 
 __all__ = [
     "AdversarialPictures",

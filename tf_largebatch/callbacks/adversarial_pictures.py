@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from tf_largebatch.callbacks.curves import style
-from tf_largebatch.core.attack import bounds
+from tf_largebatch.core.pgd import bounds
+from tf_largebatch.plots.curves import style
 from tf_largebatch.run_directory import replacing
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import keras
 
 from tf_largebatch.callbacks.metrics import updates_taken
+from tf_largebatch.core.exclusions import variable_path
 from tf_largebatch.core.noise_scale import simple_noise_scale
-from tf_largebatch.core.selection import variable_path
-from tf_largebatch.models.noise_scale import NoiseScaleAverages
 from tf_largebatch.run_directory import replacing
+from tf_largebatch.training.noise_scale import NoiseScaleAverages
 
 _COLUMNS = ("update", "variable", "noise_scale", "squared_gradient", "variance")
 

@@ -8,18 +8,18 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from tf_largebatch.core.selection import variable_path
-from tf_largebatch.norms.arrivals import Arrivals
-from tf_largebatch.norms.calls import tapped
-from tf_largebatch.norms.registry import Registry, check_supported
-from tf_largebatch.norms.shapes import Size, of_examples
-from tf_largebatch.norms.tap import (
-    Tap,
+from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.norms.backward import Backward
+from tf_largebatch.norms.intercept import recording
+from tf_largebatch.norms.recorder import (
+    Recorder,
     Use,
     Variable,
     added_squared_norms,
     sum_squares_per_example,
 )
+from tf_largebatch.norms.registry import Registry, check_supported
+from tf_largebatch.norms.shapes import Size, of_examples
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
@@ -65,7 +65,7 @@ def measure(
     batch_size: Size,
     registry: Registry,
     examples: int | None = None,
-    substitutes: Mapping[Any, Any] | None = None,
+    replacements: Mapping[Any, Any] | None = None,
 ) -> tuple[Any, Measurement]:
     """Runs the model forward, differentiates the loss, and splits the gradient among the examples.
 
@@ -78,8 +78,8 @@ def measure(
         batch_size: number of examples B.
         registry: the layer rules.
         examples: how many examples to measure, the first ones; None for all.
-        substitutes: for layers of the model another one each, whose rule and variables compute this pass in their
-            place: the adversarial batch normalisations of split batch norm. A substitute sees the input, mask and
+        replacements: for layers of the model another one each, whose rule and variables compute this pass in their
+            place: the adversarial batch normalisations of split batch norm. A replacement sees the input, mask and
             training mode of the layer it stands for.
 
     Returns:
@@ -87,43 +87,43 @@ def measure(
 
     Raises:
         ValueError: if a layer has no rule, a variable is used elsewhere than in the layer that owns it, or a
-            substitute is not built or stands for no layer of the model.
+            replacement is not built or stands for no layer of the model.
     """
     layers = check_supported(model, registry)
-    if substitutes:
-        replacing = _check_substitutes(model, substitutes, registry)
+    if replacements:
+        replacing = _check_substitutes(model, replacements, registry)
         layers = list({id(layer): layer for layer in (*layers, *replacing)}.values())
     with tf.GradientTape() as tape:
-        tap = Tap(tape, batch_size)
-        with tapped(layers, registry, tap, substitutes):
+        recorder = Recorder(tape, batch_size)
+        with recording(layers, registry, recorder, replacements):
             output = forward()
         _refuse_unrecorded_uses(tape, variables)
         target = loss(output)
-    return output, _split(tape, tap, target, variables, examples)
+    return output, _split(tape, recorder, target, variables, examples)
 
 
-def _check_substitutes(model: Any, substitutes: Mapping[Any, Any], registry: Registry) -> list[Any]:
-    """The layers to measure in the substitutes.
+def _check_substitutes(model: Any, replacements: Mapping[Any, Any], registry: Registry) -> list[Any]:
+    """The layers to measure in the replacements.
 
     Raises:
         ValueError: if a layer to be substituted is not the model's own or has its rule run by another layer's, a
-            substitute is not built, or has no rule.
+            replacement is not built, or has no rule.
     """
     layers = {id(layer) for layer in model._flatten_layers()}
     covered = {id(sub) for layer in model._flatten_layers() for sub in registry.covered(layer)}
     found: dict[int, Any] = {}
-    for layer, substitute in substitutes.items():
+    for layer, replacement in replacements.items():
         if id(layer) not in layers or id(layer) in covered:
             raise ValueError(
-                f"substitutes has {layer.name!r}, which is no layer of {model.name!r} that is called by itself: "
+                f"replacements has {layer.name!r}, which is no layer of {model.name!r} that is called by itself: "
                 "pass layers of the model."
             )
-        if not substitute.built:
+        if not replacement.built:
             raise ValueError(
-                f"substitutes has {substitute.name!r} in place of {layer.name!r}, which is not built: build it with "
+                f"replacements has {replacement.name!r} in place of {layer.name!r}, which is not built: build it with "
                 "the same input shape."
             )
-        found.update((id(inner), inner) for inner in check_supported(substitute, registry))
+        found.update((id(inner), inner) for inner in check_supported(replacement, registry))
     return list(found.values())
 
 
@@ -148,12 +148,12 @@ def _identities(variable: Variable) -> set[int]:
 
 
 def _split(
-    tape: tf.GradientTape, tap: Tap, target: tf.Tensor, variables: Sequence[Variable], examples: int | None
+    tape: tf.GradientTape, recorder: Recorder, target: tf.Tensor, variables: Sequence[Variable], examples: int | None
 ) -> Measurement:
     """Differentiates the target at every recorded tensor and assembles the measurement."""
-    uses = tap.uses
-    measured, window = _window(tap.batch_size, examples)
-    tap.on_gradient = arrivals = Arrivals(uses, window)
+    uses = recorder.uses
+    measured, window = _window(recorder.batch_size, examples)
+    recorder.on_gradient = backward = Backward(uses, window)
     copies = {id(use.copy): use.copy for use in uses if use.contraction is not None}
     d_outputs, d_copies, d_variables = tape.gradient(
         target, ([use.output for use in uses], list(copies.values()), [_readable(v) for v in variables])
@@ -162,37 +162,37 @@ def _split(
     uses_of: dict[int, list[Use]] = {}
     for use, d in zip(uses, d_outputs, strict=True):
         if d is not None:  # None: the loss does not depend on this use
-            arrivals.d.setdefault(use.number, tf.convert_to_tensor(d))
+            backward.d.setdefault(use.number, tf.convert_to_tensor(d))
             uses_of.setdefault(id(use.variable), []).append(use)
 
     gradients, squared_norms = [], []
     for variable, unmeasured in zip(variables, d_variables, strict=True):
-        shares, squares = _shares_and_norms(uses_of.get(id(variable), []), arrivals, d_copy)
+        shares, squares = _shares_and_norms(uses_of.get(id(variable), []), backward, d_copy)
         shares = shares if unmeasured is None else [*shares, unmeasured]
         gradients.append(_add(shares, variable.dtype))
         squared_norms.append(squares)
-    return Measurement(gradients, squared_norms, measured, tap.batch_size)
+    return Measurement(gradients, squared_norms, measured, recorder.batch_size)
 
 
 def _shares_and_norms(
-    used: list[Use], arrivals: Arrivals, d_copy: dict[int, Gradient]
+    used: list[Use], backward: Backward, d_copy: dict[int, Gradient]
 ) -> tuple[list[Gradient], tf.Tensor | None]:
     """The shares of one variable's gradient that its uses make, and `||G_i||^2` of the measured examples."""
     if not used:
         return [], None
-    examples = slice(None) if arrivals.window is None else arrivals.window
+    examples = slice(None) if backward.window is None else backward.window
     if len(used) == 1:
-        use, d = used[0], arrivals.d[used[0].number]
+        use, d = used[0], backward.d[used[0].number]
         if use.contraction is None:
             return [tf.reduce_sum(d, axis=0)], sum_squares_per_example(of_examples(d, examples))
-        if use.number in arrivals.squares:
-            share = arrivals.shares.get(use.number)
-            return [d_copy[id(use.copy)] if share is None else share], arrivals.squares[use.number]
+        if use.number in backward.squares:
+            share = backward.shares.get(use.number)
+            return [d_copy[id(use.copy)] if share is None else share], backward.squares[use.number]
     shares = {
-        id(use.copy): d_copy[id(use.copy)] if use.contraction else tf.reduce_sum(arrivals.d[use.number], axis=0)
+        id(use.copy): d_copy[id(use.copy)] if use.contraction else tf.reduce_sum(backward.d[use.number], axis=0)
         for use in used
     }
-    return list(shares.values()), added_squared_norms([(use, arrivals.d[use.number]) for use in used], examples)
+    return list(shares.values()), added_squared_norms([(use, backward.d[use.number]) for use in used], examples)
 
 
 def _window(batch_size: Size, examples: int | None) -> tuple[Size, slice | None]:

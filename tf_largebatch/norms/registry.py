@@ -1,7 +1,7 @@
 """Which layer class is measured by which rule.
 
-A rule is a function `rule(layer, tap, *args, **kwargs)` with the arguments of the layer's `call`, which returns what
-`call` returns and records every use of the layer's trainable variables with the tap.
+A rule is a function `rule(layer, recorder, *args, **kwargs)` with the arguments of the layer's `call`, which returns
+what `call` returns and records every use of the layer's trainable variables with the recorder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from tf_largebatch.core.selection import variable_path
+from tf_largebatch.core.exclusions import variable_path
 
 Rule = Callable[..., Any]
 

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_largebatch.optimizers.hand_over import Norms, PerReplica, for_one_all_reduce
-from tf_largebatch.optimizers.layerwise import LayerwiseOptimizer
-from tf_largebatch.optimizers.layerwise_update import ABSENT
+from tf_largebatch.optimizers.base import LayerwiseOptimizer
 from tf_largebatch.optimizers.norm_source import NormSource, check_norm_source
+from tf_largebatch.optimizers.replica_local import Norms, ReplicaLocal, for_one_all_reduce
+from tf_largebatch.optimizers.update import ABSENT
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
@@ -86,7 +86,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
         >>> import keras
         >>> import numpy as np
-        >>> from tf_largebatch.core.scaling import linear_scaling
+        >>> from tf_largebatch.core.schedules import linear_scaling
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> model.compile(optimizer=CLARS(learning_rate=1.0, gradient_norms="replica"), loss="mse")
 
@@ -173,7 +173,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
             **kwargs,
         )
         self._set_norm_source(gradient_norms)
-        self._packed_local_norms = PerReplica()
+        self._packed_local_norms = ReplicaLocal()
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the velocities, the packed rates and norms, and an accumulator of norms if needed.

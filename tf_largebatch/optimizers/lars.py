@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch.optimizers.layerwise import LayerwiseOptimizer
+from tf_largebatch.optimizers.base import LayerwiseOptimizer
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")

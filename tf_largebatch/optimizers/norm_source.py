@@ -9,8 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from tf_largebatch.core import rates
-from tf_largebatch.core.selection import variable_path
-from tf_largebatch.optimizers.hand_over import Norms, PerReplica, measured_norms
+from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.optimizers.replica_local import Norms, ReplicaLocal, measured_norms
 
 _NORM_SOURCES = ("auto", "per_example", "replica")
 
@@ -37,7 +37,7 @@ class NormSource:
 
     def _set_norm_source(self, gradient_norms: str) -> None:
         self._norm_source = gradient_norms
-        self._handed_norms = PerReplica()
+        self._handed_norms = ReplicaLocal()
         self._has_warned = False
 
     @property

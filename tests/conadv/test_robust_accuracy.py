@@ -1,0 +1,88 @@
+"""Accuracy under attack against a linear classifier, whose attack is known in closed form."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conadv_cases import CLASSES, SHAPE, images, network
+
+from tf_largebatch import accuracy_under_attack
+from tf_largebatch.conadv import ConAdvModel
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def linear(scale):
+    """Scores of images in [0, 1] whose weights are large where `scale` is."""
+    model = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+    rng = np.random.default_rng(1)
+    model.layers[-1].kernel.assign(scale * rng.normal(size=model.layers[-1].kernel.shape))
+    return model
+
+
+def batches(x, y, size=5):
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(size)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_one_step_on_a_linear_classifier(one_hot):
+    """The gradient of the loss is W (softmax(s) - onehot(y)): the step is its sign, times epsilon, clipped."""
+    x, y = images(23)
+    x = x / 255
+    model, epsilon = linear(3.0), 20.0
+    w, b = (v.numpy() for v in model.weights)
+    flat = x.reshape(len(x), -1)
+    scores = flat @ w + b
+    p = np.exp(scores - scores.max(1, keepdims=True))
+    gradient = (p / p.sum(1, keepdims=True) - np.eye(CLASSES)[y]) @ w.T
+    attacked = np.clip(flat + epsilon / 255 * np.sign(gradient), 0, 1)
+    expected = np.mean(np.argmax(attacked @ w + b, axis=1) == y)
+    labels, loss = y, LOSS
+    if one_hot:
+        labels, loss = np.eye(CLASSES, dtype="float32")[y], keras.losses.CategoricalCrossentropy(from_logits=True)
+    # 23 images in batches of 5: the last has 3.
+    found = accuracy_under_attack(model, batches(x, labels), loss, epsilon, (0.0, 1.0))
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert found < np.mean(np.argmax(scores, axis=1) == y)
+
+
+def test_it_agrees_with_the_attack_of_conadv_model():
+    x, y = images(12)
+    model = network()
+    wrapper = ConAdvModel(model, epsilon=30.0, num_steps=3, targeted=False, random_start=0.0)
+    wrapper.compile("sgd", LOSS)
+    wrapper.fit(x, y, batch_size=4, verbose=0)  # moving averages of their own
+    copies = wrapper.adversarial_images(x, y, main=True)
+    expected = np.mean(np.argmax(model.predict(copies, verbose=0), axis=1) == y)
+    weights = [v.numpy() for v in model.weights]
+    assert accuracy_under_attack(model, batches(x, y), LOSS, 30.0, num_steps=3) == pytest.approx(expected, abs=1e-9)
+    for before, now in zip(weights, model.weights, strict=True):
+        np.testing.assert_array_equal(before, now)
+
+
+def test_no_radius_no_change_and_targets_depend_on_the_seed():
+    x, y = images(60)
+    model = linear(0.01)
+    plain = np.mean(np.argmax(model.predict(x, verbose=0), axis=1) == y)
+    assert accuracy_under_attack(model, batches(x, y), LOSS, 0.0) == pytest.approx(plain, abs=1e-9)
+    targeted = [accuracy_under_attack(model, batches(x, y), LOSS, 40.0, targeted=True, seed=s) for s in (0, 0, 1)]
+    assert targeted[0] == targeted[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epsilon": -1.0}, "epsilon must be a finite number of 0 or more, got epsilon=-1.0"),
+        ({"norm": "l1"}, "norm must be 'linf' or 'l2', got norm='l1'"),
+        ({"value_range": [(0, 1)] * 3}, "one for each of 2, got 3 pairs"),
+        ({"loss": "mse"}, "ConAdvModel needs one classification loss|one classification loss"),
+        ({"batches": []}, "batches must hold at least one image, got none"),
+        ({"batches": [(np.zeros((2, 4), "float32"), np.zeros(2))]}, "one batch of images of shape"),
+    ],
+)
+def test_refusals(arguments, message):
+    x, y = images(4)
+    with pytest.raises(ValueError, match=message):
+        accuracy_under_attack(**{"model": network(), "batches": batches(x, y), "loss": LOSS, **arguments})

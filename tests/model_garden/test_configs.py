@@ -1,0 +1,187 @@
+"""Config dataclasses: derivation after overrides, what is refused and how, and what reaches the optimizer."""
+
+from __future__ import annotations
+
+import model_garden_runs as runs
+import pytest
+from official.core import exp_factory, train_utils
+from official.modeling import hyperparams, optimization
+
+from tf_largebatch.model_garden import registry_imports  # noqa: F401  (it registers)
+from tf_largebatch.model_garden.checks import check_divides
+
+EXPERIMENTS = [
+    "clars_resnet_imagenet",
+    "clars_densenet_imagenet",
+    "clars_mobilenet_imagenet",
+    "lars_resnet_imagenet",
+    "conadv_resnet_imagenet",
+    "conadv_efficientnet_imagenet",
+    "clars_resnet_cifar10",
+    "conadv_resnet_cifar10",
+]
+
+
+def batch(size):
+    return {"task": {"train_data": {"global_batch_size": size}}}
+
+
+def decay(params):
+    return params.trainer.optimizer_config.learning_rate.polynomial
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_are_registered_and_valid(name):
+    params = runs.params_of(name)
+    assert params.trainer.train_steps > 0
+    optimizer = optimization.OptimizerFactory(params.trainer.optimizer_config)
+    assert optimizer.build_optimizer(optimizer.build_learning_rate()).get_config()["momentum"] > 0
+
+
+@pytest.mark.parametrize("name", ["clars_resnet_cifar10", "conadv_resnet_cifar10"])
+def test_a_single_file_is_read_once_at_a_time(name):
+    """The host repeats the file names and reads `cycle_length` of them side by side: here all the same one."""
+    params = runs.params_of(name)
+    assert params.task.train_data.cycle_length == params.task.validation_data.cycle_length == 1
+
+
+def test_another_batch_size_moves_rate_and_steps():
+    at_4k, at_8k = (runs.params_of("clars_resnet_imagenet", batch(size)) for size in (4096, 8192))
+    assert decay(at_4k).initial_learning_rate == pytest.approx(0.128 * 16)
+    assert decay(at_8k).initial_learning_rate == pytest.approx(0.128 * 32)
+    assert (at_4k.trainer.train_steps, at_8k.trainer.train_steps) == (28151, 14075)  # round(90 * 1281167 / batch)
+    assert (at_4k.trainer.steps_per_loop, at_8k.trainer.steps_per_loop) == (312, 156)
+    assert decay(at_8k).decay_steps == 14075 and at_8k.trainer.optimizer_config.warmup.type is None
+
+
+def test_warmup_moves_too_and_the_decay_follows_it():
+    params = runs.params_of("lars_resnet_imagenet", batch(8192))
+    warmup = params.trainer.optimizer_config.warmup
+    assert (warmup.type, warmup.linear.warmup_steps) == ("linear", 782)  # 5 epochs
+    assert decay(params).decay_steps + 782 == params.trainer.train_steps and decay(params).offset == 782
+    schedule = optimization.OptimizerFactory(params.trainer.optimizer_config).build_learning_rate()
+    assert float(schedule(391)) == pytest.approx(0.128 * 32 / 2)
+    assert float(schedule(782)) == pytest.approx(0.128 * 32)
+    assert float(schedule(params.trainer.train_steps)) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "peak", "epochs"),
+    [(8192, 10, 5), (16384, 25, 5), (32768, 31.2, 25), (65536, 43, 41), (98304, 43, 41)],
+)
+def test_table_of_the_conadv_authors(size, peak, epochs):
+    params = runs.params_of("conadv_resnet_imagenet", batch(size))
+    assert decay(params).initial_learning_rate == peak
+    assert params.trainer.optimizer_config.warmup.linear.warmup_steps == round(epochs * 1281167 / size)
+
+
+def test_what_the_user_says_stays():
+    override = {
+        "trainer": {
+            "train_steps": 1301,
+            "steps_per_loop": 7,
+            "optimizer_config": {
+                "learning_rate": {"polynomial": {"initial_learning_rate": 3.0}},
+                "warmup": {"type": "linear", "linear": {"warmup_steps": 11}},
+            },
+        }
+    }
+    params = runs.params_of("conadv_resnet_imagenet", override, batch(8192))
+    assert (params.trainer.train_steps, params.trainer.steps_per_loop) == (1301, 7)
+    assert decay(params).initial_learning_rate == 3.0
+    assert params.trainer.optimizer_config.warmup.linear.warmup_steps == 11
+    assert decay(params).decay_steps == 1290
+
+
+def test_intervals_are_whole_loops():
+    params = runs.params_of("clars_resnet_cifar10", {"trainer": {"steps_per_loop": 20}})
+    assert (params.trainer.summary_interval, params.trainer.checkpoint_interval) == (80, 80)  # of an epoch of 97
+
+
+def test_constant_rate_is_left_alone():
+    learning_rate = {"type": "constant", "constant": {"learning_rate": 0.5}}
+    params = runs.params_of(
+        "clars_resnet_imagenet", {"trainer": {"optimizer_config": {"learning_rate": learning_rate}}}
+    )
+    assert optimization.OptimizerFactory(params.trainer.optimizer_config).build_learning_rate() == 0.5
+
+
+def test_the_resolved_configuration_is_saved_and_read_back(tmp_path):
+    params = runs.params_of("conadv_resnet_imagenet", batch(8192))
+    train_utils.serialize_config(params, str(tmp_path))
+    again = exp_factory.get_exp_config("conadv_resnet_imagenet")
+    again = hyperparams.override_params_dict(again, str(tmp_path / "params.yaml"), is_strict=True)
+    again.validate()
+    assert again.as_dict() == params.as_dict()
+
+
+def test_the_hosts_tables_keep_their_entries():
+    assert {"sgd", "lars", "lamb", "clars", "lars_lb"} <= set(optimization.optimizer_factory.LEGACY_OPTIMIZERS_CLS)
+    host = exp_factory.get_exp_config("resnet_imagenet")
+    assert "clars" not in vars(host.trainer.optimizer_config.optimizer)
+    assert host.trainer.train_steps == 90 * (1281167 // 4096)
+
+
+def at(path, value):
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+OPTIMIZER = "trainer.optimizer_config.optimizer"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("task.conadv.epsilom", 4, r"task\.conadv\.epsilom is not a field .*did you mean epsilon"),
+        ("task.trian_data", {}, r"task\.trian_data is not a field .*did you mean train_data"),
+        (f"{OPTIMIZER}.clars.etta", 1, r"optimizer\.clars\.etta is not a field .*eta"),
+        (f"{OPTIMIZER}.type", "clar", r"optimizer\.type must be one of .*received 'clar'\. Did you mean clars"),
+        (f"{OPTIMIZER}.clars.eta", -1, r"optimizer\.clars: `eta` must be above 0"),
+        (f"{OPTIMIZER}.clars.momentum", 1.0, r"optimizer\.clars: `momentum` must be"),
+        (f"{OPTIMIZER}.clars.max_rate", 0, r"optimizer\.clars: `max_rate` must be above 0"),
+        ("trainer.optimizer_config.learning_rate.type", "poly", r"learning_rate\.type must be one of .*'poly'"),
+        ("task.model.backbone.type", "resnext", r"task\.model\.backbone\.type must be one of .*'resnext'"),
+        ("task.train_data.global_batch_size", 0, r"task\.train_data\.global_batch_size must be 1 or more; received 0"),
+        ("task.train_data.input_path", "", r"task\.train_data\.input_path is empty"),
+        ("task.gradient_norms.mode", "exakt", r"task\.gradient_norms\.mode must be one of exact, sampled, replica"),
+        ("task.gradient_norms.mode", "sampled", r"task\.gradient_norms\.norm_examples must be 1 or more .*None"),
+        ("task.gradient_norms.norm_examples", 8, r"norm_examples must be null unless mode is sampled"),
+        ("recipe.warmup_epochs", 90, r"recipe\.warmup_epochs must be null, or 0 or more and below the 90 epochs"),
+        ("recipe.table", "goyal", r"recipe\.table must be null or conadv; received 'goyal'"),
+        ("task.conadv", {"enabled": True, "epsilon": -1}, r"task\.conadv\.epsilon must be a finite .*got epsilon=-1"),
+        ("task.conadv", {"enabled": True, "staleness": 1.5}, r"task\.conadv\.staleness must be an integer of 0 or"),
+        ("task.conadv", {"enabled": True, "random_start": 2}, r"task\.conadv\.random_start must be a probability"),
+        ("task.conadv", {"enabled": True, "norm": "l1"}, r"task\.conadv\.norm must be 'linf' or 'l2'"),
+        ("task.conadv", {"enabled": True, "attack": "fgsm"}, r"task\.conadv\.attack must be 'pgd' or 'noise'"),
+        ("task.conadv", {"enabled": True, "value_range": [0, 1]}, r"task\.conadv\.value_range must be 6 numbers"),
+        ("task.conadv", {"enabled": True, "targeted": 1}, r"task\.conadv\.targeted must be True or False"),
+        ("task.micro_batch_size", 0, r"task\.micro_batch_size must be null or 1 or more; received 0"),
+        ("task.micro_batch_size", 3, r"task\.micro_batch_size must be a divisor of the global batch of 4096; .* 3"),
+        ("task.conadv", {"enabled": True, "augment": {"type": "ssd"}}, r"task\.conadv\.augment\.type must be"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_field(path, value, message):
+    with pytest.raises((KeyError, ValueError), match=message):
+        runs.params_of("clars_resnet_imagenet", at(path, value))
+
+
+def test_float16_hides_the_moving_average_from_the_host():
+    ema = {"trainer": {"optimizer_config": {"ema": {"average_decay": 0.9}}}}
+    for dtype in (None, "bfloat16"):
+        runs.params_of("clars_resnet_imagenet", ema, at("runtime.mixed_precision_dtype", dtype))
+    message = r"trainer\.optimizer_config\.ema .* runtime\.mixed_precision_dtype='float16'.*: take bfloat16 .*leave out"
+    with pytest.raises(ValueError, match=message):
+        runs.params_of("clars_resnet_imagenet", ema, at("runtime.mixed_precision_dtype", "float16"))
+
+
+def test_micro_batches_refuse_synchronised_batch_norms():
+    sync = at("task.model.norm_activation.use_sync_bn", True)
+    with pytest.raises(ValueError, match=r"use_sync_bn must be false with task\.micro_batch_size"):
+        runs.params_of("clars_resnet_imagenet", sync, at("task.micro_batch_size", 64))
+
+
+def test_a_batch_that_does_not_divide():
+    with pytest.raises(ValueError, match=r"field must be a multiple of the 8 replicas .*received 100: take 96 or 104"):
+        check_divides("field", 100, 8)

@@ -1,0 +1,93 @@
+"""The rule for any layer of tf_keras against the slow reference, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from norm_reference import assert_measured_right, measured, randomise
+from tf_keras import layers as L
+
+from tf_largebatch.tf_keras.norms import TF_KERAS
+
+GENERIC = TF_KERAS.allowing_generic()
+BATCH = 4
+
+
+class Own(L.Layer):
+    """A product with a kernel of its own, through a dense layer inside, and once more without the input."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight("kernel", (shape[-1], 3))
+        self.inside = L.Dense(3, activation="tanh")
+
+    def call(self, x):
+        return self.inside(x @ self.kernel) + tf.reduce_sum(self.kernel, axis=0)
+
+
+class Listed(Own):
+    def build(self, shape):
+        self.kernels = [self.add_weight("kernel", (shape[-1], 3))]
+
+    def call(self, x):
+        return x @ self.kernels[0]
+
+
+class Coupled(Own):
+    def call(self, x):
+        return super().call(x - tf.reduce_mean(x, axis=0))
+
+
+class WithLoss(Own):
+    def call(self, x):
+        self.add_loss(tf.reduce_sum(x))
+        return super().call(x)
+
+
+class Counting(Own):
+    def build(self, shape):
+        super().build(shape)
+        self.count = self.add_weight("count", (), trainable=False)
+
+
+def classifier(layer):
+    model = tf_keras.Sequential([L.Input((5, 6)), L.Dense(4), layer, L.Flatten(), L.Dense(3)])
+    randomise(model)
+    rng = np.random.default_rng(1)
+    return model, rng.normal(size=(BATCH, 5, 6)).astype("float32"), rng.integers(0, 3, BATCH)
+
+
+def test_norms_of_a_layer_without_a_rule():
+    model, x, y = classifier(Own())
+    kernel = model.layers[1].kernel
+    with pytest.raises(ValueError, match=r"Own has no rule.*\(task\.gradient_norms\.allow_generic\)"):
+        measured(model, x, y)
+    assert_measured_right(model, x, y, registry=GENERIC)
+    assert model.layers[1].kernel is kernel and kernel in model.trainable_variables
+
+
+def test_in_half_precision():
+    expected = classifier(Own())
+    _, exact = measured(*expected, registry=GENERIC)
+    tf_keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    model, x, y = classifier(Own())
+    model.set_weights(expected[0].get_weights())
+    _, found = measured(model, x, y, registry=GENERIC)
+    for squares, other in zip(found.squared_norms, exact.squared_norms, strict=True):
+        # bfloat16 has eight bits: 2^-8 in each of a handful of roundings.
+        np.testing.assert_allclose(squares, other, rtol=0.1, atol=0.05 * float(tf.reduce_max(other)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "error", "message"),
+    [
+        (Listed, ValueError, r"used elsewhere .*kernel"),
+        (Coupled, tf.errors.InvalidArgumentError, r"gives something else for an example alone"),
+        (WithLoss, ValueError, r"adds a loss"),
+        (Counting, ValueError, r"variables that are not trained"),
+    ],
+)
+def test_what_it_cannot_measure(layer, error, message):
+    with pytest.raises(error, match=message):
+        measured(*classifier(layer()), registry=GENERIC)

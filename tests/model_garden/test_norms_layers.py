@@ -1,0 +1,185 @@
+"""Every rule for a layer of tf_keras or Model Garden against the slow reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+from norm_reference import assert_measured_right, measured, randomise, reference
+from official.vision.modeling.backbones.vit import AddPositionEmbs, TokenLayer
+from official.vision.modeling.layers import nn_blocks, nn_layers
+from tf_keras import layers as L
+
+BATCH = 4
+BN = L.BatchNormalization
+
+# name: (shape of one example, layers before the head)
+CASES = {
+    "dense": ((6,), lambda: [L.Dense(4, activation="tanh")]),
+    "dense over positions": ((4, 6), lambda: [L.Dense(5, use_bias=False)]),
+    "einsum heads": ((4, 6), lambda: [L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")]),
+    "conv1d causal": ((9, 3), lambda: [L.Conv1D(4, 3, padding="causal", dilation_rate=2)]),
+    "conv2d": ((7, 8, 3), lambda: [L.Conv2D(4, 3, strides=2, padding="same", activation="relu")]),
+    "conv2d, no bias": ((6, 6, 3), lambda: [L.Conv2D(4, 3, dilation_rate=2, use_bias=False)]),
+    "conv2d pointwise": ((5, 5, 6), lambda: [L.Conv2D(4, 1, strides=2)]),
+    "conv2d patches": ((8, 8, 3), lambda: [L.Conv2D(5, 4, strides=4)]),
+    "conv3d": ((4, 5, 4, 2), lambda: [L.Conv3D(3, 2, padding="same")]),
+    "depthwise1d": ((8, 3), lambda: [L.DepthwiseConv1D(3, padding="same")]),
+    "depthwise2d": ((7, 7, 3), lambda: [L.DepthwiseConv2D(3, strides=2, padding="same", depth_multiplier=2)]),
+    "separable1d": ((8, 3), lambda: [L.SeparableConv1D(4, 3)]),
+    "separable2d": ((7, 7, 3), lambda: [L.SeparableConv2D(4, 3, strides=2, padding="same")]),
+    "prelu": ((5, 5, 3), lambda: [L.PReLU(shared_axes=[1, 2])]),
+    "batch norm": ((5, 5, 3), lambda: [BN()]),
+    "batch norm, no scale": ((5, 5, 3), lambda: [BN(scale=False)]),
+    "batch norm, no center": ((5, 5, 3), lambda: [BN(center=False, epsilon=1e-7)]),
+    "batch norm, gamma of zeros": ((5, 5, 3), lambda: [BN(gamma_initializer="zeros")]),
+    "batch norm, large mean": ((5, 5, 3), lambda: [L.Rescaling(1.0, 30.0), BN()]),
+    "batch norm, one position": ((1, 1, 3), lambda: [BN()]),
+    "batch norm on features": ((5,), lambda: [BN()]),
+    "batch norm, other axis": ((5, 4, 3), lambda: [BN(axis=2)]),
+    "batch norm, not fused": ((5, 4, 3), lambda: [BN(fused=False)]),
+    "batch norm 3d": ((3, 4, 3, 2), lambda: [BN()]),
+    "batch norm, frozen": ((5, 5, 3), lambda: [BN(trainable=False), L.Conv2D(4, 3)]),
+    "sync batch norm": ((5, 5, 3), lambda: [BN(synchronized=True)]),
+    "experimental sync batch norm": ((5, 5, 3), lambda: [L.experimental.SyncBatchNormalization()]),
+    "layer norm": ((5, 6), lambda: [L.LayerNormalization()]),
+    "layer norm, small epsilon": ((5, 6), lambda: [L.LayerNormalization(epsilon=1e-6)]),
+    "layer norm, two axes, no scale": ((4, 5, 6), lambda: [L.LayerNormalization(axis=(2, 3), scale=False)]),
+    "group norm": ((4, 4, 6), lambda: [L.GroupNormalization(3)]),
+    "position embeddings": ((6, 5), lambda: [AddPositionEmbs(tf_keras.initializers.RandomNormal(0.1))]),
+    "class token": ((6, 5), lambda: [TokenLayer()]),
+    "layer scale": ((6, 5), lambda: [nn_blocks.LayerScale(0.1)]),
+    "mobilenet's layer scale": ((3, 3, 5), lambda: [nn_blocks.MNV4LayerScale(0.1)]),
+    "squeeze and excitation": (
+        (4, 4, 6),
+        lambda: [nn_layers.SqueezeExcitation(6, 6, 0.5), L.ReLU()],
+    ),
+    "transformer block": (
+        (4, 6),
+        lambda: [nn_blocks.TransformerEncoderBlock(2, 8, "gelu", norm_first=True, layer_scale_init_value=0.1)],
+    ),
+}
+
+
+def classifier(case):
+    shape, make = CASES[case]
+    model = tf_keras.Sequential([L.Input(shape), *make(), L.Flatten(), L.Dense(3)])
+    if "zeros" not in case:
+        randomise(model)
+    return model
+
+
+def batch(shape, size=BATCH):
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(size, *shape)).astype("float32"), rng.integers(0, 3, size)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_norms_gradients_output_and_state(case, training):
+    model = classifier(case)
+    # Batch norm subtracts means 30 times the deviation: 1.5 digits fewer on both sides.
+    rtol = 1e-3 if "large mean" in case else 1e-5
+    assert_measured_right(model, *batch(CASES[case][0]), training=training, rtol=rtol)
+    assert all("call" not in vars(layer) for layer in model._flatten_layers())
+
+
+def test_a_batch_of_one_and_a_sample():
+    model = classifier("conv2d")
+    x, y = batch(CASES["conv2d"][0])
+    assert_measured_right(model, x[:1], y[:1])
+    expected = reference(model, x, y)
+    _, sample = measured(model, x, y, examples=2)
+    for index, squares in enumerate(sample.squared_norms):
+        np.testing.assert_allclose(np.sqrt(squares), expected[index][:2], rtol=1e-5, atol=1e-7)
+
+
+def test_embedding():
+    model = tf_keras.Sequential([L.Input((7,), dtype="int32"), L.Embedding(9, 4), L.Flatten(), L.Dense(3)])
+    x, y = np.random.default_rng(0).integers(0, 9, (BATCH, 7)), np.arange(BATCH) % 3
+    x[0] = 3  # repeated
+    assert_measured_right(model, x, y)
+
+
+def test_masked_batch_norm():
+    model = tf_keras.Sequential(
+        [L.Input((6,), dtype="int32"), L.Embedding(8, 4, mask_zero=True), BN(), L.GlobalAveragePooling1D(), L.Dense(3)]
+    )
+    assert_measured_right(model, np.random.default_rng(0).integers(0, 8, (BATCH, 6)), np.arange(BATCH) % 3)
+
+
+def test_position_embeddings_of_another_grid():
+    embeddings = AddPositionEmbs(tf_keras.initializers.RandomNormal(0.1), (3, 2), (4, 3))
+    model = tf_keras.Sequential([L.Input((12, 5)), embeddings, L.Flatten(), L.Dense(3)])
+    assert_measured_right(model, *batch((12, 5)))
+
+
+def test_a_layer_used_twice_adds_contributions_before_the_norm():
+    inputs = L.Input((6, 6, 4))
+    shared, scale = L.Conv2D(4, 3, padding="same", activation="tanh"), BN()
+    model = tf_keras.Model(inputs, L.Dense(3)(L.Flatten()(scale(shared(scale(shared(inputs)))))))
+    assert_measured_right(model, *batch((6, 6, 4)))
+
+
+def test_inside_a_function_with_autograph():
+    model = classifier("transformer block")
+    x, y = batch(CASES["transformer block"][0])
+    expected = reference(model, x, y)
+    found = tf.function(lambda x, y: measured(model, x, y)[1].norm_sums())(tf.constant(x), tf.constant(y))
+    for index, s in enumerate(found):
+        np.testing.assert_allclose(s, expected[index].sum(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy, rtol", [("mixed_float16", 2e-2), ("mixed_bfloat16", 8e-2)])
+@pytest.mark.parametrize("case", ["batch norm", "conv2d", "transformer block", "class token", "sync batch norm"])
+def test_half_precision(policy, rtol, case):
+    # A few roundings of 2^-11 and 2^-8, amplified where contributions of different positions cancel.
+    tf_keras.mixed_precision.set_global_policy(policy)
+    model = classifier(case)
+    x, y = batch(CASES[case][0])
+    expected = reference(model, x, y)
+    _, found = measured(model, x, y)
+    for index, v in enumerate(model.trainable_variables):
+        assert found.squared_norms[index].dtype == tf.float32
+        assert found.gradients[index].dtype == tf.float32
+        if "key/bias" not in v.name:  # its contributions cancel, up to rounding: softmax ignores a shift of the keys
+            atol = rtol * expected[index].max()
+            np.testing.assert_allclose(np.sqrt(found.squared_norms[index]), expected[index], rtol, atol, err_msg=v.name)
+
+
+@pytest.mark.parametrize(
+    "layer, reason",
+    [
+        (
+            lambda: L.LSTM(4),
+            r"lstm/lstm_cell \(LSTMCell has no rule\)\..*\(tf_largebatch.tf_keras.norms.TF_KERAS.register\)",
+        ),
+        (lambda: BN(renorm=True), "renorm=True"),
+        (lambda: BN(virtual_batch_size=2), "virtual_batch_size=2"),
+        (lambda: BN(axis=[1, 2]), r"axis=\[1, 2\]"),
+        (lambda: L.SeparableConv1D(3, 2, padding="causal"), "padding='causal'"),
+    ],
+)
+def test_refusals_name_the_layer(layer, reason):
+    model = tf_keras.Sequential([L.Input((4, 3)), layer(), L.Flatten(), L.Dense(3)])
+    with pytest.raises(ValueError, match=reason):
+        measured(model, *batch((4, 3)))
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_a_variable_used_outside_its_layer_is_refused(policy):
+    tf_keras.mixed_precision.set_global_policy(policy)
+
+    class Tied(tf_keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = L.Dense(5)
+
+        def call(self, x):
+            return tf.matmul(self.dense(x), self.dense.kernel, transpose_b=True)
+
+    model = Tied()
+    model(np.zeros((2, 4), "float32"))
+    with pytest.raises(ValueError, match=r"used elsewhere than in the layer.*kernel"):
+        measured(model, *batch((4,)))

@@ -1,0 +1,213 @@
+"""The command line: runs of the real main, every official config, interruption, and errors in one sentence."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import imagenet_like
+import model_garden_runs as runs
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+import yaml
+
+from tf_largebatch.model_garden import registry_imports  # noqa: F401  (it registers)
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "official_configs"
+FILES = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.yaml"))
+# Few filters, and few layers where the backbone allows it.
+SMALL_BACKBONES = {
+    "resnet": {"model_id": 10, "depth_multiplier": 0.125},
+    "densenet": {"block_repeats": [1, 1], "growth_rate": 4},
+    "mobilenet": {"filter_size_scale": 0.25},
+    "efficientnet": {"model_id": "b0"},
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return imagenet_like.write_records(tmp_path_factory.mktemp("records") / "train-00000.tfrecord")
+
+
+def experiment_of(path):
+    return re.search(r"--experiment=(\w+)", (CONFIGS / path).read_text())[1]
+
+
+def tiny_twin(experiment, path, records):
+    """Overrides that shrink an official config to a step of a second."""
+    config = yaml.safe_load((CONFIGS / path).read_text())
+    backbone = runs.params_of(experiment, config).task.model.backbone.type
+    data = {"dtype": "float32", "tfds_name": "", "tfds_split": ""}
+    return runs.merged(
+        runs.tiny(records),
+        {"task": {"model": {"backbone": {backbone: SMALL_BACKBONES[backbone]}}}},
+        {"task": {"train_data": data, "validation_data": data}, "runtime": {"mixed_precision_dtype": None}},
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_config_is_valid_and_says_what_it_is(path):
+    text = (CONFIGS / path).read_text()
+    params = runs.params_of(experiment_of(path), yaml.safe_load(text))
+    assert f"--config_file=official_configs/{path}" in text
+    batch = params.task.train_data.global_batch_size
+    peak = params.trainer.optimizer_config.learning_rate.polynomial.initial_learning_rate
+    if "small" in path.parts:
+        assert params.task.train_data.cycle_length == 1  # more would read the one file that often, side by side
+        assert (CONFIGS / re.search(r"Twin of: +\.\./(\S+)", text)[1]).exists()
+        return
+    assert f"batch {batch:,}" in text and "not run at this size" in text
+    assert all(f"{word}:" in text for word in ("Paper", "Hardware", "Time", "Published"))
+    if "conadv" in text:
+        assert f"peak {peak:g}" in text or "efficientnet" in path.name
+    else:
+        assert peak == pytest.approx(0.128 * batch / 256)
+
+
+# One of each kind trains its step as users do, in a compiled loop. The rest does so eagerly, without the time that it
+# takes to make a graph: half a minute for EfficientNet.
+IN_GRAPH = {
+    "clars_resnet50_16k",
+    "clars_densenet121_16k",
+    "clars_mobilenetv2_16k",
+    "lars_resnet50_16k",
+    "conadv_resnet50_16k",
+    "conadv_autoaugment_resnet50_16k",
+}
+EAGER = {"train_tf_function": False, "train_tf_while_loop": False}
+# A policy of two operations in place of the papers' 25 pairs.
+SHORT_POLICY = {"conadv": {"augment": {"autoaug": {"augmentation_name": "test"}}}}
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_step_of_every_config(path, records, tmp_path):
+    experiment = experiment_of(path)
+    override = tiny_twin(experiment, path, records)
+    if path.stem not in IN_GRAPH:
+        override = runs.merged(override, {"trainer": EAGER})
+        if "autoaugment" in path.name:
+            override = runs.merged(override, {"task": SHORT_POLICY})
+    assert runs.run_main(tmp_path, experiment, override, [CONFIGS / path]) == 0
+    saved = runs.checkpoint(tmp_path)
+    assert saved["global_step/.ATTRIBUTES/VARIABLE_VALUE"] == 1
+    assert all(np.all(np.isfinite(value)) for value in saved.values() if value.dtype.kind == "f")
+
+
+def steps(count, **trainer):
+    return {"trainer": {"train_steps": count, "checkpoint_interval": 2, **trainer}}
+
+
+def to_be_interrupted(records, **task):
+    """Overrides of runs that are to end alike, whatever their lengths.
+
+    The same batch every step, so that it does not matter that the host's data start anew, and the rates of one long
+    training, which the shorter runs must not derive from their own lengths.
+    """
+    decay = {"initial_learning_rate": 0.5, "decay_steps": 50}
+    warmup = {"type": "linear", "linear": {"warmup_steps": 2}}
+    rates = {"optimizer_config": {"learning_rate": {"polynomial": decay}, "warmup": warmup}}
+    fixed = {"task": task, "trainer": rates, "runtime": {"mixed_precision_dtype": None}}
+    return runs.merged(runs.tiny(records), runs.TINY, fixed)
+
+
+def assert_same_state(found, expected):
+    """Of two runs that differ in nothing else: equal to float32's last digits."""
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-5, atol=1e-6, err_msg=key)
+
+
+def test_interrupted_equals_undisturbed(records, tmp_path):
+    base, experiment = to_be_interrupted(records), "clars_resnet_imagenet"
+
+    def train(directory, count):
+        tf_keras.utils.set_random_seed(1)
+        assert runs.run_main(directory, experiment, runs.merged(base, steps(count))) == 0
+        return runs.checkpoint(directory)
+
+    whole = train(tmp_path / "whole", 6)
+    assert runs.run_main(tmp_path / "whole", experiment, base, mode="eval") == 0
+    train(tmp_path / "parts", 4)
+    assert_same_state(train(tmp_path / "parts", 6), whole)
+
+
+def test_killed_and_resumed_equals_undisturbed(records, tmp_path):
+    """A process of its own, killed in mid-training with its checkpoints written in the background."""
+    experiment = "conadv_resnet_imagenet"
+    base = to_be_interrupted(records, conadv={"staleness": 2})
+    start = runs.trainer_of(runs.params_of(experiment, base))[0].model
+    weights = tf.train.Checkpoint(model=start).write(str(tmp_path / "start"))
+    base = runs.merged(base, {"task": {"init_checkpoint": weights}})
+
+    killed = tmp_path / "killed"
+    flags = {"experiment": experiment, "mode": "train", "model_dir": killed}
+    flags["params_override"] = json.dumps(runs.merged(base, steps(10_000)))
+    command = [sys.executable, "-m", "tf_largebatch.model_garden.train", *(f"--{k}={v}" for k, v in flags.items())]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            while steps_saved(killed) < 4 and process.poll() is None:
+                time.sleep(0.05)
+        finally:
+            process.kill()
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()[-2000:]
+
+    count = steps_saved(killed) + 3
+    whole = tmp_path / "whole"
+    for directory in (killed, whole):
+        assert runs.run_main(directory, experiment, runs.merged(base, steps(count))) == 0
+    expected = runs.checkpoint(whole)
+    assert expected["global_step/.ATTRIBUTES/VARIABLE_VALUE"] == count
+    assert any("/past/1/" in key for key in expected)  # the weights of past steps are part of it
+    assert_same_state(runs.checkpoint(killed), expected)
+
+
+def test_the_documented_export(records, tmp_path):
+    experiment = "clars_resnet_imagenet"
+    assert runs.run_main(tmp_path, experiment, runs.merged(runs.tiny(records), runs.TINY)) == 0
+    (block,) = re.findall(r"```py\n(.*?)```", (CONFIGS.parent / "docs" / "model_garden.md").read_text(), re.DOTALL)
+    exec(block.replace("/tmp/cifar", str(tmp_path)).replace("clars_resnet_cifar10", experiment), {})
+    served = tf.saved_model.load(str(tmp_path / "exported")).signatures["serving_default"]
+    assert served(tf.zeros([2, 32, 32, 3], tf.uint8))["logits"].shape == (2, 10)
+
+
+def steps_saved(directory):
+    latest = tf.train.latest_checkpoint(str(directory))
+    return 0 if latest is None else int(latest.rsplit("-", 1)[1])
+
+
+def test_conadv_cannot_continue_what_knows_no_past(records, tmp_path):
+    base = runs.merged(runs.tiny(records), runs.TINY)
+    assert runs.run_main(tmp_path, "clars_resnet_imagenet", base) == 0
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"trained without task\.conadv"):
+        runs.run_main(tmp_path, "conadv_resnet_imagenet", runs.merged(base, steps(2)))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"task": {"conadv": {"epsilom": 1}}}, r"task\.conadv\.epsilom is not a field .*did you mean epsilon"),
+        ({"trainer": {"optimizer_config": {"optimizer": {"type": "clar"}}}}, r"optimizer\.type must be .*'clar'"),
+        ({"task": {"train_data": {"input_path": "/no/train*"}}}, r"task\.train_data\.input_path .*'/no/train\*'"),
+        ({"task": {"train_data": {"input_path": "", "tfds_name": "cifar10", "tfds_split": "train",
+                                  "tfds_data_dir": "/no"}}}, r"task\.train_data\.tfds_name='cifar10' .*in /no"),
+        ({"task": {"gradient_norms": {"mode": "sampled", "norm_examples": 9}}}, r"norm_examples .*the 8 .*received 9"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_sentence(override, message, records, tmp_path, capsys):
+    base = runs.merged(runs.tiny(records), runs.RESNET)
+    assert runs.run_main(tmp_path, "clars_resnet_imagenet", runs.merged(base, override)) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.search(message, lines[0]), lines
+
+
+def test_an_unknown_experiment(tmp_path, capsys):
+    assert runs.run_main(tmp_path, "clars_resnet", {}) == 1
+    assert "clars_resnet" in capsys.readouterr().err

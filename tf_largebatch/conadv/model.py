@@ -1,0 +1,458 @@
+"""ConAdvModel: a model wrapper that trains on adversarial copies of the images, made beside the training."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_largebatch.conadv import images as image_checks
+from tf_largebatch.conadv.arguments import check_arguments, plain_range
+from tf_largebatch.conadv.attack import ImageAttack
+from tf_largebatch.conadv.auxiliary_batch_norm import BatchNormSet, batch_normalizations
+from tf_largebatch.conadv.class_labels import are_sparse, classification_loss
+from tf_largebatch.conadv.pipeline import InFlight, TrainFunction
+from tf_largebatch.conadv.stale_weights import StaleWeights
+from tf_largebatch.training.micro_batches import mapped_over_micro_batches
+from tf_largebatch.training.step_seed import Purpose, step_seed
+from tf_largebatch.training.streams import ADVERSARIAL, AUGMENTED, CLEAN, StreamsModel
+
+
+@keras.saving.register_keras_serializable(package="tf_largebatch")
+class ConAdvModel(StreamsModel):
+    """Wraps an image classifier so that it trains on adversarial copies made concurrently with the training.
+
+    Step t, with theta_t the weights before it and x^ the adversarial copies of the very images x of its batch B_t:
+
+        L    = mean L(theta_t; x, y)  +  adversarial_weight * mean L(theta_t; x^, y)  [ +  mean L(theta_t; x~, y) ]
+        x^   = made with theta_{t - staleness}, theta_0 while t < staleness
+
+    x goes through the model's own ("main") batch normalisations, x^ through a set of their own, and with `augment` the
+    augmented view x~ through a third; all other weights are shared. Losses are added up, each a mean over the batch,
+    so that with `adversarial_weight=1` the gradient is about twice (with `augment` thrice) that of clean training:
+    optimizers with layer-wise rates do not notice, SGD's learning rate may need to be lowered.
+
+    The attack is projected gradient descent on the targets' loss (ascent on the true labels' if not `targeted`):
+
+        x^ <- projection of  x^ -+ step_size * sign(d loss / d x^)  onto  |x^ - x| <= epsilon  and the valid range
+
+    With `staleness` 1 or more, a call of the step trains on B_t and attacks B_{t+1} with weights that were there before
+    the update, so that neither waits for the other: where there is hardware to spare, the step takes the time of the
+    training alone. With 0 the adversarial pass waits for the attack (sequential, "DisAdv"). A `fit` over N batches
+    makes N updates either way. The streams are passes of their own, one after the other, so that the activations of
+    one alone are in memory: besides those of the attack.
+
+    What is done to the wrapped model: nothing that lasts. While a pass of another set is traced, the `call` of its
+    batch normalisations is that of their twins, which this wrapper owns; the model's layers, weights, names and file
+    format are its own, and `.model` is the clean classifier. `evaluate`, `predict` and `export` use it as it is.
+    The attack reads weights and writes none: no moving average, seed or gradient is touched. It runs in training mode,
+    with the statistics of the attacked batch; its random numbers depend on `seed`, the step and the replica alone.
+
+    Logs of `fit`: `loss` (L and the regularisers), the compiled metrics on the clean images, `clean_loss`,
+    `adversarial_loss`, `augmented_loss` (means of L without weight regularisers), `adversarial_accuracy` on the copies
+    that were trained on, `perturbation` (mean |x^ - x| in pixels of 255, with "l2" the mean distance) and
+    `bn_distance` (`BatchNormSet.distance`).
+
+    The `staleness` copies of the weights, the number of the step and the batch normalisations of the other sets are
+    saved with the wrapper. The batch in flight is not: a run that is resumed from the first batch not yet trained on
+    makes the same copies of it again. The copies are those of the last steps, in whichever `fit`; before the first step
+    they and the twins are taken from the model afresh, so weights may be loaded into it after wrapping. Should its
+    weights be replaced later, call `forget`.
+
+    Args:
+        model: the image classifier, with one input and one score per class, [batch, classes].
+        epsilon: radius of the ball, in pixels of 255, 0 or more: L-inf, or L2 distance over all values of an image.
+        step_size: length of a step, likewise; None for epsilon / num_steps: the steps together reach from a clean image
+            to the ball's surface and no further, where steps of epsilon each would jump from one side to the other. For
+            one step both are epsilon, as the authors ran it.
+        num_steps: number of gradient steps, each a forward and backward pass.
+        staleness: tau, how many steps older the weights are that make the copies; 0 or more.
+        targeted: whether to descend the loss of a uniformly random wrong class instead of ascending the true one's.
+        random_start: probability with which an image's attack starts at a random point of the ball.
+        value_range: (lower, upper) of valid model inputs after whatever scaling you apply, or one such pair for each
+            channel (channels last). Adversarial images are clipped to it, and `epsilon` and `step_size` converted:
+            one pixel is (upper - lower) / 255.
+        adversarial_weight: factor of the adversarial loss, 0 or more.
+        augment: Keras layer or callable, images to images in the same range, that makes a third stream; of a layer,
+            random numbers depend on `seed` and the step. None for none.
+        num_classes: number of classes; None to take it from the model's output.
+        norm_examples: as in `LargeBatchModel`, for each stream.
+        micro_batch_size: as in `LargeBatchModel`, for the attack too.
+        attack: "pgd", or "noise" for a random point of the ball instead, the baseline that an attack must beat.
+        norm: "linf" or "l2".
+        seed: of targets, starts, noise, and of dropout inside the attack. A step compiled by XLA draws other starts
+            and noise from it than one that is not.
+        allow_generic: as in `LargeBatchModel`.
+        name: the wrapper's name.
+
+    Raises:
+        ValueError: if an argument is out of its range; before the first step, if the inputs are not images, the loss is
+            not for classes, or the labels do not fit the classes.
+
+    With CLARS each image of each stream counts as an example: `s_k` adds up over the streams as the loss does.
+    AdvProp is `staleness=0` with several steps.
+
+    Example:
+        >>> import keras
+        >>> import numpy as np
+        >>> from keras import layers
+        >>> from tf_largebatch import CLARS
+        >>> stack = [layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Flatten()]
+        >>> classifier = keras.Sequential([keras.Input((8, 8, 3)), *stack, layers.Dense(10, activation="softmax")])
+        >>> model = ConAdvModel(classifier, epsilon=4.0, staleness=1)
+        >>> model.compile(CLARS(learning_rate=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> rng = np.random.default_rng(0)
+        >>> x, y = rng.uniform(0, 255, (64, 8, 8, 3)), rng.integers(0, 10, 64)
+        >>> history = model.fit(x, y, batch_size=32, verbose=0)
+        >>> classifier.predict(x, verbose=0).shape
+        (64, 10)
+
+    Source: Liu, Chen, Cheng, Hsieh, You, "Concurrent Adversarial Learning for Large-Batch Training", arXiv 2106.00221
+    (ICLR 2022), Algorithm 1; split batch norm: Xie et al., "Adversarial Examples Improve Image Recognition", arXiv
+    1911.09665.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        epsilon: float = 4.0,
+        step_size: float | None = None,
+        num_steps: int = 1,
+        staleness: int = 1,
+        targeted: bool = True,
+        random_start: float = 0.8,
+        value_range: Sequence[Any] = (0.0, 255.0),
+        adversarial_weight: float = 1.0,
+        augment: Callable[[Any], Any] | None = None,
+        num_classes: int | None = None,
+        norm_examples: int | None = None,
+        micro_batch_size: int | None = None,
+        attack: str = "pgd",
+        norm: str = "linf",
+        seed: int = 0,
+        allow_generic: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_arguments(
+            epsilon=epsilon,
+            step_size=step_size,
+            num_steps=num_steps,
+            staleness=staleness,
+            targeted=targeted,
+            random_start=random_start,
+            adversarial_weight=adversarial_weight,
+            augment=augment,
+            num_classes=num_classes,
+            attack=attack,
+            norm=norm,
+            seed=seed,
+        )
+        value_range = plain_range(value_range)
+        super().__init__(
+            model,
+            norm_examples=norm_examples,
+            micro_batch_size=micro_batch_size,
+            allow_generic=allow_generic,
+            name=name or f"conadv_{model.name}",
+            **kwargs,
+        )
+        self.epsilon = epsilon
+        self.step_size = step_size
+        self.num_steps = num_steps
+        self.staleness = staleness
+        self.targeted = targeted
+        self.random_start = random_start
+        self.value_range = value_range
+        self.adversarial_weight = adversarial_weight
+        self.augment = augment
+        self.num_classes = num_classes
+        self.attack = attack
+        self.norm = norm
+        self.seed = seed
+        self.adversarial_set = BatchNormSet(f"{self.name}/adversarial", name="adversarial")
+        self.augmented_set = None if augment is None else BatchNormSet(f"{self.name}/augmented", name="augmented")
+        # Noise asks no weights.
+        self.stale = StaleWeights(staleness if attack == "pgd" else 0, prefix=self.name, name="stale")
+        self._watch_streams([CLEAN, ADVERSARIAL] if augment is None else [CLEAN, ADVERSARIAL, AUGMENTED])
+        self._classes: Any = None  # an int once the first batch is seen
+        self._checked = self._range_checked = False
+        self._in_flight = InFlight()
+        self.built = False
+        if all(layer.built for layer in model._flatten_layers()):
+            self._create_state()
+            self.built = True
+
+    def build(self, input_shape: Any) -> None:
+        """Builds the wrapped model under its own names, and what belongs to the wrapper."""
+        if self.stale.built:
+            return
+        # As if it were called by itself, and not inside the wrapper.
+        if getattr(self.model, "_parent_path", None) is None:
+            self.model._parent_path = ""
+        self.model(keras.KerasTensor(tuple(input_shape), keras.config.floatx()))
+        self._create_state()
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        """What `build` needs where the wrapped model does not know its input."""
+        return None if self._build_shapes_dict is None else {"input_shape": self._build_shapes_dict["input_shape"]}
+
+    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`, after checks that need no step to fail."""
+        if self.compiled:
+            classification_loss(self._compiled_loss())
+        steps = kwargs.get("steps_per_epoch")
+        self.start_training(steps and steps * (kwargs.get("epochs", 1) - kwargs.get("initial_epoch", 0)))
+        try:
+            return super().fit(x=x, y=y, batch_size=batch_size, **kwargs)
+        finally:
+            self._in_flight.clear()
+
+    def start_training(self, updates: int | None = None) -> None:
+        """Forgets the batch in flight. `fit` calls this; so must a loop that calls the train function itself.
+
+        Args:
+            updates: how many there will be, so that no batch is drawn that will not be trained on; None if the data
+                end by themselves.
+        """
+        self._checked = False
+        self._in_flight.clear(updates)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """Makes the function that `fit` calls for each step; see `TrainFunction`."""
+        if self.train_function is None or force:
+            self.train_function: Any = TrainFunction(self, self._in_flight, ahead=self.stale.staleness > 0)
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Exports the clean classifier: `keras.Model.export` of `.model`."""
+        return self.model.export(*args, **kwargs)
+
+    def forget(self) -> None:
+        """Takes the present weights for those of all earlier steps, after the model got other ones."""
+        self.stale.forget()
+
+    def adversarial_images(self, x: Any, y: Any, step: int | None = None, main: bool = False) -> tf.Tensor:
+        """Adversarial copies of images, made with the present weights.
+
+        Args:
+            x: images, [batch, height, width, channels], in `value_range`.
+            y: their labels, as in training.
+            step: number of the step whose random numbers to use; None for the present one.
+            main: whether to attack the classifier as it is evaluated, by its main batch normalisations in inference
+                mode; else as in training.
+
+        Returns:
+            Tensor in the shape of x, float32 (float64 for such x).
+        """
+        data = keras.tree.map_structure(tf.convert_to_tensor, (x, y))
+        self.get_ready(data)
+        return self._copies(data, self.stale.step if step is None else step, None, main)
+
+    def get_ready(self, data: Any) -> None:
+        """What must be done outside of the compiled step, given the first batch of `fit`.
+
+        Raises:
+            ValueError: if images, labels, loss or model do not fit together.
+        """
+        if self._checked:
+            return
+        strategy = self.distribute_strategy
+        data = keras.tree.map_structure(
+            lambda t: None if t is None else strategy.experimental_local_results(t)[0], data
+        )
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        image_checks.check_are_images(x)
+        x = keras.tree.flatten(x)[0]
+        image_checks.check_channels(self.value_range, x)
+        classification_loss(self._compiled_loss())
+        # Also in a step that a loop of the user's traces.
+        with tf.init_scope(), contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope():
+            if not self.built:
+                self.build((None, *x.shape[1:]))
+            self._infer_classes(x)
+            are_sparse(y, self._classes)
+            self._make_state_current()
+        if not self._range_checked and hasattr(x, "numpy"):
+            self._range_checked = True
+            image_checks.warn_unless_in_range(x, self.value_range)
+        self._checked = True
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Attacks a batch with the stale weights of its step, then makes one update; see the class."""
+        self.get_ready(data)
+        return self.train_on_pair(data, self.copies_of_present(data))
+
+    def copies_of_present(self, data: Any) -> tf.Tensor:
+        """The adversarial copies of the present step's batch, made with theta_{t - staleness}."""
+        return self._copies(data, self.stale.step, self.stale.staleness or None)
+
+    def copies_of_next(self, data: Any) -> tf.Tensor:
+        """The adversarial copies of the next step's batch, made with theta_{t + 1 - staleness}, before the update."""
+        return self._copies(data, self.stale.step + 1, (self.stale.staleness - 1) or None)
+
+    def train_on_pair(self, data: Any, copies: tf.Tensor) -> dict[str, Any]:
+        """One update on a batch and its adversarial copies."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = image_checks.as_floating(keras.tree.flatten(x)[0])
+        augmented = None if self.augment is None else self._augmented(x)
+        self.stale.advance()
+        with tf.name_scope("train"):
+            logs = self._update((x, y, sample_weight, copies, augmented))
+        self.perturbation.update_state(self._image_attack().distances(copies, x))
+        for metric in self._own_metrics():
+            logs[metric.name] = metric.result()
+        if batch_normalizations(self.model):
+            logs["bn_distance"] = self.adversarial_set.distance()
+        return logs
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """The compiled metrics and the loss; what there is in training alone is left to `fit`."""
+        own = {metric.name for metric in self._own_metrics()}
+        return {name: value for name, value in super().get_metrics_result().items() if name not in own}
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        names = (
+            "epsilon",
+            "step_size",
+            "num_steps",
+            "staleness",
+            "targeted",
+            "random_start",
+            "value_range",
+            "adversarial_weight",
+            "num_classes",
+            "attack",
+            "norm",
+            "seed",
+        )
+        augment = None if self.augment is None else keras.saving.serialize_keras_object(self.augment)
+        return {**super().get_config(), **{name: getattr(self, name) for name in names}, "augment": augment}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> ConAdvModel:
+        """The inverse of `get_config`."""
+        augment = config["augment"]
+        if augment is not None:
+            augment = keras.saving.deserialize_keras_object(augment, custom_objects=custom_objects)
+        return super().from_config({**config, "augment": augment}, custom_objects)
+
+    def _create_state(self) -> None:
+        """The twins and the stale copies, once the wrapped model has its variables."""
+        for bn_set in self._sets():
+            bn_set.create(self.model)
+            bn_set.built = True
+        self.stale.create(self._attacked_variables())
+        self.stale.built = True
+
+    def _make_state_current(self) -> None:
+        for bn_set in self._sets():
+            bn_set.follow_trainable()
+        augment: Any = self.augment
+        if getattr(augment, "trainable_variables", None):
+            raise ValueError(
+                f"augment must have no weights to train, got {augment.name!r} with "
+                f"{len(augment.trainable_variables)}: freeze it."
+            )
+        if self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+        if int(self.stale.step.numpy()) == 0:
+            for bn_set in self._sets():
+                bn_set.equal_to_main()
+            self.stale.forget()
+
+    def _compiled_loss(self) -> Any:
+        return getattr(self, "loss", None) if self.compiled else None
+
+    def _sets(self) -> list[BatchNormSet]:
+        return [s for s in (self.adversarial_set, self.augmented_set) if s is not None]
+
+    def _attacked_variables(self) -> list[Any]:
+        """What the attack reads, seeds excepted."""
+        mains = {id(v) for layer in batch_normalizations(self.model) for v in layer.weights}
+        return [*(v for v in self.model.weights if id(v) not in mains), *self.adversarial_set.weights]
+
+    def _infer_classes(self, x: Any) -> None:
+        output = self.model.compute_output_spec(keras.KerasTensor((None, *x.shape[1:]), keras.config.floatx()))
+        shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(output)]
+        if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
+            raise ValueError(
+                f"model must give one score per class, [batch, classes] with 2 classes or more, got output {shapes}."
+            )
+        if self.num_classes not in (None, shapes[0][1]):
+            raise ValueError(
+                f"num_classes must be the number of the model's outputs, {shapes[0][1]}, or None, got "
+                f"num_classes={self.num_classes}."
+            )
+        self._classes = shapes[0][1]
+
+    # The attack.
+
+    def _copies(self, data: Any, step: Any, steps_ago: int | None, main: bool = False) -> tf.Tensor:
+        """Adversarial copies for a step, made with the weights of so many steps ago; None for the present ones."""
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        x = image_checks.as_floating(keras.tree.flatten(x)[0])
+        with tf.name_scope("attack"):
+            weights = [] if steps_ago is None else self.stale.ago(steps_ago)
+            if self.micro_batch_size is None:
+                return self._perturbed(x, y, step, weights, main)
+            return mapped_over_micro_batches(
+                lambda part, j: self._perturbed(part[0], part[1], step, weights, main, j),
+                (x, y),
+                x,
+                self.micro_batch_size,
+            )
+
+    def _perturbed(
+        self, x: tf.Tensor, y: Any, step: Any, weights: list[tuple[Any, tf.Tensor]], main: bool, part: Any = 0
+    ) -> tf.Tensor:
+        state = [*weights, *self._layer_seeds(self.model, step, Purpose.LAYERS, part)]
+
+        def scores(x: tf.Tensor) -> Any:
+            with keras.StatelessScope(state), contextlib.ExitStack() as stack:
+                if not main:
+                    stack.enter_context(self.adversarial_set.standing_in())
+                return self.model(x, training=not main)
+
+        loss = classification_loss(self._compiled_loss())
+        seed = functools.partial(self._seed, step, part=part)
+        return self._image_attack().copies(x, y, scores, loss, self._classes, seed)
+
+    def _image_attack(self) -> ImageAttack:
+        return ImageAttack(
+            epsilon=self.epsilon,
+            value_range=self.value_range,
+            step_size=self.step_size,
+            num_steps=self.num_steps,
+            targeted=self.targeted,
+            random_start=self.random_start,
+            kind=self.attack,
+            norm=self.norm,
+        )
+
+    def _augmented(self, x: tf.Tensor) -> tf.Tensor:
+        augment: Any = self.augment
+        with tf.name_scope("augment"):
+            if not isinstance(augment, keras.layers.Layer):
+                return tf.cast(augment(x), x.dtype)
+            with keras.StatelessScope(self._layer_seeds(augment, self.stale.step, Purpose.AUGMENTATION)):
+                return tf.cast(augment(x, training=True), x.dtype)
+
+    def _seed(self, step: Any, purpose: Purpose, part: Any = 0) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        replica = 0 if context is None else context.replica_id_in_sync_group
+        return step_seed(self.seed, step, purpose, replica, part)
+
+    def _layer_seeds(
+        self, layer: keras.layers.Layer, step: Any, purpose: Purpose, part: Any = 0
+    ) -> list[tuple[Any, tf.Tensor]]:
+        """Each seed generator of a layer and its state in a pass that draws the same numbers whenever it is done."""
+        weights = {id(v) for v in layer.weights}
+        states = [v for v in layer.variables if id(v) not in weights]
+        seed = self._seed(step, purpose, part)
+        fold = tf.random.experimental.stateless_fold_in
+        return [(v, tf.cast(fold(seed, i, alg="philox"), v.dtype)) for i, v in enumerate(states)]

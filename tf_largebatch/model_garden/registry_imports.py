@@ -1,0 +1,11 @@
+"""Importing this module registers everything with the host: its own experiments, and ours beside them."""
+
+from official.modeling import optimization
+from official.vision import registry_imports  # noqa: F401  (it registers)
+
+from tf_largebatch.model_garden import experiments, rules, task  # noqa: F401  (it registers)
+from tf_largebatch.model_garden.backbones import densenet  # noqa: F401  (it registers)
+from tf_largebatch.tf_keras.optimizers import CLARS, LARS
+
+for name, optimizer in {"clars": CLARS, "lars_lb": LARS}.items():
+    optimization.register_optimizer_cls(name, optimizer)

@@ -1,0 +1,1 @@
+"""How a contraction is computed on a device: one file a form."""

@@ -1,0 +1,223 @@
+"""What a layer rule speaks to: the record of where each trainable variable was used in one forward pass.
+
+A rule computes its layer's output from private copies of the layer's variables (`Recorder.value`) and records every
+use of a variable together with the tensor that depends on it (`Recorder.record`). One backward pass then gives the
+gradient of the loss at every recorded tensor, and from it each example's contribution to each variable's gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.norms.shapes import Size, of_examples, static_or_dynamic_size
+
+Variable = Any  # a keras.Variable, a tf_keras variable or a tf.Variable
+
+
+class Contraction(Protocol):
+    """How a recorded tensor `y` depends on a variable `w`: linearly, example by example.
+
+    With `d = dLoss/dy`, shape [B, ...], example i's contribution to the gradient of `w` is `G_i(d)`, shape
+    `w.shape`, and `sum_i G_i` is that use's whole share of the gradient.
+    """
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i` for the examples of the slice, shape [b, *w.shape]: the direct form, right for any number of uses."""
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`||G_i||^2` in float32, shape [b], by the cheapest form for these shapes."""
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """`||G_i||^2`, shape [B], and `sum_i G_i` where the two are cheaper together; else None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One use of one variable: the recorded tensor and how it depends on the variable.
+
+    `copy` is the private copy that was used, whose gradient is the ordinary gradient of this use. A use without a
+    contraction is a per-example copy of the variable (`Recorder.per_example`), `copy` and `output` in one: its gradient
+    is `G_i` itself. `number` counts the uses of a forward pass, `layer_call` the calls of layers.
+    """
+
+    variable: Variable
+    output: tf.Tensor
+    copy: tf.Tensor
+    contraction: Contraction | None
+    number: int
+    layer_call: int
+
+
+class Recorder:
+    """Records the uses of variables during one forward pass of a batch.
+
+    Args:
+        tape: the recording gradient tape of that forward pass.
+        batch_size: number of examples B, an int where it is known, else a scalar int32 tensor.
+    """
+
+    def __init__(self, tape: tf.GradientTape, batch_size: int | tf.Tensor) -> None:
+        self.batch_size = batch_size
+        self.uses: list[Use] = []
+        # Called in the backward pass with a use and its d where the gradient passes it; returns what goes on.
+        self.on_gradient: Callable[[Use, tf.Tensor], tf.Tensor] = lambda use, d: d
+        self._layer_calls = 0
+        self._graph = _graph()
+        self._tape = tape
+        self._copies: dict[int, tf.Tensor] = {}
+        self._layer_path = ""
+        self._hidden = False
+        self._rows_per_example: Size | None = None
+        self._fold: Callable[[Contraction], Contraction] = lambda contraction: contraction
+
+    def enter_layer(self, path: str) -> None:
+        """Names the layer whose rule runs next, for error messages."""
+        self._layer_path = path
+        self._layer_calls += 1
+
+    def value(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
+        """Returns a private copy of a variable's value, in the layer's compute dtype or in `dtype`.
+
+        The read is hidden from the tape. So every read that the tape does see is a use of the variable which no
+        rule accounts for, and such a model can be refused instead of measured wrongly.
+        """
+        with self.unseen():
+            value = tf.identity(_read(variable, dtype))
+        self._tape.watch(value)
+        self._copies[id(variable)] = value
+        return value
+
+    @contextlib.contextmanager
+    def unseen(self) -> Iterator[None]:
+        """Within it the tape records nothing; may be nested."""
+        if self._hidden:
+            yield
+            return
+        self._hidden = True
+        try:
+            with self._tape.stop_recording():
+                yield
+        finally:
+            self._hidden = False
+
+    def probe(self, shape: Sequence[Size], dtype: Any) -> tf.Tensor:
+        """Returns zeros to record and then to add to a tensor inside a loop: the gradient there is theirs."""
+        zeros = tf.zeros(shape, dtype)
+        self._tape.watch(zeros)
+        return zeros
+
+    @contextlib.contextmanager
+    def folded(self, rows: Size, fold: Callable[[Contraction], Contraction]) -> Iterator[None]:
+        """Within it every layer's batch axis holds `rows` times the batch, one batch after the other.
+
+        Args:
+            rows: how many rows an example has.
+            fold: makes of a contraction over single rows one over examples. Its `d` has all the rows on axis 0.
+        """
+        saved = self.batch_size, self._rows_per_example, self._fold
+        outer = self._fold
+        self._rows_per_example = rows if self._rows_per_example is None else self._rows_per_example * rows
+        self.batch_size, self._fold = self.batch_size * rows, lambda contraction: outer(fold(contraction))
+        try:
+            yield
+        finally:
+            self.batch_size, self._rows_per_example, self._fold = saved
+
+    def record(self, variable: Variable, output: tf.Tensor, contraction: Contraction) -> tf.Tensor:
+        """Notes that `output`, shape [B, ...], depends on the last `value` of the variable as the contraction says.
+
+        Returns the tensor to go on with: the same, at which the gradient is seen when it comes back.
+        """
+        if _graph() is not self._graph:
+            raise ValueError(
+                f"Per-example gradient norms are not available: layer {self._layer_path!r} runs inside a tf.function, "
+                "tf.cond, tf.while_loop or rematerialisation of its own. Call it directly or train with "
+                "gradient_norms='replica'."
+            )
+        self._check_batch_axis(variable, output)
+        use = self._add_use(variable, output, self._copies[id(variable)], self._fold(contraction))
+
+        @tf.custom_gradient
+        def with_gradient_seen(y: tf.Tensor) -> Any:
+            return tf.identity(y), lambda d: self.on_gradient(use, d)
+
+        return with_gradient_seen(output)
+
+    def per_example(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
+        """Returns the variable repeated for each example, shape [B, *variable.shape].
+
+        A layer that computes with it in place of the variable gets exact per-example gradients with no more work:
+        the gradient of the copies is `G_i`. Meant for small tensors such as scales and biases.
+        """
+        shape = list(variable.shape)
+        rows = self._rows_per_example
+        examples = self.batch_size if rows is None else self.batch_size // rows
+        with self.unseen():
+            repeated = tf.broadcast_to(_read(variable, dtype), [examples, *shape])
+        self._tape.watch(repeated)
+        self._add_use(variable, repeated, repeated, None)
+        return repeated if rows is None else tf.tile(repeated, [rows, *(1 for _ in shape)])
+
+    def _add_use(self, variable: Variable, output: tf.Tensor, copy: tf.Tensor, contraction: Contraction | None) -> Use:
+        self.uses.append(Use(variable, output, copy, contraction, len(self.uses), self._layer_calls))
+        return self.uses[-1]
+
+    def _check_batch_axis(self, variable: Variable, output: tf.Tensor) -> None:
+        rows = static_or_dynamic_size(output, 0)
+        if isinstance(rows, int) and isinstance(self.batch_size, int):
+            if rows != self.batch_size:
+                raise ValueError(batch_axis_message(self._layer_path, variable, rows, self.batch_size))
+        else:
+            tf.debugging.assert_equal(
+                rows, self.batch_size, batch_axis_message(self._layer_path, variable, "?", "the batch size")
+            )
+
+
+def _read(variable: Variable, dtype: Any) -> tf.Tensor:
+    """The variable's value, in the layer's compute dtype or in `dtype`."""
+    value = tf.convert_to_tensor(variable)
+    return value if dtype is None else tf.cast(value, dtype)
+
+
+def _graph() -> Any:
+    """The graph under construction; None in eager execution."""
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def batch_axis_message(layer: str, variable: Variable, rows: Any, batch_size: Any) -> str:
+    """The sentence for a layer whose first axis is not the batch."""
+    return (
+        f"Per-example gradient norms need the examples on axis 0 of every layer's output; layer {layer!r} (variable "
+        f"{variable_path(variable)!r}) works on {rows} rows where the batch has {batch_size}: keep the batch axis "
+        "first and apart in the model, or train with gradient_norms='replica'."
+    )
+
+
+def added_squared_norms(uses: Sequence[tuple[Use, tf.Tensor]], examples: slice) -> tf.Tensor:
+    """`||sum_u G_i^u||^2` in float32, shape [b], of a variable used several times, from each use and its `d`.
+
+    The contributions are added before the norm is taken: adding norms instead would over-estimate.
+    """
+    total = None
+    for use, d in uses:
+        part = of_examples(d, examples) if use.contraction is None else use.contraction.contributions(d, examples)
+        part = tf.cast(part, tf.float32)
+        total = part if total is None else total + part
+    return sum_squares_per_example(total)
+
+
+def sum_squares_per_example(t: tf.Tensor) -> tf.Tensor:
+    """Sum of squares over all axes but the first, in float32, shape [b]."""
+    t = tf.cast(t, tf.float32)
+    return tf.reduce_sum(tf.square(t), axis=list(range(1, t.shape.rank)))
+
+
+def squared_norms_and_sum(contributions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """`||G_i||^2` in float32, shape [b], and `sum_i G_i`, from the `G_i`, shape [b, *w.shape]."""
+    return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)

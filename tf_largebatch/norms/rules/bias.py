@@ -1,0 +1,48 @@
+"""Biases: `y = z + b`, b broadcast, so `G_i` is the sum of example i's output gradient over the broadcast axes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+from keras import ops
+
+from tf_largebatch.norms.recorder import Recorder, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.shapes import of_examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """`y = z + reshape(w, broadcast_shape)` by NumPy's broadcasting, `broadcast_shape` as long as y's rank."""
+
+    variable_shape: tuple[int, ...]
+    broadcast_shape: tuple[int, ...]
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i = sum_t d_{i,t}` in float32, shape [b, *variable_shape]."""
+        d = tf.cast(of_examples(d, examples), tf.float32)
+        summed = [axis for axis, size in enumerate(self.broadcast_shape) if size == 1 and axis > 0]
+        return tf.reshape(tf.reduce_sum(d, axis=summed), [-1, *self.variable_shape])
+
+    def all_norms_are_free(self, d: tf.Tensor) -> bool:
+        """Always: summing over each example's positions first is no more work."""
+        del d
+        return True
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """Directly: no more work than the bias's own gradient."""
+        return sum_squares_per_example(self.contributions(d, examples))
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The contributions add up to the gradient, in place of the ordinary sum over everything."""
+        return squared_norms_and_sum(self.contributions(d, slice(None)))
+
+
+def add_bias(recorder: Recorder, bias: Any, y: tf.Tensor, broadcast_shape: tuple[int, ...]) -> tf.Tensor:
+    """`y + reshape(bias, broadcast_shape)`, recorded."""
+    variable_shape = tuple(bias.shape)
+    missing = y.shape.rank - len(broadcast_shape)
+    broadcast_shape = (1,) * missing + tuple(broadcast_shape)
+    shifted = ops.add(y, ops.reshape(recorder.value(bias), broadcast_shape))
+    return recorder.record(bias, shifted, Bias(variable_shape, broadcast_shape))

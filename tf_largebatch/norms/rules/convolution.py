@@ -1,0 +1,203 @@
+"""Convolutions: `x` padded, `G_i[o] = sum_t x_{i, stride t + dilation o} (x) d_{i,t}` for every kernel offset o."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tf_largebatch.norms.kernels import convolution as convolution_kernels
+from tf_largebatch.norms.kernels import convolution_direct, convolution_tpu
+from tf_largebatch.norms.kernels import depthwise as depthwise_kernels
+from tf_largebatch.norms.kernels.chunks import not_before
+from tf_largebatch.norms.kernels.device import device
+from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.norms.recorder import Contraction, Recorder, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.registry import KERAS
+from tf_largebatch.norms.rules.bias import add_bias
+from tf_largebatch.norms.rules.dense import activate, refuse_lora
+from tf_largebatch.norms.shapes import of_examples, static_or_dynamic_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """`y = conv(a, w)`: `a` [B, ..., C], `w` [*kernel_size, C / groups, P], `y` [B, ..., P], channels last."""
+
+    a: tf.Tensor
+    window: Window
+    groups: int
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i`, shape [b, *kernel_size, C / groups, P]."""
+        a, d = of_examples(self.a, examples), of_examples(d, examples)
+        return convolution_direct.contributions(a, d, self.window, self.groups)
+
+    def all_norms_are_free(self, d: tf.Tensor) -> bool:
+        """Whether the norms of all examples, with the gradient, cost no more than those of a few beside it."""
+        return device() == "tpu" and convolution_tpu.all_norms_are_free(self.a, d, self.window, self.groups)
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """By the form that suits the device and the shapes."""
+        a, d = of_examples(self.a, examples), of_examples(d, examples)
+        arguments = not_before(a, d), d, self.window, self.groups
+        squares = None
+        if device() == "tpu":
+            squares = convolution_tpu.squared_norms(*arguments)
+        elif device() == "cpu":
+            squares = convolution_kernels.squared_norms(*arguments)
+        return convolution_direct.squared_norms(*arguments) if squares is None else squares
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """Likewise; None where the norms are cheaper beside the ordinary weight-gradient kernel."""
+        arguments = not_before(self.a, d), d, self.window, self.groups
+        if device() == "cpu":
+            return convolution_kernels.norms_and_gradient(*arguments)
+        if device() == "tpu":
+            together = convolution_tpu.norms_and_gradient(*arguments)
+            if together is not None or convolution_tpu.squared_norms(*arguments) is not None:
+                return together
+        return convolution_direct.norms_and_gradient(*arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthwiseConvolution:
+    """`y[..., c m] = conv(a[..., c], w[..., c, m])`: `w` [*kernel_size, C, M], `y` [B, ..., C M], channels last.
+
+    `shape` is the variable's: that of `w`, or [*kernel_size, 1, C M] in a convolution with a group for every channel.
+    """
+
+    a: tf.Tensor
+    window: Window
+    shape: tuple[int, ...]
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i`, shape [b, *shape]."""
+        a, d = not_before(of_examples(self.a, examples), d), of_examples(d, examples)
+        sizes = static_or_dynamic_shape(d)
+        channels = a.shape[-1]
+        multiplier = d.shape[-1] // channels
+        spatial = list(range(1, d.shape.rank - 1))
+        d = tf.reshape(d, [*sizes[:-1], channels, multiplier])
+        parts = [
+            tf.reduce_sum(shifted[..., tf.newaxis] * d, axis=spatial)
+            for shifted in self.window.shifted_inputs(a, sizes[1:-1])
+        ]
+        return tf.reshape(tf.stack(parts, axis=1), [sizes[0], *self.shape])
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """By the form that suits the device and the shapes; the contributions are as small as the kernel."""
+        a, part = of_examples(self.a, examples), of_examples(d, examples)
+        if device() == "cpu" and depthwise_kernels.applies(a, part, self.window):
+            return depthwise_kernels.norms_and_gradient(not_before(a, d), part, self.window)[0]
+        return sum_squares_per_example(self.contributions(d, examples))
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The contributions add up to the gradient."""
+        if device() == "cpu" and depthwise_kernels.applies(self.a, d, self.window):
+            squares, gradient = depthwise_kernels.norms_and_gradient(not_before(self.a, d), d, self.window)
+            return squares, tf.reshape(gradient, self.shape)
+        return squared_norms_and_sum(self.contributions(d, slice(None)))
+
+
+def layer_window(layer: Any) -> Window:
+    """The geometry of a Keras convolution layer."""
+    return Window(layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate)
+
+
+def channels_last(layer: Any, t: tf.Tensor) -> tf.Tensor:
+    """The tensor with its channels on the last axis."""
+    if layer.data_format == "channels_last":
+        return t
+    return tf.transpose(t, [0, *range(2, t.shape.rank), 1])
+
+
+def channels_as_in(layer: Any, t: tf.Tensor) -> tf.Tensor:
+    """The inverse of `channels_last`."""
+    if layer.data_format == "channels_last":
+        return t
+    return tf.transpose(t, [0, t.shape.rank - 1, *range(1, t.shape.rank - 1)])
+
+
+def record_channels_last(layer: Any, recorder: Recorder, variable: Any, y: tf.Tensor, contraction: Any) -> tf.Tensor:
+    """Records the channels-last view of a layer's output and returns the output in the layer's own format."""
+    return channels_as_in(layer, recorder.record(variable, channels_last(layer, y), contraction))
+
+
+def bias_and_activation(layer: Any, recorder: Recorder, y: tf.Tensor) -> tf.Tensor:
+    """The common end of all convolution layers."""
+    if layer.use_bias:
+        axis = y.shape.rank - 1 if layer.data_format == "channels_last" else 1
+        shape = [1] * y.shape.rank
+        shape[axis] = y.shape[axis]
+        y = add_bias(recorder, layer.bias, y, tuple(shape))
+    return activate(layer, y)
+
+
+@KERAS.register(
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    methods=("call", "convolution_op"),
+    refuse=refuse_lora,
+)
+def convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+    """`y = activation(conv(x, W) + b)`."""
+    kernel = recorder.value(layer.kernel)
+    padded, padding = inputs, layer.padding
+    if padding == "causal":
+        reach = (layer.kernel_size[0] - 1) * layer.dilation_rate[0]
+        left = [[0, 0], [reach, 0], [0, 0]] if layer.data_format == "channels_last" else [[0, 0], [0, 0], [reach, 0]]
+        padded, padding = tf.pad(inputs, left), "valid"
+    y = ops.conv(
+        padded,
+        kernel,
+        strides=list(layer.strides),
+        padding=padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+    a, window = channels_last(layer, inputs), layer_window(layer)
+    contraction: Contraction
+    if 1 < layer.groups == a.shape[-1]:
+        contraction = DepthwiseConvolution(a, window, tuple(layer.kernel.shape))
+    else:
+        contraction = Convolution(a, window, layer.groups)
+    y = record_channels_last(layer, recorder, layer.kernel, y, contraction)
+    return bias_and_activation(layer, recorder, y)
+
+
+@KERAS.register(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+def depthwise_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+    """`y = activation(depthwise_conv(x, W) + b)`."""
+    y = depthwise(layer, recorder, layer.kernel, inputs)
+    return bias_and_activation(layer, recorder, y)
+
+
+@KERAS.register(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+def separable_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+    """`y = activation(conv(depthwise_conv(x, W_d), W_p) + b)`, the second convolution pointwise."""
+    hidden = depthwise(layer, recorder, layer.depthwise_kernel, inputs)
+    y = ops.conv(
+        hidden, recorder.value(layer.pointwise_kernel), strides=1, padding="valid", data_format=layer.data_format
+    )
+    ones = (1,) * len(layer.kernel_size)
+    contraction = Convolution(channels_last(layer, hidden), Window(ones, ones, "valid", ones), groups=1)
+    y = record_channels_last(layer, recorder, layer.pointwise_kernel, y, contraction)
+    return bias_and_activation(layer, recorder, y)
+
+
+def depthwise(layer: Any, recorder: Recorder, kernel: Any, inputs: tf.Tensor) -> tf.Tensor:
+    """A layer's depthwise convolution, recorded."""
+    y = ops.depthwise_conv(
+        inputs,
+        recorder.value(kernel),
+        strides=layer.strides,
+        padding=layer.padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+    contraction = DepthwiseConvolution(channels_last(layer, inputs), layer_window(layer), tuple(kernel.shape))
+    return record_channels_last(layer, recorder, kernel, y, contraction)

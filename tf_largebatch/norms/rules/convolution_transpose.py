@@ -1,0 +1,65 @@
+"""Transposed convolutions: `G_i[o] = sum_t d_{i, stride t + dilation o} (x) x_{i,t}`, a convolution from `y` to `x`.
+
+The input's positions t take the part of a convolution's output positions, the padded output gradient that of its input.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tf_largebatch.norms.recorder import Recorder
+from tf_largebatch.norms.registry import KERAS
+from tf_largebatch.norms.rules.convolution import (
+    Convolution,
+    Window,
+    bias_and_activation,
+    channels_last,
+    layer_window,
+    record_channels_last,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransposedConvolution:
+    """`y = conv_transpose(a, w)`: `a` [B, ..., C], `w` [*kernel_size, P, C], `y` [B, ..., P], channels last."""
+
+    a: tf.Tensor
+    window: Window
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i`, shape [b, *kernel_size, P, C]."""
+        return self._convolution(d).contributions(self.a, examples)
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """Directly, offset by offset."""
+        return self._convolution(d).squared_norms(self.a, examples)
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """The contributions add up to the gradient."""
+        return self._convolution(d).norms_and_gradient(self.a)
+
+    def _convolution(self, d: tf.Tensor) -> Convolution:
+        """The convolution with this kernel whose input is `d` and whose output is as large as `a`."""
+        return Convolution(d, self.window, groups=1)
+
+
+@KERAS.register(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+def transposed_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+    """`y = activation(conv_transpose(x, W) + b)`."""
+    y = ops.conv_transpose(
+        inputs,
+        recorder.value(layer.kernel),
+        strides=list(layer.strides),
+        padding=layer.padding,
+        output_padding=layer.output_padding,
+        dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
+    )
+    contraction = TransposedConvolution(channels_last(layer, inputs), layer_window(layer))
+    y = record_channels_last(layer, recorder, layer.kernel, y, contraction)
+    return bias_and_activation(layer, recorder, y)

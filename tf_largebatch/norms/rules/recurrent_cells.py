@@ -1,0 +1,256 @@
+"""The recurrent cells: their equations, with every use of a variable recorded at a tensor outside the loop over time.
+
+A *site* is a pre-activation of all time steps, [B, T, ..., P], computed before the loop, where step t adds to it what
+depends on the state. The gradient `d` there is the gradient at the complete pre-activation, so for a state's kernel U,
+which is used in the loop only, `G_i = sum_t h_{i,t-1} (x) d_{i,t}`: its contraction gets the states after the loop. At
+masked steps the state is carried over and `d` is zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from keras import layers as L
+from keras import ops
+
+from tf_largebatch.norms.recorder import Contraction, Recorder
+from tf_largebatch.norms.rules.combinators import ByGate, Deferred, WithoutFirstAxis
+from tf_largebatch.norms.rules.convolution import Convolution, Window
+from tf_largebatch.norms.rules.dense import MatMul
+from tf_largebatch.norms.shapes import static_or_dynamic_shape
+
+Operand = Any  # a tensor, or a list of one for each gate
+
+
+class SimpleRNNRule:
+    """`h = activation(x W + b + h' U)`."""
+
+    emits_reset = False
+
+    def __init__(self, cell: Any, recorder: Recorder, training: bool | None) -> None:
+        self.cell, self.tap, self.training = cell, recorder, training
+        self.kernel = recorder.value(cell.kernel, cell.compute_dtype)
+        self.recurrent_kernel = recorder.value(cell.recurrent_kernel, cell.compute_dtype)
+        self.bias = recorder.per_example(cell.bias, cell.compute_dtype) if cell.use_bias else None
+        self._in_loop: Deferred | None = None
+        self._recurrent = Deferred()
+
+    def sites(self, x: tf.Tensor | None, like: tf.Tensor) -> list[tf.Tensor]:
+        """The sites, recorded; `x W` is in them if the inputs of all steps `x` [B, (T,) ...] are known before the loop.
+
+        `like` has the leading axes of x and is x where it is known.
+        """
+        cell, recorder = self.cell, self.tap
+        if x is not None:
+            operand = self.dropped_inputs(x)
+            z = self.product(operand, self.kernel, self.input_product)
+            z = recorder.record(cell.kernel, z, self.contraction(operand, self.input_contraction))
+        else:
+            self._in_loop = Deferred()
+            z = recorder.probe([*static_or_dynamic_shape(like)[:-1], cell.kernel.shape[-1]], cell.compute_dtype)
+            z = recorder.record(cell.kernel, z, self._in_loop)
+        return self.recurrent_sites(self.with_bias(z, self.bias))
+
+    def recurrent_sites(self, z: tf.Tensor) -> list[tf.Tensor]:
+        """The sites at which the recurrent kernel is recorded, z among them."""
+        return [self.tap.record(self.cell.recurrent_kernel, z, self._recurrent)]
+
+    def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
+        """One time step: the output, the new states and the reset gate where the cell has to emit it."""
+        h = self.cell.activation(self.input_term(sites[0], x) + self.recurrent_term(states[0]))
+        return h, [h], None
+
+    def resolve(self, x: tf.Tensor | None, h: tf.Tensor, reset: tf.Tensor | None) -> None:
+        """Gives the contractions what they waited for: inputs, previous states and reset gates of all steps."""
+        if self._in_loop is not None:
+            self._in_loop.inner = self.contraction(self.dropped_inputs(x), self.input_contraction)
+        self._recurrent.inner = self.contraction(self.recurrent_operand(h, reset), self.recurrent_contraction)
+
+    def recurrent_operand(self, h: tf.Tensor, reset: tf.Tensor | None) -> Operand:
+        """What the recurrent kernel is multiplied with."""
+        del reset
+        return self.dropped_states(h)
+
+    def input_term(self, site: tf.Tensor, x: tf.Tensor | None) -> tf.Tensor:
+        """`x W + b` of one step."""
+        if self._in_loop is None:
+            return site
+        return site + self.product(self.dropped_inputs(x), self.kernel, self.input_product)
+
+    def recurrent_term(self, h: tf.Tensor) -> tf.Tensor:
+        """`h' U` of one step."""
+        return self.product(self.dropped_states(h), self.recurrent_kernel, self.recurrent_product)
+
+    def with_bias(self, z: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
+        """`z + b`, with a copy of b for each example."""
+        return z if bias is None else z + tf.reshape(bias, [-1, *(1,) * (z.shape.rank - 2), z.shape[-1]])
+
+    def dropped_inputs(self, x: tf.Tensor) -> Operand:
+        """The inputs times the dropout mask, which may differ between the gates."""
+        if not self.drops(self.cell.dropout):
+            return x
+        return self._dropped(x, self.cell.get_dropout_mask(x))
+
+    def dropped_states(self, h: tf.Tensor) -> Operand:
+        """The states times the recurrent dropout mask, which may differ between the gates."""
+        if not self.drops(self.cell.recurrent_dropout):
+            return h
+        return self._dropped(h, self.cell.get_recurrent_dropout_mask(h))
+
+    def drops(self, rate: float) -> bool:
+        """Whether there is dropout of this rate."""
+        return bool(self.training) and rate > 0.0
+
+    @staticmethod
+    def _dropped(a: tf.Tensor, mask: Operand) -> Operand:
+        masks = mask if isinstance(mask, list) else [mask]
+        masks = [m if m.shape.rank == a.shape.rank else m[:, tf.newaxis] for m in masks]
+        dropped = [a * m for m in masks]
+        return dropped if isinstance(mask, list) else dropped[0]
+
+    @staticmethod
+    def product(a: Operand, w: tf.Tensor, product: Any) -> tf.Tensor:
+        """`a w`, gate by gate if each has its own a."""
+        if not isinstance(a, list):
+            return product(a, w)
+        return tf.concat([product(a_g, w_g) for a_g, w_g in zip(a, tf.split(w, len(a), axis=-1), strict=True)], -1)
+
+    @staticmethod
+    def contraction(a: Operand, contraction: Any) -> Contraction:
+        """The contraction of `product`."""
+        return ByGate(tuple(contraction(a_g) for a_g in a)) if isinstance(a, list) else contraction(a)
+
+    def input_product(self, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """`x w`."""
+        return ops.matmul(x, w)
+
+    def recurrent_product(self, h: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """`h w`."""
+        return ops.matmul(h, w)
+
+    def input_contraction(self, x: tf.Tensor) -> Contraction:
+        """That of `input_product`."""
+        return MatMul(x)
+
+    def recurrent_contraction(self, h: tf.Tensor) -> Contraction:
+        """That of `recurrent_product`."""
+        return MatMul(h)
+
+
+class LSTMRule(SimpleRNNRule):
+    """`[i, f, g, o] = x W + b + h' U`, `c = s(f) c' + s(i) activation(g)`, `h = s(o) activation(c)`."""
+
+    def drops(self, rate: float) -> bool:
+        """Whether there is dropout of this rate; these cells take 1 for none."""
+        return super().drops(rate) and rate < 1.0
+
+    def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
+        """One time step."""
+        activation, gate = self.cell.activation, self.cell.recurrent_activation
+        z = self.input_term(sites[0], x) + self.recurrent_term(states[0])
+        i, f, g, o = tf.split(z, 4, axis=-1)
+        c = gate(f) * states[1] + gate(i) * activation(g)
+        h = gate(o) * activation(c)
+        return h, [h, c], None
+
+
+class ConvLSTMRule(LSTMRule):
+    """An LSTM whose products are convolutions, channels last."""
+
+    def input_product(self, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """The inputs' convolution, of one step or of all."""
+        cell, shape = self.cell, static_or_dynamic_shape(x)
+        one_step = x.shape.rank == cell.rank + 2
+        y = ops.conv(
+            x if one_step else tf.reshape(x, [-1, *shape[2:]]),
+            w,
+            strides=cell.strides,
+            padding=cell.padding,
+            data_format=cell.data_format,
+            dilation_rate=cell.dilation_rate,
+        )
+        return y if one_step else tf.reshape(y, [*shape[:2], *static_or_dynamic_shape(y)[1:]])
+
+    def recurrent_product(self, h: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+        """The states' convolution."""
+        return ops.conv(h, w, strides=1, padding="same", data_format=self.cell.data_format)
+
+    def input_contraction(self, x: tf.Tensor) -> Contraction:
+        """A convolution over time too, with one kernel offset there."""
+        cell = self.cell
+        window = Window((1, *cell.kernel_size), (1, *cell.strides), cell.padding, (1, *cell.dilation_rate))
+        return WithoutFirstAxis(Convolution(x, window, groups=1))
+
+    def recurrent_contraction(self, h: tf.Tensor) -> Contraction:
+        """A convolution over time too, with one kernel offset there."""
+        ones = (1,) * (self.cell.rank + 1)
+        window = Window((1, *self.cell.kernel_size), ones, "same", ones)
+        return WithoutFirstAxis(Convolution(h, window, groups=1))
+
+
+class GRURule(LSTMRule):
+    """`z, r = s(x W_zr + h' U_zr)`, `g = activation(x W_g + r (h' U_g))`, `h = z h' + (1 - z) g`, biases left out.
+
+    With `reset_after` the products `h' U + b` are a site of their own: r scales what reaches them. Without, the
+    candidate's product is `(r h') U_g`, whose operand is known only in the loop.
+    """
+
+    def __init__(self, cell: Any, recorder: Recorder, training: bool | None) -> None:
+        super().__init__(cell, recorder, training)
+        self.emits_reset = not cell.reset_after
+        self.recurrent_bias = None
+        if cell.reset_after and self.bias is not None:
+            self.bias, self.recurrent_bias = self.bias[:, 0], self.bias[:, 1]
+
+    def recurrent_sites(self, z: tf.Tensor) -> list[tf.Tensor]:
+        """One site for both products, or one for each with `reset_after`."""
+        if not self.cell.reset_after:
+            return super().recurrent_sites(z)
+        inner = self.tap.probe(static_or_dynamic_shape(z), z.dtype)
+        return [z, *super().recurrent_sites(self.with_bias(inner, self.recurrent_bias))]
+
+    def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
+        """One time step."""
+        cell, h = self.cell, states[0]
+        gate = cell.recurrent_activation
+        x_z, x_r, x_g = tf.split(self.input_term(sites[0], x), 3, axis=-1)
+        if cell.reset_after:
+            h_z, h_r, h_g = tf.split(sites[1] + self.recurrent_term(h), 3, axis=-1)
+            z, r = gate(x_z + h_z), gate(x_r + h_r)
+            candidate = cell.activation(x_g + r * h_g)
+        else:
+            u_z, u_r, u_g = tf.split(self.recurrent_kernel, 3, axis=-1)
+            for_z, for_r, for_g = self._by_gate(h)
+            z, r = gate(x_z + ops.matmul(for_z, u_z)), gate(x_r + ops.matmul(for_r, u_r))
+            candidate = cell.activation(x_g + ops.matmul(r * for_g, u_g))
+        h = z * h + (1 - z) * candidate
+        return h, [h], r if self.emits_reset else None
+
+    def recurrent_operand(self, h: tf.Tensor, reset: tf.Tensor | None) -> Operand:
+        """The previous states; those of the candidate reset where the cell resets before it multiplies."""
+        if self.cell.reset_after:
+            return self.dropped_states(h)
+        for_z, for_r, for_g = self._by_gate(h)
+        return [for_z, for_r, reset * for_g]
+
+    def _by_gate(self, h: tf.Tensor) -> list[tf.Tensor]:
+        dropped = self.dropped_states(h)
+        return dropped if isinstance(dropped, list) else [dropped] * 3
+
+
+# What the equations above stand in for, in those cells that have it.
+_METHODS = (
+    *("call", "get_dropout_mask", "get_recurrent_dropout_mask"),
+    *("_compute_carry_and_output", "_compute_carry_and_output_fused"),
+)
+_RULES = {L.SimpleRNNCell: SimpleRNNRule, L.LSTMCell: LSTMRule, L.GRUCell: GRURule}
+
+
+def cell_rule(cell: Any) -> type[SimpleRNNRule] | None:
+    """The rule of a cell whose equations are known: one of Keras's, overridden nowhere."""
+    for cls, rule in _RULES.items():
+        if isinstance(cell, cls):
+            own = all(getattr(type(cell), m, None) is getattr(cls, m, None) for m in _METHODS)
+            return rule if own else None
+    return None

@@ -1,0 +1,30 @@
+"""STFTSpectrogram: the real and the imaginary transform are strided convolutions of every channel with one kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_largebatch.norms.patched import patched
+from tf_largebatch.norms.recorder import Recorder
+from tf_largebatch.norms.registry import KERAS
+from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
+from tf_largebatch.norms.rules.convolution import Convolution, Window
+
+
+@KERAS.register(keras.layers.STFTSpectrogram, methods=("call", "_apply_conv"))
+def stft_spectrogram(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+    """The layer's own call, whose convolutions `y[c] = conv(x[c], W)` are recorded; `W` [frame, 1, frequencies]."""
+
+    def recorded_convolution(inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
+        y = type(layer)._apply_conv(layer, inputs, recorder.value(kernel))  # [B, channels, frequencies, frames]
+        by_channel = tf.transpose(inputs, [0, 2, 1]) if layer.data_format == "channels_last" else inputs
+        window = Window((1, layer.frame_length), (1, layer._frame_step), layer.padding, (1, 1))
+        contraction = WithoutFirstAxis(Convolution(by_channel[..., tf.newaxis], window, groups=1))
+        recorded = recorder.record(kernel, tf.transpose(y, [0, 1, 3, 2]), contraction)
+        return tf.transpose(recorded, [0, 1, 3, 2])
+
+    with patched(layer, _apply_conv=recorded_convolution):
+        return type(layer).call(layer, inputs)

@@ -1,0 +1,1 @@
+"""CLARS, LARS and the layer rules for tf_keras; Model Garden is not needed."""
