@@ -2,7 +2,7 @@
 
     python -m benchmarks.concurrency                                  # about three minutes on two cores
     python -m benchmarks.concurrency --images=32 --rounds=31
-    python -m benchmarks.concurrency --json=benchmarks/concurrency.json
+    python -m benchmarks.concurrency --json=benchmarks/reports/concurrency.json
 
 ResNet-20, 32 px, SGD with momentum. Four programs take turns in one process, each on the same images:
 
@@ -24,8 +24,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +32,8 @@ from typing import Any
 from absl import app, flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from benchmarks import harness
 
 FLAGS = flags.FLAGS
 THREADS = {"spare": (1, 2), "saturated": (2, 2)}
@@ -160,8 +160,7 @@ def time_programs(sizes: list[int], rounds: int, wait: bool) -> Iterator[dict[st
                 "form": form,
                 "program": name,
                 "seconds": float(np.median(wall)),
-                "ratio": float(np.median(ratios)),
-                "ratio_quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
+                **harness.median_and_quartiles("ratio", ratios.tolist()),
                 "busy_cores": float(np.median(cpu / wall)),
                 "turns": turns,
             }
@@ -176,13 +175,7 @@ def peak_memory(form: str) -> int:
     plain = build_programs(form)["plain"]
     for _ in range(2):
         plain(inputs(MEMORY_IMAGES))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _in_a_process_of_its_own(*arguments: str) -> list[Any]:
-    command = [sys.executable, "-m", "benchmarks.concurrency", *arguments]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [json.loads(line) for line in output.strip().splitlines()]
+    return harness.peak_bytes()
 
 
 def summary(setting: str, measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -221,8 +214,6 @@ def main(argv: list[str]) -> None:
     del argv
     import tensorflow as tf
 
-    from benchmarks.norms import versions_and_machine
-
     sizes = [int(size) for size in FLAGS.images]
     intra, inter = THREADS[FLAGS.threads[0]]
     if FLAGS.task:
@@ -232,25 +223,25 @@ def main(argv: list[str]) -> None:
         for record in found:
             print(json.dumps(record), flush=True)
         return
-    report: dict[str, Any] = {"environment": versions_and_machine(), "ratios": [], "memory": {}}
-
-    def keep() -> None:
-        if FLAGS.json:
-            with open(FLAGS.json, "w") as file:
-                json.dump(report, file, indent=1)
+    report: dict[str, Any] = {"environment": harness.versions_and_machine(), "ratios": [], "memory": {}}
 
     for setting in FLAGS.threads:
         arguments = [f"--images={','.join(FLAGS.images)}", f"--rounds={FLAGS.rounds}", f"--wait={FLAGS.wait}"]
-        rows = summary(setting, _in_a_process_of_its_own("--task=time", f"--threads={setting}", *arguments))
+        rows = summary(
+            setting,
+            harness.in_a_process_of_its_own(
+                "benchmarks.concurrency", "--task=time", f"--threads={setting}", *arguments
+            ),
+        )
         report["ratios"].extend(rows)
         _print_times(rows)
-        keep()
+        harness.write_report(FLAGS.json, report)
     print(f"\nPeak memory of plain steps of {MEMORY_IMAGES} images")
     for form in FORMS:
-        (peak,) = _in_a_process_of_its_own("--task=memory", f"--form={form}")
+        (peak,) = harness.in_a_process_of_its_own("benchmarks.concurrency", "--task=memory", f"--form={form}")
         report["memory"][f"streams {form}"] = {"peak_bytes": peak}
         print(f"streams {form:8} {peak / 2**20:8.0f} MiB", flush=True)
-        keep()
+        harness.write_report(FLAGS.json, report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """One update on 98,304 CIFAR-10 images, exact norms and adversarial copies, and the same update laid out otherwise.
 
     python -m benchmarks.huge_batch --batch=2048 --parts=one_device,two_replicas          # a minute, to try it
-    python -m benchmarks.huge_batch --json=benchmarks/huge_batch.json                     # an hour or two on two cores
+    python -m benchmarks.huge_batch --json=benchmarks/reports/huge_batch.json       # an hour or two on two cores
 
 One call of `fit` with one batch: ConAdv makes an adversarial copy of every image, CLARS measures the norm of every
 image's and every copy's gradient, and the weights move once. The batch is worked off in micro-batches. Each part runs
@@ -27,9 +27,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import resource
-import subprocess
-import sys
 import time
 from typing import Any
 
@@ -37,7 +34,7 @@ from absl import app, flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks.norms import versions_and_machine
+from benchmarks import harness
 
 FLAGS = flags.FLAGS
 
@@ -124,7 +121,7 @@ def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
     batch = tf.data.Dataset.from_tensors((images, labels))
     image_bytes = images.nbytes
     del images, labels
-    before_bytes = _resident_bytes()
+    before_bytes = harness.resident_bytes()
     start, processor_start = time.perf_counter(), time.process_time()
     logs = model.fit(batch, steps_per_epoch=1, shuffle=False, verbose=0).history
     seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start
@@ -144,7 +141,7 @@ def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
         "processor_minutes": processor_seconds / 60,
         "image_bytes": image_bytes,
         "before_bytes": before_bytes,
-        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak_bytes": harness.peak_bytes(),
         "clean_loss": logs["clean_loss"][0],
         "adversarial_loss": logs["adversarial_loss"][0],
     }
@@ -167,11 +164,6 @@ def compare(directory: pathlib.Path, one: str, other: str) -> dict[str, Any]:
     }
 
 
-def _resident_bytes() -> int:
-    pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
-    return int(pages) * resource.getpagesize()
-
-
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f} GiB"
 
@@ -184,19 +176,16 @@ def main(argv: list[str]) -> None:
         print(json.dumps(run_part(FLAGS.task, FLAGS.batch, directory)))
         return
     path = pathlib.Path(FLAGS.json) if FLAGS.json else directory / "report.json"
-    report = json.loads(path.read_text()) if path.exists() else {"parts": [], "comparisons": []}
-    report["environment"] = versions_and_machine()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    report = {"parts": [], "comparisons": [], **harness.read_report(path)}
+    report["environment"] = harness.versions_and_machine()
     for name in FLAGS.parts:
         kept = directory / f"{name}-{FLAGS.batch}.npz"
         if kept.exists() and any((row["part"], row["batch"]) == (name, FLAGS.batch) for row in report["parts"]):
             continue
         arguments = [f"--task={name}", f"--batch={FLAGS.batch}", f"--directory={directory}"]
-        command = [sys.executable, "-m", "benchmarks.huge_batch", *arguments]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        row = json.loads(output.strip().splitlines()[-1])
+        row = harness.in_a_process_of_its_own("benchmarks.huge_batch", *arguments)[-1]
         report["parts"] = [r for r in report["parts"] if (r["part"], r["batch"]) != (name, FLAGS.batch)] + [row]
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        harness.write_report(path, report)
         more = row["peak_bytes"] - row["before_bytes"]
         print(
             f"{name:15} {row['batch']:6} images ({_gib(row['image_bytes'])}): {row['minutes']:.1f} min, of processors "
@@ -210,7 +199,7 @@ def main(argv: list[str]) -> None:
         row = {"parts": " and ".join(pair), "batch": FLAGS.batch, **compare(directory, *kept)}
         others = [r for r in report["comparisons"] if (r["parts"], r["batch"]) != (row["parts"], FLAGS.batch)]
         report["comparisons"] = [*others, row]
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        harness.write_report(path, report)
         print(
             f"{row['parts']}: the updates differ by {row['whole_update']:.1e}, "
             f"that of {row['which']} by {row['worst_tensor']:.1e}, "

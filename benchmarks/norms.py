@@ -1,13 +1,17 @@
 """What exact per-example gradient norms cost: a training step with them over the same step without.
 
-    python -m benchmarks.norms                                  # every case: about half an hour on two cores
-    python -m benchmarks.norms --cases=resnet20 --parts=time --pairs=31
-    python -m benchmarks.norms --json=benchmarks/norms.json     # what is not run now, the file keeps
+    python -m benchmarks.norms                                  # every network and layer: about an hour on two cores
+    python -m benchmarks.norms --networks=resnet20 --parts=time --pairs=31
+    python -m benchmarks.norms --layers=all --parts=time        # the layers only
+    python -m benchmarks.norms --layers=Conv3D --layers='Dense, positions'
+    python -m benchmarks.norms --json=benchmarks/reports/norms.json    # the file keeps what is not run now
 
-Time: each case runs in a process of its own, in which both steps take turns; reported is the median of the ratios of
-neighbours, with their quartiles. Memory: each step alone in a fresh process, the peak of its resident memory after
-eight steps, three processes of each kind in turns. The plain step is forward, backward and Keras's SGD with momentum;
-the other does the same and returns `s_k` of every trainable tensor.
+Networks: forward, backward and Keras's SGD with momentum; the other step does the same and returns `s_k` of every
+trainable tensor. Layers, one row a kind: forward and backward of the layer alone, down to its input's gradient.
+
+Time: each row runs in a process of its own, in which both steps take turns; reported is the median of the ratios of
+neighbours, with their quartiles. Memory: each step alone in a fresh process, several processes of each kind in turns;
+reported is the peak of the resident memory after eight steps, for layers less what the process held before the first.
 """
 
 from __future__ import annotations
@@ -16,25 +20,23 @@ import dataclasses
 import json
 import math
 import os
-import platform
-import resource
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+from benchmarks import harness
+from benchmarks.layer_cases import LayerCase, layer_cases
+
 FLAGS = flags.FLAGS
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model, its input and how many examples are measured (None: all)."""
+    """A network, its input and how many examples are measured (None: all)."""
 
     model: str
     pixels: int
@@ -58,7 +60,7 @@ MEMORY_RUNS = 3
 
 
 def build_model(case: Case) -> Any:
-    """The case's model with fixed weights, giving logits."""
+    """The network with fixed weights, giving logits."""
     import keras
 
     from tf_largebatch import models
@@ -72,12 +74,10 @@ def build_model(case: Case) -> Any:
     )
 
 
-def build_step(case: Case, measured: bool) -> Callable[[Any, Any], Any]:
-    """A compiled training step of its own model and optimizer."""
+def build_network_step(case: Case, measured: bool) -> Callable[[], Any]:
+    """A compiled training step of its own model and optimizer, on random images and labels."""
     import keras
     import tensorflow as tf
-
-    from tf_largebatch.norms import KERAS, measure
 
     model = build_model(case)
     optimizer = keras.optimizers.SGD(1e-4, momentum=0.9)
@@ -86,126 +86,139 @@ def build_step(case: Case, measured: bool) -> Callable[[Any, Any], Any]:
 
     @tf.function(autograph=False)
     def step(x: Any, y: Any) -> Any:
-        variables = model.trainable_variables
-        if measured:
-            _, found = measure(
-                model,
-                lambda: model(x, training=True),
-                lambda logits: loss(y, logits),
-                variables,
-                case.batch,
-                KERAS,
-                case.norm_examples,
-            )
-            gradients, result = found.gradients, tf.stack(found.norm_sums())
-        else:
-            with tf.GradientTape() as tape:
-                result = loss(y, model(x, training=True))
-            gradients = tape.gradient(result, [v.value for v in variables])
-        optimizer.apply(gradients, variables)
+        gradients, result = _differentiate(
+            model, lambda: model(x, training=True), lambda logits: loss(y, logits), case.batch, measured, case
+        )
+        optimizer.apply(gradients, model.trainable_variables)
         return result
-
-    return step
-
-
-def inputs(case: Case) -> tuple[Any, Any]:
-    """Random images and labels."""
-    import tensorflow as tf
 
     tf.random.set_seed(0)
     x = tf.random.normal([case.batch, case.pixels, case.pixels, 3])
-    return x, tf.random.uniform([case.batch], 0, CLASSES, tf.int32)
+    y = tf.random.uniform([case.batch], 0, CLASSES, tf.int32)
+    return lambda: step(x, y)
 
 
-def time_case(case: Case, pairs: int) -> dict[str, Any]:
+def build_layer_step(case: LayerCase, measured: bool) -> Callable[[], Any]:
+    """A compiled forward and backward pass of its own layer on random inputs; the loss is the outputs' mean square."""
+    import keras
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    integers = case.vocabulary is not None
+    inputs = keras.Input(case.shape, dtype="int32" if integers else "float32")
+    model = keras.Model(inputs, case.make()(inputs if integers else _offset_class()()(inputs)))
+
+    @tf.function(autograph=False)
+    def step(x: Any) -> Any:
+        def loss(y: Any) -> Any:
+            return tf.reduce_mean(tf.square(y))
+
+        return _differentiate(model, lambda: model(x, training=True), loss, case.batch, measured, None)
+
+    tf.random.set_seed(0)
+    shape = [case.batch, *case.shape]
+    x = tf.random.uniform(shape, 0, case.vocabulary, tf.int32) if integers else tf.random.normal(shape)
+    return lambda: step(x)
+
+
+def _offset_class() -> Any:
+    """A layer that adds one trainable number, so that the layer behind it has to give its input's gradient."""
+    import keras
+
+    from tf_largebatch import norms
+
+    class Offset(keras.layers.Layer):
+        def build(self, shape: Any) -> None:
+            self.offset = self.add_weight(shape=(), initializer="zeros")
+
+        def call(self, x: Any) -> Any:
+            return x + self.offset
+
+    @norms.register(Offset)
+    def offset(layer: Any, recorder: Any, x: Any) -> Any:
+        return x + keras.ops.reshape(recorder.per_example(layer.offset), (-1, *(1,) * (len(x.shape) - 1)))
+
+    return Offset
+
+
+def _differentiate(
+    model: Any, forward: Callable[[], Any], loss: Callable[[Any], Any], batch: int, measured: bool, case: Case | None
+) -> tuple[Any, Any]:
+    """Gradients of the trainable variables, and the loss or, measured, `s_k` of all of them."""
+    import tensorflow as tf
+
+    from tf_largebatch.norms import KERAS, measure
+
+    variables = model.trainable_variables
+    if measured:
+        _, found = measure(model, forward, loss, variables, batch, KERAS, case and case.norm_examples)
+        return found.gradients, tf.stack(found.norm_sums())
+    with tf.GradientTape() as tape:
+        result = loss(forward())
+    return tape.gradient(result, [v.value for v in variables]), result
+
+
+def build_step(name: str, measured: bool) -> Callable[[], Any]:
+    """The step of a network or layer."""
+    if name in CASES:
+        return build_network_step(CASES[name], measured)
+    return build_layer_step(layer_cases()[name], measured)
+
+
+def time_steps(name: str, pairs: int) -> dict[str, Any]:
     """Times both steps in turns in this process."""
-    import numpy as np
-
-    x, y = inputs(case)
-    plain, measured = build_step(case, False), build_step(case, True)
-
-    def seconds(step: Callable[[Any, Any], Any]) -> float:
-        start = time.perf_counter()
-        np.asarray(step(x, y))
-        return time.perf_counter() - start
-
-    seconds(plain), seconds(measured)  # tracing
-    times = [(seconds(plain), seconds(measured)) for _ in range(pairs)]
+    steps = {"plain": build_step(name, False), "measured": build_step(name, True)}
+    times = harness.interleaved(steps, pairs, warm_up=1 if name in CASES else 3)
     return {
-        "plain_seconds": statistics.median(p for p, _ in times),
-        "measured_seconds": statistics.median(m for _, m in times),
-        **_median_and_quartiles("ratio", [m / p for p, m in times]),
+        "plain_seconds": statistics.median(times["plain"]),
+        "measured_seconds": statistics.median(times["measured"]),
+        **harness.median_and_quartiles("ratio", harness.ratios(times["measured"], times["plain"])),
         "pairs": pairs,
     }
 
 
-def peak_memory(case: Case, measured: bool) -> int:
-    """Peak resident bytes of this process, which runs one kind of step only."""
-    x, y = inputs(case)
-    step = build_step(case, measured)
+def peak_memory(name: str, measured: bool) -> int:
+    """Peak resident bytes of this process, which runs one kind of step only; for layers what the steps added."""
+    step = build_step(name, measured)
+    before = 0 if name in CASES else harness.resident_bytes()
     for _ in range(MEMORY_STEPS):
-        step(x, y)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        step()
+    return harness.peak_bytes() - before
 
 
-def compare_memory(name: str) -> dict[str, Any]:
+def compare_memory(name: str, runs: int) -> dict[str, Any]:
     """Runs both kinds of step in turns, each in processes of its own."""
-    peaks = [[_in_a_process_of_its_own(name, kind) for kind in ("plain", "measured")] for _ in range(MEMORY_RUNS)]
+    peaks = [[_in_a_process_of_its_own(name, kind) for kind in ("plain", "measured")] for _ in range(runs)]
     plain, measured = zip(*peaks, strict=True)
     return {
-        **_median_and_quartiles("memory_ratio", [m / p for p, m in peaks]),
-        **_median_and_quartiles("plain_peak_bytes", plain),
-        **_median_and_quartiles("measured_peak_bytes", measured),
-        "memory_runs": MEMORY_RUNS,
+        **harness.median_and_quartiles("memory_ratio", [m / p for p, m in peaks]),
+        **harness.median_and_quartiles("plain_peak_bytes", plain),
+        **harness.median_and_quartiles("measured_peak_bytes", measured),
+        "memory_runs": runs,
     }
-
-
-def _median_and_quartiles(name: str, values: Sequence[float]) -> dict[str, Any]:
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {name: middle, f"{name}_quartiles": [low, high]}
 
 
 def _in_a_process_of_its_own(name: str, task: str) -> Any:
-    command = [sys.executable, "-m", "benchmarks.norms", f"--cases={name}", f"--task={task}", f"--pairs={FLAGS.pairs}"]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.strip().splitlines()[-1])
-
-
-def versions_and_machine() -> dict[str, Any]:
-    """What a measurement depends on besides the code."""
-    import keras
-    import tensorflow as tf
-
-    model = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return {
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "python": platform.python_version(),
-        "cpu": model[0] if model else platform.processor(),
-        "cores": os.cpu_count(),
-    }
+    arguments = f"--name={name}", f"--task={task}", f"--pairs={FLAGS.pairs}"
+    return harness.in_a_process_of_its_own("benchmarks.norms", *arguments)[-1]
 
 
 def read_report(path: str | None) -> dict[str, Any]:
     """What a file holds from the same versions and machine; else an empty report."""
-    report: dict[str, Any] = {"environment": versions_and_machine(), "cases": {}}
-    if path and os.path.exists(path):
-        with open(path) as file:
-            found = json.load(file)
-        if found["environment"] == report["environment"]:
-            return found
-    return report
+    report: dict[str, Any] = {"environment": harness.versions_and_machine(), "cases": {}}
+    found = harness.read_report(path)
+    return found if found.get("environment") == report["environment"] else report
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report in Markdown."""
+def _spread(entry: dict[str, Any], name: str) -> str:
+    if name not in entry:
+        return "not run"
+    low, high = entry[f"{name}_quartiles"]
+    return f"{entry[name]:.2f} ({low:.2f} to {high:.2f})"
 
-    def spread(entry: dict[str, Any], name: str) -> str:
-        if name not in entry:
-            return "not run"
-        low, high = entry[f"{name}_quartiles"]
-        return f"{entry[name]:.2f} ({low:.2f} to {high:.2f})"
 
+def network_table(report: dict[str, Any]) -> str:
+    """The networks in Markdown."""
     lines = [
         "| case | batch | measured | plain step, s | time, ratio | memory, ratio | plain, GB |",
         "|---|---|---|---|---|---|---|",
@@ -216,43 +229,79 @@ def table(report: dict[str, Any]) -> str:
             entry["batch"],
             entry["norm_examples"] or "all",
             f"{entry.get('plain_seconds', math.nan):.2f}",
-            spread(entry, "ratio"),
-            spread(entry, "memory_ratio"),
+            _spread(entry, "ratio"),
+            _spread(entry, "memory_ratio"),
             f"{entry.get('plain_peak_bytes', math.nan) / 1e9:.2f}",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
+def layer_table(report: dict[str, Any]) -> str:
+    """The layers in Markdown."""
+    lines = [
+        "| layer | batch | input | plain step, ms | time, ratio | memory, ratio | plain, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in report.get("layers", {}).items():
+        cells = (
+            name,
+            entry["batch"],
+            entry["input"],
+            f"{1e3 * entry.get('plain_seconds', math.nan):.1f}",
+            _spread(entry, "ratio"),
+            _spread(entry, "memory_ratio"),
+            f"{entry.get('plain_peak_bytes', math.nan) / 1e6:.0f}",
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _selected() -> dict[str, dict[str, Any]]:
+    """What to run, networks first: how each row of the report starts."""
+    chosen = FLAGS.networks or FLAGS.layers
+    networks = CASES if not chosen or FLAGS.networks == ["all"] else FLAGS.networks or []
+    cases = layer_cases()
+    layers = cases if not chosen or FLAGS.layers == ["all"] else FLAGS.layers or []
+    unknown = [name for name in (*networks, *layers) if name not in CASES and name not in cases]
+    if unknown:
+        raise app.UsageError(f"networks and layers must be known; received {unknown}: choose from {[*CASES, *cases]}.")
+    rows: dict[str, dict[str, Any]] = {name: dataclasses.asdict(CASES[name]) for name in networks}
+    for name in layers:
+        rows[name] = {"batch": cases[name].batch, "input": " x ".join(map(str, cases[name].shape))}
+    return rows
+
+
 def main(argv: list[str]) -> None:
-    """Runs the cases, writes JSON and prints a table."""
+    """Runs the chosen rows, writes JSON and prints tables."""
     del argv
     if FLAGS.task:
-        case = CASES[FLAGS.cases[0]]
-        result = time_case(case, FLAGS.pairs) if FLAGS.task == "time" else peak_memory(case, FLAGS.task == "measured")
-        print(json.dumps(result))
+        time_it = FLAGS.task == "time"
+        found = time_steps(FLAGS.name, FLAGS.pairs) if time_it else peak_memory(FLAGS.name, FLAGS.task == "measured")
+        print(json.dumps(found))
         return
-    found = {}
-    for name in FLAGS.cases or CASES:
-        found[name] = dataclasses.asdict(CASES[name])
+    rows, report = _selected(), read_report(FLAGS.json)
+    report.setdefault("layers", {})
+    for name, row in rows.items():
         if "time" in FLAGS.parts:
-            found[name].update(_in_a_process_of_its_own(name, "time"))
+            row.update(_in_a_process_of_its_own(name, "time"))
         if "memory" in FLAGS.parts:
-            found[name].update(compare_memory(name))
-        report = read_report(FLAGS.json)
-        cases = {**report["cases"], **{name: {**report["cases"].get(name, {}), **new} for name, new in found.items()}}
-        report["cases"] = {name: cases[name] for name in CASES if name in cases}
-        if FLAGS.json:
-            with open(FLAGS.json, "w") as file:
-                json.dump(report, file, indent=1)
-                file.write("\n")
-    print(table(report))
+            row.update(compare_memory(name, MEMORY_RUNS))
+        print(f"{name}: time {_spread(row, 'ratio')}, memory {_spread(row, 'memory_ratio')}", flush=True)
+        kind, order = ("cases", CASES) if name in CASES else ("layers", layer_cases())
+        entries = {**report[kind], name: {**report[kind].get(name, {}), **row}}
+        report[kind] = {known: entries[known] for known in order if known in entries}
+        harness.write_report(FLAGS.json, report)
+    print(f"\n{network_table(report)}\n\n{layer_table(report)}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_list("cases", None, f"Of {', '.join(CASES)}; default: all.")
+    flags.DEFINE_list("networks", None, f"Of {', '.join(CASES)}, or all; default: all, unless --layers is given.")
+    # Names of layers have commas.
+    flags.DEFINE_multi_string("layers", None, "A row of benchmarks/layer_cases.py, may be repeated, or all; likewise.")
     flags.DEFINE_list("parts", list(PARTS), f"Of {', '.join(PARTS)}.")
     flags.DEFINE_integer("pairs", 15, "How often each step is timed.")
-    flags.DEFINE_string("json", None, "Where to write the report.")
+    flags.DEFINE_string("json", None, "Where to write the report, after every row.")
+    flags.DEFINE_string("name", None, "Used by the program itself.")
     flags.DEFINE_enum("task", None, ["time", "plain", "measured"], "Used by the program itself.")
     app.run(main)

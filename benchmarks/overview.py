@@ -1,4 +1,4 @@
-"""Draws the picture of the README, docs/_static/overview.png, from benchmarks/*.json and results/.
+"""Draws the picture of the README, docs/_static/overview.png, from benchmarks/reports/*.json and results/.
 
 `python -m benchmarks.overview`
 """
@@ -12,6 +12,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from benchmarks import harness
 
 ROOT = pathlib.Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "_static" / "overview.png"
@@ -86,7 +88,7 @@ def _accuracy_under_attack(axes: Axes) -> None:
 
 
 def _read(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks" / name).read_text())
+    return harness.read_report(harness.REPORTS / name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """How the time of a step grows with batch, micro-batch and replicas: ResNet-20 at 32 px, plain and with CLARS.
 
     python -m benchmarks.scaling                                   # some minutes on two cores
-    python -m benchmarks.scaling --parts=micro_batch --kinds=clars --json=benchmarks/scaling.json
-    python -m benchmarks.scaling --json=benchmarks/scaling.json --plot=benchmarks/scaling.png --rounds=0   # draws only
+    python -m benchmarks.scaling --parts=micro_batch --kinds=clars --json=benchmarks/reports/scaling.json
+    # Draws only:
+    python -m benchmarks.scaling --rounds=0 --json=benchmarks/reports/scaling.json --plot=benchmarks/reports/scaling.png
 
 The plain step is SGD with momentum, the other CLARS with exact norms. The steps of a part and kind take turns in one
 process; ratios are those of neighbours to the part's last step, medians with quartiles. Replicas are logical devices of
@@ -13,10 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
-import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +22,7 @@ from absl import app, flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from benchmarks.norms import versions_and_machine
+from benchmarks import harness
 
 FLAGS = flags.FLAGS
 
@@ -90,27 +88,21 @@ def build_strategy(replicas: int) -> Any:
 
 def time_cases(cases: list[Case], kind: str, rounds: int) -> list[dict[str, Any]]:
     """Times the steps in turns; milliseconds an image and their ratios to the last step's."""
-    import numpy as np
-
     # Several replicas first: the CPU cannot be cut into devices once it has been used.
     strategy_of = {n: build_strategy(n) for n in sorted({case.replicas for case in cases}, reverse=True)}
     steps = [build_step(case, kind, strategy_of[case.replicas]) for case in cases]
-    times: list[list[float]] = [[] for _ in steps]
-    for number in range(rounds + 1):
-        for step, some in zip(steps, times, strict=True):
-            start = time.perf_counter()
-            step()
-            if number:  # the first traces
-                some.append(time.perf_counter() - start)
-    an_image = 1e3 * np.asarray(times) / np.array([[case.batch] for case in cases])
-    rows = []
-    for case, milliseconds, ratios in zip(cases, an_image, an_image / an_image[-1:], strict=True):
-        row = {**dataclasses.asdict(case), "kind": kind}
-        for name, values in (("milliseconds_an_image", milliseconds), ("ratio", ratios)):
-            low, row[name], high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
-            row[f"{name}_quartiles"] = [low, high]
-        rows.append({**row, "rounds": rounds})
-    return rows
+    times = harness.interleaved({str(number): step for number, step in enumerate(steps)}, rounds)
+    an_image = [[1e3 * t / case.batch for t in some] for case, some in zip(cases, times.values(), strict=True)]
+    return [
+        {
+            **dataclasses.asdict(case),
+            "kind": kind,
+            **harness.median_and_quartiles("milliseconds_an_image", milliseconds),
+            **harness.median_and_quartiles("ratio", harness.ratios(milliseconds, an_image[-1])),
+            "rounds": rounds,
+        }
+        for case, milliseconds in zip(cases, an_image, strict=True)
+    ]
 
 
 def plot(report: dict[str, Any], path: str) -> None:
@@ -154,9 +146,8 @@ def plot(report: dict[str, Any], path: str) -> None:
 def main(argv: list[str]) -> None:
     """Measures, prints tables, writes JSON and plot."""
     del argv
-    path = pathlib.Path(FLAGS.json) if FLAGS.json else None
-    report = json.loads(path.read_text()) if path and path.exists() else {}
-    report["environment"] = versions_and_machine()
+    report = harness.read_report(FLAGS.json)
+    report["environment"] = harness.versions_and_machine()
     # As in time_cases.
     order = sorted(FLAGS.parts, key=lambda part: -max(case.replicas for case in PARTS[part]))
     for part, kind in [(part, kind) for part in order for kind in FLAGS.kinds if FLAGS.rounds]:
@@ -170,8 +161,7 @@ def main(argv: list[str]) -> None:
                 f"{row['milliseconds_an_image']:12.3f} {row['ratio']:6.3f} ({low:.3f} to {high:.3f})",
                 flush=True,
             )
-        if path:
-            path.write_text(json.dumps(report, indent=1) + "\n")
+        harness.write_report(FLAGS.json, report)
     if FLAGS.plot:
         plot(report, FLAGS.plot)
 

@@ -1,6 +1,6 @@
 """How long an epoch of ResNet-50 on ImageNet would take on 8 to 1,024 chips, on paper: nothing here was run.
 
-    python -m benchmarks.scaling_estimate --json=benchmarks/scaling_estimate.json
+    python -m benchmarks.scaling_estimate --json=benchmarks/reports/scaling_estimate.json
 
 A step is given two times: the larger of compute and memory, which no program reaches, with the all-reduce hidden behind
 it as far as it goes, and with none of it hidden.
@@ -13,7 +13,7 @@ it as far as it goes, and with none of it hidden.
     to           max(compute, memory) + all-reduce
 
 Assumptions, each a constant below: the chip is TPU v5e with its published peaks; flops and bytes are what the TPU
-compiler counts for steps of 96 and 192 images at 224 px in mixed bfloat16 (benchmarks/tpu_compile.json), a part of them
+compiler counts for steps of 96 and 192 images at 224 px in mixed bfloat16 (reports/tpu_compile.json), a part of them
 in proportion to the images and a part for each update; gradients are summed in float32; a step is as fast in
 micro-batches; reading and augmenting images takes no time. An epoch is 1,281,167 images, whole steps or not. A slice of
 v5e has 256 chips at most: 512 and 1,024 stand for several, as if the network between them were as fast as that within.
@@ -21,11 +21,11 @@ v5e has 256 chips at most: 512 and 1,024 stand for several, as if the network be
 
 from __future__ import annotations
 
-import json
-import pathlib
 from typing import Any
 
 from absl import app, flags
+
+from benchmarks import harness
 
 FLAGS = flags.FLAGS
 
@@ -42,9 +42,8 @@ CHIPS = (8, 32, 128, 256, 512, 1024)
 
 
 def compiled(case: str) -> dict[str, Any]:
-    """A compiled step of benchmarks/tpu_compile.json."""
-    path = pathlib.Path(__file__).with_name("tpu_compile.json")
-    return json.loads(path.read_text())["cases"][case]
+    """A compiled step of benchmarks/reports/tpu_compile.json."""
+    return harness.read_report(harness.REPORTS / "tpu_compile.json")["cases"][case]
 
 
 def bytes_of_an_update() -> float:
@@ -126,8 +125,7 @@ def main(argv: list[str]) -> None:
         print(title)
         for label, row in table.items():
             print(f"{label:>36}" + "".join(f"{value!s:>20}" for value in row.values()))
-    if FLAGS.json:
-        pathlib.Path(FLAGS.json).write_text(json.dumps(report, indent=1) + "\n")
+    harness.write_report(FLAGS.json, report)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What the TPU compiler says of ResNet-50's training steps: operations, memory traffic, memory and collectives.
 
     python -m benchmarks.tpu_compile                                  # every case, about half an hour on two cores
-    python -m benchmarks.tpu_compile --cases=plain,clars --json=benchmarks/tpu_compile.json
-    python -m benchmarks.tpu_compile --resume --json=benchmarks/tpu_compile.json   # those that the file lacks
+    python -m benchmarks.tpu_compile --cases=plain,clars --json=benchmarks/reports/tpu_compile.json
+    python -m benchmarks.tpu_compile --resume --json=benchmarks/reports/tpu_compile.json   # those that the file lacks
 
 ResNet-50 at 224 px in mixed bfloat16, compiled for a TPU by the real compiler and never run (tpu_compiler.py): there is
 no timing noise in these figures, and no time either. Each case compiles in a process of its own. Ratios are to the
@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks import tpu_compiler
+from benchmarks import harness, tpu_compiler
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -76,7 +76,7 @@ CASES = {
     "pod_conadv": Case(**_POD_CONADV),
     "pod_conadv_clars": Case(clars=True, **_POD_CONADV),
 }
-_REPORT = "benchmarks/tpu_compile.json"
+_REPORT = "benchmarks/reports/tpu_compile.json"
 _TITLES = {
     "plain": "plain, batch 96",
     "clars": "CLARS, all 96 examples",
@@ -210,8 +210,7 @@ def main(argv: list[str]) -> None:
     """Compiles the cases, prints a table and writes JSON, adding to the cases that the file has."""
     del argv
     if FLAGS.markdown:
-        with open(FLAGS.json or _REPORT) as file:
-            print(markdown(json.load(file)))
+        print(markdown(harness.read_report(FLAGS.json or _REPORT)))
         return
     missing = tpu_compiler.why_unavailable()
     if missing:
@@ -220,9 +219,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(compile_case(CASES[FLAGS.task], FLAGS.effort, FLAGS.hlo)))
         return
     report: dict[str, Any] = {"environment": _environment(), "effort": FLAGS.effort, "cases": {}}
-    if FLAGS.json and os.path.exists(FLAGS.json):
-        with open(FLAGS.json) as file:
-            earlier = json.load(file)
+    earlier = harness.read_report(FLAGS.json)
+    if earlier:
         # The compiler says its own version only when it has compiled something.
         versions = {name: version for name, version in earlier["environment"].items() if name != "compiler"}
         if versions == report["environment"] and earlier["effort"] == FLAGS.effort:
@@ -235,9 +233,7 @@ def main(argv: list[str]) -> None:
         result = report["cases"][name] = _in_a_process_of_its_own(name, FLAGS.effort, FLAGS.hlo)
         report["environment"]["compiler"] = result.pop("compiler")
         print(_row(name, result, report["cases"].get(result["baseline"])), flush=True)
-        if FLAGS.json:
-            with open(FLAGS.json, "w") as file:
-                json.dump(report, file, indent=1)
+        harness.write_report(FLAGS.json, report)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the update of all layers costs, without the gradients: ResNet-50's 25.6 million parameters in 214 tensors.
 
     python -m benchmarks.update                                  # half a minute
-    python -m benchmarks.update --json=benchmarks/update.json    # keeps one entry for each TensorFlow version
+    python -m benchmarks.update --json=benchmarks/reports/update.json    # keeps one entry for each TensorFlow version
 
 Every optimizer has its own weights and slots and takes its turn in one process; each is called once a round, as a
 graph with the gradients as arguments. The pass is the least a step with momentum could do: one vector of all
@@ -10,16 +10,14 @@ parameters is read, and another read and written. Model Garden's LARS needs tf-m
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-import json
-import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
 from absl import app, flags
 
-from benchmarks.norms import versions_and_machine
+from benchmarks import harness
 
 FLAGS = flags.FLAGS
 
@@ -116,29 +114,22 @@ def updates(sizes: list[tuple[int, ...]]) -> dict[str, Update]:
 
 def measure(rounds: int) -> dict[str, dict[str, Any]]:
     """Times every update once a round."""
-    import numpy as np
     import tensorflow as tf
 
     tf.get_logger().setLevel("ERROR")  # else it takes the many functions for one retraced
     sizes = shapes()
     gradients = [0.01 * tf.random.normal(size) for size in sizes]
-    functions = {name: tf.function(update, autograph=False) for name, update in updates(sizes).items()}
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for number in range(rounds + 2):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function(gradients)
-            if number >= 2:  # the first two are tracing and warming up
-                times[name].append(1e3 * (time.perf_counter() - start))
-    ratios = {name: np.array(some) / np.array(times[BASE]) for name, some in times.items()}
+    programs = {
+        name: functools.partial(tf.function(update, autograph=False), gradients)
+        for name, update in updates(sizes).items()
+    }
+    times = harness.interleaved(programs, rounds, warm_up=2)
     return {
         name: {
-            "milliseconds": float(np.median(times[name])),
-            "milliseconds_quartiles": np.quantile(times[name], [0.25, 0.75]).tolist(),
-            "ratio": float(np.median(ratios[name])),
-            "ratio_quartiles": np.quantile(ratios[name], [0.25, 0.75]).tolist(),
+            **harness.median_and_quartiles("milliseconds", [1e3 * t for t in some]),
+            **harness.median_and_quartiles("ratio", harness.ratios(some, times[BASE])),
         }
-        for name in times
+        for name, some in times.items()
     }
 
 
@@ -153,15 +144,14 @@ def main(argv: list[str]) -> None:
         columns = f"{row['milliseconds']:6.1f} {low:6.1f}-{high:<6.1f}   {row['ratio']:.2f}  {first:.2f}-{third:.2f}"
         print(f"{name:36} {columns}")
     if FLAGS.json:
-        path = pathlib.Path(FLAGS.json)
-        report = json.loads(path.read_text()) if path.exists() else {}
-        environment = versions_and_machine()
+        report = harness.read_report(FLAGS.json)
+        environment = harness.versions_and_machine()
         report[f"tensorflow {environment['tensorflow']}"] = {
             "environment": environment,
             "rounds": FLAGS.rounds,
             "updates": results,
         }
-        path.write_text(json.dumps(report, indent=1) + "\n")
+        harness.write_report(FLAGS.json, report)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Numbers and pictures, as the programs wrote them.
 
-The directives are `measured-tables`, for every `benchmarks/*.json`, and `result-pictures`, for every run in `results/`.
+The directives are `measured-tables`, for every `benchmarks/reports/*.json`, and `result-pictures`, for every run in
+`results/`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 
 PAGES = pathlib.Path(__file__).parents[1]
 BENCHMARKS = PAGES.parent / "benchmarks"
+REPORTS = BENCHMARKS / "reports"
 RESULTS = PAGES.parent / "results"
 _SAID = ("dataset", "model", "optimizer", "batch_size", "epochs", "warmup_epochs", "base_learning_rate", "eta", "seed")
 _SPREAD = "_quartiles"
@@ -27,10 +29,10 @@ _WRITTEN = {"tpu": "TPU", "clars": "CLARS", "lars": "LARS", "conadv": "ConAdv", 
 _LOGGER = logging.getLogger(__name__)
 
 
-def sections(directory: pathlib.Path = BENCHMARKS) -> Iterator[list[str]]:
+def sections(directory: pathlib.Path = REPORTS, programs: pathlib.Path = BENCHMARKS) -> Iterator[list[str]]:
     """One run of Markdown lines a JSON file, with the picture beside it if there is one."""
     for path in sorted(directory.glob("*.json")):
-        program = path.with_suffix(".py")
+        program = programs / f"{path.stem}.py"
         lines = [f"## {_heading(path.stem)}", ""]
         if program.exists():
             description = ast.get_docstring(ast.parse(program.read_text())) or ""
@@ -41,10 +43,10 @@ def sections(directory: pathlib.Path = BENCHMARKS) -> Iterator[list[str]]:
         yield lines + list(_rendered(json.loads(path.read_text())))
 
 
-def not_measured(directory: pathlib.Path = BENCHMARKS) -> list[str]:
+def not_measured(directory: pathlib.Path = BENCHMARKS, reports: pathlib.Path = REPORTS) -> list[str]:
     """The programs that write a JSON file by the flag `--json` and have not: their numbers are missing."""
     programs = [path for path in sorted(directory.glob("*.py")) if '"json"' in path.read_text()]
-    return [path.stem for path in programs if not path.with_suffix(".json").exists()]
+    return [path.stem for path in programs if not (reports / f"{path.stem}.json").exists()]
 
 
 def _rendered(content: Any) -> Iterator[str]:
@@ -166,11 +168,11 @@ class MeasuredTables(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """The parsed sections."""
-        for path in BENCHMARKS.glob("*.json"):
+        for path in REPORTS.glob("*.json"):
             self.env.note_dependency(str(path))
         for program in not_measured():
-            command = f"python -m benchmarks.{program} --json=benchmarks/{program}.json"
-            _LOGGER.warning("benchmarks/%s.json is missing: run `%s`", program, command)
+            command = f"python -m benchmarks.{program} --json=benchmarks/reports/{program}.json"
+            _LOGGER.warning("benchmarks/reports/%s.json is missing: run `%s`", program, command)
         node = nodes.section()
         node.document = self.state.document
         for lines in sections():

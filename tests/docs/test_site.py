@@ -102,7 +102,7 @@ def test_names_of_layers_are_expanded():
 
 
 def test_every_benchmark_is_in_the_tables(site):
-    for path in (ROOT / "benchmarks").glob("*.json"):
+    for path in (ROOT / "benchmarks" / "reports").glob("*.json"):
         assert f">benchmarks.{path.stem}<" in site["measured.html"]
 
 
@@ -157,9 +157,9 @@ def test_what_all_rows_share_is_said_once_and_parts_have_headings(tmp_path):
 def test_a_program_without_numbers_is_named(tmp_path):
     (tmp_path / "run.py").write_text('flags.DEFINE_string("json", None, "Where to write the report.")\n')
     (tmp_path / "helper.py").write_text("import json\n")
-    assert measured_tables.not_measured(tmp_path) == ["run"]
+    assert measured_tables.not_measured(tmp_path, tmp_path) == ["run"]
     (tmp_path / "run.json").write_text("{}")
-    assert measured_tables.not_measured(tmp_path) == []
+    assert measured_tables.not_measured(tmp_path, tmp_path) == []
 
 
 @pytest.mark.parametrize(

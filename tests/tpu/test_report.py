@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from benchmarks import tpu_compile, tpu_compiler
+from benchmarks import harness, tpu_compile, tpu_compiler
 
 BENCHMARKS = Path(tpu_compile.__file__).parent
 
@@ -44,7 +43,7 @@ def test_calls_to_the_host_and_dynamic_shapes_are_found():
 
 
 def test_the_readme_has_the_table_of_the_report():
-    report = json.loads((BENCHMARKS / "tpu_compile.json").read_text())
+    report = harness.read_report(harness.REPORTS / "tpu_compile.json")
     table = tpu_compile.markdown(report)
     assert len(table.splitlines()) == 2 + len(report["cases"])
     assert table in (BENCHMARKS / "README.md").read_text()
