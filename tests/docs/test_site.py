@@ -12,7 +12,8 @@ import sys
 
 import pytest
 
-from tf_largebatch import norms, run_directory
+from tf_largebatch import norms
+from tf_largebatch.train import run_directory
 from tf_largebatch.train.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]

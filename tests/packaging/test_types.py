@@ -53,7 +53,7 @@ import keras
 import numpy as np
 
 import tf_largebatch as lb
-from tf_largebatch import callbacks, core, data, models, norms, run_directory
+from tf_largebatch import callbacks, core, data, files, models, norms
 from tf_largebatch.core import exclusions, momentum, noise_scale, pgd, rates, schedules
 
 
@@ -90,7 +90,7 @@ def adversarial(net: keras.Model) -> lb.ConAdvModel:
 
 
 @norms.register(keras.layers.Dense, methods=("call",))
-def rule(layer: keras.layers.Dense, recorder: norms.Tap, x: np.ndarray) -> object:
+def rule(layer: keras.layers.Dense, recorder: norms.Recorder, x: np.ndarray) -> object:
     return x
 
 
@@ -98,8 +98,8 @@ def measured(net: keras.Model, x: np.ndarray, y: np.ndarray, loss: Callable[...,
     return len(lb.per_example_gradient_norms(net, x, y, loss))
 
 
-print(measured, adversarial, train, build, core, attack, momentum, noise_scale, rates, scaling, selection)
-print(run_directory.METRICS.upper(), lb.__version__.upper())
+print(measured, adversarial, train, build, core, exclusions, momentum, noise_scale, pgd, rates, schedules)
+print(files.TEMPORARY.upper(), lb.__version__.upper())
 # Strict mode refuses an ignore without an error under it, so this shows that the types are seen.
 lb.LARS(momentum="0.9")  # type: ignore[arg-type]
 """

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from train_runs import arrays_of, command_line, rows_of
 
-from tf_largebatch import ConAdvModel, accuracy_under_attack, data, models, run_directory, train
+from tf_largebatch import ConAdvModel, accuracy_under_attack, data, models, train
 from tf_largebatch.distribute import strategies
+from tf_largebatch.train import run_directory
 from tf_largebatch.train.adversarial import rand_augment
 from tf_largebatch.train.config import TrainConfig, resolved
 

@@ -7,10 +7,11 @@ import math
 import keras
 import pytest
 
-from tf_largebatch import models, run_directory, train
+from tf_largebatch import models, train
 from tf_largebatch.callbacks import plot_curves
 from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.callbacks.noise_scale import read_noise_scales, readable_noise_scale
+from tf_largebatch.train import run_directory
 from tf_largebatch.train.config import TrainConfig, resolved
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from train_runs import arrays_of, command_line, rows_of
 
-from tf_largebatch import callbacks, data, models, run_directory, train
+from tf_largebatch import callbacks, data, models, train
 from tf_largebatch.callbacks.checkpoint import list_checkpoints
+from tf_largebatch.train import run_directory
 from tf_largebatch.train.config import TrainConfig
 
 QUICK = TrainConfig(epochs=2, batch_size=256, verbose=0)

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 
 from tf_largebatch.core.pgd import bounds
+from tf_largebatch.files import replacing
 from tf_largebatch.plots.curves import style
-from tf_largebatch.run_directory import replacing
 
 
 class AdversarialPictures(keras.callbacks.Callback):

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from tf_largebatch.run_directory import replacing
+from tf_largebatch.files import local_path, replacing
 
 _NAME = re.compile(r"epoch-(\d+)\.npz")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint whose file cannot be read: cut short or altered."""
 
 
 class RunCheckpoint(keras.callbacks.Callback):
@@ -28,7 +34,7 @@ class RunCheckpoint(keras.callbacks.Callback):
         super().__init__()
         if keep < 1:
             raise ValueError(f"`keep` must be at least 1; received keep={keep}.")
-        self.directory = pathlib.Path(directory)
+        self.directory = local_path(directory)
         self.keep = keep
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -73,18 +79,32 @@ def load_checkpoint(path: str | os.PathLike[str], model: keras.Model) -> int:
         Completed epochs.
 
     Raises:
-        ValueError: If the variables of the model are not those of the checkpoint.
+        DamagedCheckpoint: If the file cannot be read; the model is as it was.
+        ValueError: If the variables of the model are not those of the checkpoint; the model is as it was.
     """
-    with np.load(path) as arrays:
-        state = {f"{group}/{i}": v for group, vs in _state(model).items() for i, v in enumerate(vs)}
-        missing = set(state).symmetric_difference(set(arrays.files) - {"epoch"})
-        wrong = [key for key in state if key not in missing and arrays[key].shape != tuple(state[key].shape)]
-        if missing or wrong:
-            name = sorted(missing)[0] if missing else f"{wrong[0]} ({state[wrong[0]].path})"
-            raise ValueError(f"{path} must hold the variables of {model.name}; {name} differs.")
-        for key, variable in state.items():
-            variable.assign(arrays[key])
-        return int(arrays["epoch"])
+    arrays = _read(path)
+    state = {f"{group}/{i}": v for group, vs in _state(model).items() for i, v in enumerate(vs)}
+    missing = set(state).symmetric_difference(set(arrays) - {"epoch"})
+    wrong = [key for key in state if key not in missing and arrays[key].shape != tuple(state[key].shape)]
+    if missing or wrong:
+        name = sorted(missing)[0] if missing else f"{wrong[0]} ({state[wrong[0]].path})"
+        raise ValueError(f"{path} must hold the variables of {model.name}; {name} differs.")
+    for key, variable in state.items():
+        variable.assign(arrays[key])
+    return int(arrays["epoch"])
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Reads all arrays, whose checksums are compared here, before any variable changes."""
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+        int(arrays["epoch"])
+    except (ValueError, TypeError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise DamagedCheckpoint(
+            f"{os.fspath(path)} is damaged: remove it, or resume from another checkpoint."
+        ) from error
+    return arrays
 
 
 def _state(model: keras.Model) -> dict[str, list[Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues
-from tf_largebatch.run_directory import replacing
+from tf_largebatch.files import local_path, naming_damage, replacing
 
 _VALUES = ("rate", "gradient_norm", "weight_norm", "batch_gradient_norm", "gradient_agreement")
 _COLUMNS = ("update", "variable", *_VALUES)
@@ -41,12 +41,13 @@ class LayerwiseRateRecorder(LayerwiseCallback):
         self, path: str | os.PathLike[str], every: int | str = "epoch", batch_gradient_norms: bool = False
     ) -> None:
         super().__init__(every, batch_gradient_norms)
-        self.path = pathlib.Path(path)
+        self.path = local_path(path)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Keeps the rows of the updates already taken."""
         super().on_train_begin(logs)
-        kept = [row for row in _read(self.path) if int(row["update"]) <= self._update]
+        with naming_damage(self.path):
+            kept = [row for row in _read(self.path) if int(row["update"]) <= self._update]
         with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, _COLUMNS, restval="", extrasaction="ignore")
             writer.writeheader()
@@ -65,10 +66,11 @@ def read_layerwise_values(path: str | os.PathLike[str]) -> list[tuple[int, str, 
 
     None if the file is missing. A row cut short at its end is left out.
     """
-    return [
-        (int(row["update"]), row["variable"], {name: float(row[name]) for name in _VALUES if row.get(name)})
-        for row in _read(pathlib.Path(path))
-    ]
+    with naming_damage(path):
+        return [
+            (int(row["update"]), row["variable"], {name: float(row[name]) for name in _VALUES if row.get(name)})
+            for row in _read(pathlib.Path(path))
+        ]
 
 
 def read_layerwise_rates(path: str | os.PathLike[str]) -> list[tuple[int, str, float | str, float | str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch.run_directory import replacing
+from tf_largebatch.files import local_path, naming_damage, replacing
 
 
 class TrainingDiverged(RuntimeError):
@@ -38,7 +38,7 @@ class MetricsRecorder(keras.callbacks.Callback):
 
     def __init__(self, path: str | os.PathLike[str], images_per_epoch: int) -> None:
         super().__init__()
-        self.path = pathlib.Path(path)
+        self.path = local_path(path)
         self.images_per_epoch = images_per_epoch
         self.rows: list[dict[str, Any]] = []
 
@@ -87,13 +87,17 @@ def updates_taken(model: keras.Model) -> int:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a `metrics.csv`, with numbers for strings; none if it is missing."""
+    """Returns the rows of a `metrics.csv` with its numbers; none if the file is missing.
+
+    Raises:
+        ValueError: If the file is damaged; the message names it.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with naming_damage(path), open(path, newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return [{**row, "epoch": int(row["epoch"]), "updates": int(row["updates"])} for row in rows]
+        return [{**row, "epoch": int(row["epoch"]), "updates": int(row["updates"])} for row in rows]
 
 
 def _last_learning_rate(model: keras.Model, updates: int) -> float:

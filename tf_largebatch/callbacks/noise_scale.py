@@ -15,7 +15,7 @@ import keras
 from tf_largebatch.callbacks.metrics import updates_taken
 from tf_largebatch.core.exclusions import variable_path
 from tf_largebatch.core.noise_scale import simple_noise_scale
-from tf_largebatch.run_directory import replacing
+from tf_largebatch.files import local_path, naming_damage, replacing
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
 
 _COLUMNS = ("update", "variable", "noise_scale", "squared_gradient", "variance")
@@ -72,7 +72,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be at least 0 and below 1, got decay={decay!r}.")
-        self.path = None if path is None else pathlib.Path(path)
+        self.path = None if path is None else local_path(path)
         self.decay = decay
         self._averages: NoiseScaleAverages | None = None
         self._stays = False
@@ -88,7 +88,8 @@ class GradientNoiseScale(keras.callbacks.Callback):
         self.model.make_train_function(force=True)
         if self.path is not None:
             update = updates_taken(self.model)
-            kept = [row for row in _read_rows(self.path) if int(row[0]) <= update]
+            with naming_damage(self.path):
+                kept = [row for row in _read_rows(self.path) if int(row[0]) <= update]
             with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
                 csv.writer(file).writerows([_COLUMNS, *kept])
 
@@ -152,7 +153,8 @@ def _quotient(gradient: float, trace: float) -> NoiseScale:
 
 def read_noise_scales(path: str | os.PathLike[str]) -> list[tuple[int, str, NoiseScale]]:
     """The rows of a CSV file that `GradientNoiseScale` wrote: update, variable, and its noise scale."""
-    return [(int(update), name, NoiseScale(*map(float, rest))) for update, name, *rest in _read_rows(path)]
+    with naming_damage(path):
+        return [(int(update), name, NoiseScale(*map(float, rest))) for update, name, *rest in _read_rows(path)]
 
 
 def _read_rows(path: str | os.PathLike[str]) -> list[list[str]]:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tf_largebatch import run_directory
 from tf_largebatch.callbacks.layerwise_rates import read_layerwise_rates
 from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.callbacks.noise_scale import readable_noise_scale
+from tf_largebatch.files import replacing
+from tf_largebatch.plots.run_files import CURVES, LAYERWISE_RATES, METRICS
 
 # Okabe and Ito's blue, vermillion and bluish green: told apart under every common colour blindness.
 _TRAIN, _EVALUATION, _ADVERSARIAL, _OTHER = "#0072B2", "#D55E00", "#009E73", "#333333"
@@ -40,10 +41,10 @@ def plot_curves(
         ValueError: If the directory holds no metrics.
     """
     output_dir = pathlib.Path(output_dir)
-    rows = read_metrics(output_dir / run_directory.METRICS)
+    rows = read_metrics(output_dir / METRICS)
     if not rows:
-        raise ValueError(f"output_dir must hold a {run_directory.METRICS}; received {str(output_dir)!r}.")
-    updates, names, rates = read_rate_table(output_dir / run_directory.LAYERWISE_RATES)
+        raise ValueError(f"output_dir must hold a {METRICS}; received {str(output_dir)!r}.")
+    updates, names, rates = read_rate_table(output_dir / LAYERWISE_RATES)
 
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,8 +60,8 @@ def plot_curves(
             top, bottom = np.asarray(figure.subfigures(2, 1, height_ratios=[4.2, height]))
             draw_rates(bottom, updates, names, rates)
         _draw_metrics(top, rows, evaluation, batch_size)
-        path = output_dir / run_directory.CURVES
-        with run_directory.replacing(path) as temporary:
+        path = output_dir / CURVES
+        with replacing(path) as temporary:
             figure.savefig(temporary, dpi=120)
     return path
 

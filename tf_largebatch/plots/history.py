@@ -8,9 +8,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tf_largebatch import run_directory
 from tf_largebatch.callbacks.metrics import read_metrics
+from tf_largebatch.files import replacing
 from tf_largebatch.plots.curves import choose_scale, draw_rates, map_height, read_rate_table, style
+from tf_largebatch.plots.run_files import LAYERWISE_RATES, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +65,7 @@ def plot_history(
     tables = {}
     for label, run in runs.items():
         if layerwise_rates and isinstance(run, str | os.PathLike):
-            updates, names, rates = read_rate_table(pathlib.Path(run) / run_directory.LAYERWISE_RATES)
+            updates, names, rates = read_rate_table(pathlib.Path(run) / LAYERWISE_RATES)
             if len(names):
                 tables[label] = (updates, names, rates)
     shown = _shown(curves, metrics)
@@ -87,7 +88,7 @@ def plot_history(
         for part, (label, table) in zip(parts, tables.items(), strict=True):
             draw_rates(part, *table, label=label, limits=limits)
         if path is not None:
-            with run_directory.replacing(path) as temporary:
+            with replacing(path) as temporary:
                 figure.savefig(temporary, dpi=120)
     return figure
 
@@ -100,11 +101,11 @@ def _is_curves(mapping: Mapping[str, Any]) -> bool:
 def _curves(run: Any) -> dict[str, tuple[list[float], list[float]]]:
     """`{metric: (epochs, values)}` of one run."""
     if isinstance(run, str | os.PathLike):
-        rows = read_metrics(pathlib.Path(run) / run_directory.METRICS)
-        if not rows and not (pathlib.Path(run) / run_directory.LAYERWISE_RATES).exists():
+        rows = read_metrics(pathlib.Path(run) / METRICS)
+        if not rows and not (pathlib.Path(run) / LAYERWISE_RATES).exists():
             raise ValueError(
-                f"`history`: the directory {os.fspath(run)!r} must hold a {run_directory.METRICS} or a "
-                f"{run_directory.LAYERWISE_RATES}; it holds neither."
+                f"`history`: the directory {os.fspath(run)!r} must hold a {METRICS} or a "
+                f"{LAYERWISE_RATES}; it holds neither."
             )
         names = [name for name in (rows[0] if rows else {}) if name not in _NOT_CURVES]
         return {name: ([row["epoch"] for row in rows], [row[name] for row in rows]) for name in names}

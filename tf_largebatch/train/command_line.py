@@ -10,8 +10,8 @@ from typing import Any
 
 from absl import flags, logging
 
-from tf_largebatch import run_directory
 from tf_largebatch.callbacks import TrainingDiverged
+from tf_largebatch.train import run_directory
 from tf_largebatch.train.config import TrainConfig
 from tf_largebatch.train.run import execute, prepare
 

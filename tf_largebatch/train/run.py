@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_largebatch import data, models, run_directory
+from tf_largebatch import data, models
 from tf_largebatch.callbacks import (
     AdversarialPictures,
     GradientNoiseScale,
@@ -29,8 +29,9 @@ from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.callbacks.noise_scale import readable_noise_scale
 from tf_largebatch.distribute import fit as distributed_fit
 from tf_largebatch.distribute import strategies
+from tf_largebatch.files import replacing, write_json
 from tf_largebatch.norms import KERAS, check_supported
-from tf_largebatch.train import adversarial
+from tf_largebatch.train import adversarial, run_directory
 from tf_largebatch.train.config import (
     LAYERWISE,
     TrainConfig,
@@ -188,7 +189,7 @@ def _execute(run: Run) -> Result:
     config, dataset, output_dir = run.config, run.dataset, run.output_dir
     steps = run.steps_per_epoch
     if not config.resume:
-        run_directory.write_json(output_dir / run_directory.CONFIG, _description(run))
+        write_json(output_dir / run_directory.CONFIG, _description(run))
     _say(run)
     callbacks: list[keras.callbacks.Callback] = [] if run.noise_scale is None else [run.noise_scale]
     callbacks.append(MetricsRecorder(output_dir / run_directory.METRICS, images_per_epoch=steps * config.batch_size))
@@ -276,9 +277,9 @@ def _finish(run: Run) -> Result:
     if result.complete:
         # Without the optimizer, whose class a program that only imports keras would not know.
         bare = keras.Model(inner.input, inner.output, name=inner.name)
-        with run_directory.replacing(output_dir / run_directory.FINAL_MODEL) as temporary:
+        with replacing(output_dir / run_directory.FINAL_MODEL) as temporary:
             bare.save(temporary)
-        run_directory.write_json(output_dir / run_directory.RESULT, dataclasses.asdict(result))
+        write_json(output_dir / run_directory.RESULT, dataclasses.asdict(result))
     else:
         print(f"stopped after epoch {result.epochs} of {config.epochs}: --resume continues {output_dir}")
     print(

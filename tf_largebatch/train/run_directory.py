@@ -13,47 +13,22 @@ result.json            the accuracy reached, when the run is complete
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from tf_largebatch.files import read_json
+from tf_largebatch.plots.run_files import CURVES, LAYERWISE_RATES, METRICS
+
+__all__ = ["CURVES", "LAYERWISE_RATES", "METRICS"]
 CONFIG = "config.json"
-METRICS = "metrics.csv"
-LAYERWISE_RATES = "layerwise_rates.csv"
 NOISE_SCALES = "noise_scales.csv"
-CURVES = "curves.png"
 PICTURES = "adversarial.png"
 CHECKPOINTS = "checkpoints"
 FINAL_MODEL = "final.keras"
 RESULT = "result.json"
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields a temporary path; it becomes `path` at the end of a block that raised nothing.
-
-    Whatever stops the process, `path` holds its old content or its new content, never a part of it.
-
-    Args:
-        path: The file to write. The temporary name keeps its suffix.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_arguments(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -67,7 +42,7 @@ def read_arguments(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
         raise ValueError(
             f"output_dir must hold a run's {CONFIG} to resume from; received output_dir={str(output_dir)!r}."
         )
-    return json.loads(path.read_text())["arguments"]
+    return read_json(path)["arguments"]
 
 
 def check_new(output_dir: str | os.PathLike[str]) -> None:

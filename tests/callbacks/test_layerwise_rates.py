@@ -1,0 +1,51 @@
+"""The CSV file of the layer-wise rates."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from tf_largebatch import LARS
+from tf_largebatch.callbacks import LayerwiseRateRecorder
+from tf_largebatch.callbacks.layerwise_rates import read_layerwise_rates
+
+
+def small_model(optimizer, units=3):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(units, name="d")])
+    model.compile(optimizer, "mse")
+    return model
+
+
+def fit(model, epochs=2, callbacks=(), units=3):
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    y = np.ones((12, units), "float32")
+    model.fit(x, y, batch_size=4, epochs=epochs, verbose=0, shuffle=False, callbacks=list(callbacks))
+    return model
+
+
+@pytest.mark.parametrize(("every", "updates"), [("epoch", [3, 6]), (2, [1, 2, 4, 6]), (1, [1, 2, 3, 4, 5, 6])])
+def test_layerwise_rates_are_recorded(every, updates, tmp_path):
+    optimizer = LARS(0.1)
+    fit(small_model(optimizer), callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv", every)])
+    records = read_layerwise_rates(tmp_path / "rates.csv")
+    assert [update for update, name, *_ in records if name.endswith("d/kernel")] == updates
+    kernel, bias = optimizer.layerwise_rates()
+    assert records[-2][1:] == (kernel, optimizer.layerwise_rates()[kernel], optimizer.gradient_norms()[kernel])
+    assert records[-1][1:] == (bias, "", "")
+    assert optimizer.adapted_tensors() == [kernel]
+
+
+def test_a_record_cut_short_is_left_out(tmp_path):
+    fit(small_model(LARS(0.1)), callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv")])
+    whole = read_layerwise_rates(tmp_path / "rates.csv")
+    with open(tmp_path / "rates.csv", "a") as file:
+        file.write("7,d/kern")
+    assert read_layerwise_rates(tmp_path / "rates.csv") == whole
+
+
+def test_recorders_refuse_what_they_cannot_record(tmp_path):
+    with pytest.raises(ValueError, match="must be a positive integer or 'epoch'; received every=0"):
+        LayerwiseRateRecorder(tmp_path / "rates.csv", 0)
+    with pytest.raises(ValueError, match=r"(?i)must have layer-wise rates, as CLARS and LARS do; received sgd"):
+        fit(small_model("sgd"), callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv")])
