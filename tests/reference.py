@@ -1,8 +1,9 @@
 """LARS and CLARS in NumPy float64, one line of code for each line of the equations.
 
 s_k     mean of the per-example gradient norms (CLARS), ||g_k|| (LARS)
-rate_k  = eta * ||w_k|| / (s_k + epsilon), at most max_rate; 1 for excluded tensors and for zero norms
-g_k     = gradient + lambda * w_k
+rate_k  = min(eta * ||w_k|| / (s_k + epsilon), max_rate); 1 for excluded tensors;
+          0 where s_k = 0; else min(1, max_rate) where ||w_k|| = 0
+g_k     = gradient + lambda * w_k; under popular momentum LARS's norm is 0 where the gradient is
 
 classic momentum:   v <- beta * v + lr * rate_k * g_k ;   w <- w - v
 popular momentum:   v <- beta * v + g_k ;                 w <- w - lr * rate_k * v
@@ -42,11 +43,17 @@ class Reference:
             g = g + self.decay * self.w
         weight_norm = np.sqrt((self.w**2).sum())
         self.norm = np.sqrt((g**2).sum()) if s is None else s
+        if not self.classic and self.beta and not np.any(gradient):
+            self.norm = 0.0
         self.rate = 1.0
-        if self.adapted and weight_norm > 0 and self.norm > 0:
-            self.rate = self.eta * weight_norm / (self.norm + self.epsilon)
-            if self.max_rate is not None:
-                self.rate = min(self.rate, self.max_rate)
+        if self.adapted:
+            cap = np.inf if self.max_rate is None else self.max_rate
+            if self.norm == 0:
+                self.rate = 0.0
+            elif weight_norm == 0:
+                self.rate = min(1.0, cap)
+            else:
+                self.rate = min(self.eta * weight_norm / (self.norm + self.epsilon), cap)
         if self.classic:
             self.v = self.beta * self.v + self.lr * self.rate * g
             update = self.beta * self.v + self.lr * self.rate * g if self.nesterov else self.v

@@ -22,10 +22,17 @@ def test_cap_limits_only_larger_rates():
     assert rate(3.0, 0.5, max_rate=5.0) == 2.0
 
 
-@pytest.mark.parametrize("norms", [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
 @pytest.mark.parametrize("epsilon", [0.25, 0.0])
-def test_zero_norms_give_rate_one_which_no_cap_lowers(norms, epsilon):
-    assert rate(*norms, epsilon=epsilon, max_rate=0.1) == 1.0
+@pytest.mark.parametrize("max_rate, start", [(None, 1.0), (0.125, 0.125), (3.0, 1.0)])
+def test_zero_weights_start_at_the_plain_learning_rate_or_the_cap(epsilon, max_rate, start):
+    assert rate(0.0, 1.0, epsilon=epsilon, max_rate=max_rate) == start
+
+
+@pytest.mark.parametrize("weight_norm", [0.0, 1.0])
+@pytest.mark.parametrize("epsilon", [0.25, 0.0])
+@pytest.mark.parametrize("max_rate", [None, 0.1])
+def test_a_zero_gradient_norm_gives_rate_zero(weight_norm, epsilon, max_rate):
+    assert rate(weight_norm, 0.0, epsilon=epsilon, max_rate=max_rate) == 0.0
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -37,8 +44,8 @@ def test_a_norm_that_is_not_finite_gives_nan(bad, other, max_rate):
 
 
 def test_packed_norms_are_treated_one_by_one():
-    packed = rates.layerwise_rate(tf.constant([2.0, 0, 1]), tf.constant([1, 1, np.inf]), 0.5, 0.0)
-    np.testing.assert_array_equal(packed, [1.0, 1.0, np.nan])
+    packed = rates.layerwise_rate(tf.constant([4.0, 0, 1, 1]), tf.constant([1, 1, np.inf, 0]), 0.5, 0.0)
+    np.testing.assert_array_equal(packed, [2.0, 1.0, np.nan, 0.0])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])

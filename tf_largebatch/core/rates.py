@@ -1,4 +1,4 @@
-"""Layer-wise learning rates of LARS and CLARS: one formula, two gradient norms.
+"""The layer-wise rate of LARS and CLARS: one formula for two gradient norms.
 
 Sources: You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", arXiv 1708.03888 (LARS);
 Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup", arXiv 2002.01576 (CLARS).
@@ -13,7 +13,7 @@ from keras import ops
 
 
 def compute_dtype(dtype: Any) -> str:
-    """The dtype in which norms, rates and the update of a variable of `dtype` are computed.
+    """Returns the dtype in which norms, rates and the update of a variable of `dtype` are computed.
 
     Args:
         dtype: Dtype of the variable, as a string or a backend's dtype.
@@ -26,7 +26,7 @@ def compute_dtype(dtype: Any) -> str:
 
 
 def l2_norm(tensor: Any) -> Any:
-    """Euclidean norm of all entries, `sqrt(sum x^2)`.
+    """Returns the Euclidean norm of all entries, `sqrt(sum x^2)`.
 
     Args:
         tensor: Dense tensor or variable of any shape and floating dtype.
@@ -45,15 +45,25 @@ def layerwise_rate(
     epsilon: float,
     max_rate: float | None = None,
 ) -> Any:
-    """The factor by which one tensor's learning rate is multiplied.
+    """Returns the factor by which one tensor's learning rate is multiplied.
 
         rate = min(eta * weight_norm / (gradient_norm + epsilon), max_rate)
-        rate = 1      if weight_norm = 0 or gradient_norm = 0
-        rate = NaN    if weight_norm or gradient_norm is NaN or infinite
+        rate = min(1, max_rate)   if weight_norm = 0 and gradient_norm > 0
+        rate = 0                  if gradient_norm = 0
+        rate = NaN                if weight_norm or gradient_norm is NaN or infinite
 
-    The first exception lets weights that start at zero move at the plain learning rate, as in LARS; the
-    cap does not apply to it. The second keeps a broken step visible: an infinite norm would otherwise
-    give rate 0, and a cap can turn a NaN into a number.
+    The exceptions have these reasons:
+
+    * Weights of norm 0 would never move at the rate of the first line. They start at the plain learning rate, as in
+      LARS's implementations, or at the cap where it is lower. (The code released with the CLARS paper has
+      `min(||grad|| / s, max_rate)` here, which costs another pass over every gradient; `||grad|| / s` is at most 1.)
+    * At gradient norm 0 the first line gives the meaningless `eta * weight_norm / epsilon`, and the gradient asks for
+      no step. With rate 0, as in the released code, classic momentum adds nothing to the velocity and moves on by what
+      it holds, which earlier rates have scaled; popular momentum, which scales the whole velocity by the present
+      rate, stands still and keeps the velocity for the next step. With rate 1 it would move by the learning rate times
+      the velocity, hundreds of times a usual step.
+    * A norm that is not finite must stay visible: an infinite one would give rate 0, and a cap can turn NaN into a
+      number.
 
     Args:
         weight_norm: `||w_k||`, scalar or any shape, floating.
@@ -66,9 +76,11 @@ def layerwise_rate(
         The rate, in the shape and dtype of the norms.
     """
     rate = eta * weight_norm / (gradient_norm + epsilon)
+    start = 1.0
     if max_rate is not None:
         rate = ops.minimum(rate, max_rate)
-    adapts = ops.logical_and(weight_norm > 0, gradient_norm > 0)
+        start = min(start, max_rate)
+    rate = ops.where(weight_norm > 0, rate, ops.full_like(rate, start))
+    rate = ops.where(gradient_norm > 0, rate, ops.zeros_like(rate))
     finite = ops.logical_and(ops.isfinite(weight_norm), ops.isfinite(gradient_norm))
-    rate = ops.where(adapts, rate, ops.ones_like(rate))
     return ops.where(finite, rate, ops.full_like(rate, float("nan")))

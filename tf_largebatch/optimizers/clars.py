@@ -33,8 +33,9 @@ class CLARS(NormSource, LayerwiseOptimizer):
     `w <- w - learning_rate * rate * (g + momentum * v)`. The rate is that of LARS times `||grad|| / s`, small
     where examples disagree, which is what a warmup imitates: CLARS is meant to be run without one.
 
-    `s` is measured before clipping and without weight decay. A tensor whose weights or norm `s` are zero has
-    rate 1, so that zero-initialised weights move. A NaN or infinite norm makes the rate and the update NaN.
+    `s` is measured before clipping and without weight decay. A tensor has rate 0 in a step in which `s` is 0: classic
+    momentum then moves on by the velocity it has, popular momentum stands still. While its weights are all 0 it has
+    rate 1, or `max_rate` if that is lower, so that zero-initialised weights start to move. A NaN or infinite norm makes the rate and the update NaN.
     Norms are Euclidean; they, the rates and the update are computed in float32 at least.
 
     Source: Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup", 2020, arXiv 2002.01576 (AAAI 2021 as

@@ -24,8 +24,10 @@ class LARS(LayerwiseOptimizer):
         popular momentum:   v <- momentum * v + g ;                          w <- w - learning_rate * rate * v
 
     With `nesterov` the last step becomes `w <- w - (momentum * v + learning_rate * rate * g)` and
-    `w <- w - learning_rate * rate * (g + momentum * v)`. A tensor whose weights or gradient are all zero has
-    rate 1, so that zero-initialised weights move. A NaN or infinite norm makes the rate and the update NaN.
+    `w <- w - learning_rate * rate * (g + momentum * v)`. A tensor has rate 0 in a step in which `||g||`
+    is 0, and with popular momentum also where `||grad||` is: classic momentum then moves on by the velocity it has,
+    popular momentum stands still. While its weights are all 0 it has rate 1, or `max_rate` if that is lower, so that
+    zero-initialised weights start to move. A NaN or infinite norm makes the rate and the update NaN.
     Norms are Euclidean; they, the rates and the update are computed in float32 at least.
 
     Source: You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017, arXiv 1708.03888,

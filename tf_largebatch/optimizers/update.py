@@ -118,11 +118,15 @@ class LayerwiseUpdate:
         through_velocity = (
             fast and not self.nesterov and self.momentum >= update_kernels.SMALLEST_MOMENTUM_TO_DECAY_BY
         ) and not (self._adapted[index] and gradient_norm is None)
+        undecayed = gradient
         if decay and not through_velocity:
             gradient = gradient + decay * weight
         rate, norm = 1.0, ABSENT
         if self._adapted[index]:
             norm = update_kernels.l2_norm(gradient) if gradient_norm is None else tf.cast(gradient_norm, dtype)
+            if decay and gradient_norm is None and self.momentum and not self.classic_momentum:
+                # Else the rate of a step without gradient would be eta / decay, and that of the whole velocity.
+                norm = tf.where(update_kernels.l2_norm(undecayed) == 0, tf.zeros_like(norm), norm)
             rate = rates.layerwise_rate(update_kernels.l2_norm(weight), norm, self.eta, self.epsilon, self.max_rate)
             step_size = step_size * rate
         velocity = self._velocities[index] if self.momentum else None
