@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 from layerwise_cases import SHAPES, variables
 
-from tf_largebatch.core.exclusions import Exclusion, select, variable_path
+from tf_largebatch.core.exclusions import Exclusion, select
+from tf_largebatch.core.paths import variable_path
 
 PATHS = list(SHAPES)
 

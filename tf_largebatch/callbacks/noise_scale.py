@@ -13,8 +13,8 @@ from typing import Any
 import keras
 
 from tf_largebatch.callbacks.metrics import updates_taken
-from tf_largebatch.core.exclusions import variable_path
 from tf_largebatch.core.noise_scale import simple_noise_scale
+from tf_largebatch.core.paths import variable_path
 from tf_largebatch.files import local_path, naming_damage, replacing
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
 

@@ -13,10 +13,7 @@ from typing import Any
 
 import keras
 
-
-def variable_path(variable: Any) -> str:
-    """The path of a Keras variable, or the name of a variable that has none, without its `":0"`."""
-    return getattr(variable, "path", None) or variable.name.split(":")[0]
+from tf_largebatch.core.paths import variable_path
 
 
 def select(variables: Sequence[Any], exclude: Any, argument: str = "exclude") -> tuple[bool, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms.per_example import as_loss, restored, state_of, undivided
 from tf_largebatch.norms.registry import own_trainable_variables
 

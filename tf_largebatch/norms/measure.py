@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms.backward import Backward
 from tf_largebatch.norms.intercept import recording
 from tf_largebatch.norms.recorder import (

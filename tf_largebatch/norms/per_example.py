@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms.measure import measure
 from tf_largebatch.norms.registry import KERAS, Registry
 

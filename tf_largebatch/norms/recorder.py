@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms.shapes import Size, of_examples, static_or_dynamic_size
 
 Variable = Any  # a keras.Variable, a tf_keras variable or a tf.Variable

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.core.paths import variable_path
 
 Rule = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_largebatch.core import rates
-from tf_largebatch.core.exclusions import variable_path
+from tf_largebatch.core.paths import variable_path
 from tf_largebatch.optimizers.replica_local import Norms, ReplicaLocal, measured_norms
 
 _NORM_SOURCES = ("auto", "per_example", "replica")

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from tf_largebatch.core import momentum as momentum_steps
 from tf_largebatch.core import rates
-from tf_largebatch.core.exclusions import Exclusion, variable_path
+from tf_largebatch.core.exclusions import Exclusion
+from tf_largebatch.core.paths import variable_path
 from tf_largebatch.optimizers import update_kernels
 
 # In the packed variables: this tensor was not updated, or has no norm. No rate or norm is negative.
