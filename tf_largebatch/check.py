@@ -1,12 +1,16 @@
-"""One way to refuse an argument: its name, the rule it breaks, the value received, and the remedy."""
+"""The one way to refuse an argument: its name, the rule that it breaks, the value received, and the remedy."""
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 
 def message(name: str, rule: str, value: Any, remedy: str = "") -> str:
-    """The sentence of a refusal.
+    """Returns the sentence of a refusal.
 
     Args:
         name: Name of the argument, flag or field, as the user writes it.
@@ -26,3 +30,39 @@ def require(
     """Raises `error` with `message(name, rule, value, remedy)` unless the condition holds."""
     if not condition:
         raise error(message(name, rule, value, remedy))
+
+
+def plain(value: Any) -> Any:
+    """Returns NumPy's scalars and arrays without axes as numbers of Python, which JSON holds; other values as given."""
+    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
+    return value.item() if scalar else value
+
+
+def number(name: str, value: Any, within: Callable[[float], bool], rule: str, remedy: str = "") -> float:
+    """Returns a real number, NumPy's included, as a float.
+
+    Args:
+        name: Name of the argument.
+        value: What was received.
+        within: Whether a number is in the argument's range; NaN must not be.
+        rule: The range in words, to follow "must be".
+        remedy: As in `message`.
+
+    Raises:
+        ValueError: If the value is not a number, a truth value, or outside the range.
+    """
+    found = plain(value)
+    is_number = isinstance(found, numbers.Real) and not isinstance(found, bool)
+    require(is_number and within(float(found)), name, found, rule, remedy)
+    return float(found)
+
+
+def flag(name: str, value: Any) -> bool:
+    """Returns a truth value, NumPy's, 0 and 1 included, as a bool.
+
+    Raises:
+        ValueError: If the value is anything else: the text "False", for one, would count as true.
+    """
+    found = plain(value)
+    require(isinstance(found, bool | int) and found in (False, True), name, found, "True or False")
+    return bool(found)

@@ -47,8 +47,13 @@ def test_layers_below_a_zero_head_start_with_the_second_step(cls):
 @pytest.mark.parametrize("classic, nesterov", [(True, False), (True, True), (False, False), (False, True)])
 @pytest.mark.parametrize(
     "arguments, dtype",
-    [({}, "float32"), ({"max_rate": 0.1, "weight_decay_rate": 0.05}, "float32"), ({"jit_compile": True}, "float32")]
-    + [({}, "float16"), ({"max_rate": 0.1}, "float64")],
+    [
+        ({}, "float32"),
+        ({"max_rate": 0.1, "weight_decay_rate": 0.05}, "float32"),
+        ({"jit_compile": True}, "float32"),
+        ({}, "float16"),
+        ({"max_rate": 0.1}, "float64"),
+    ],
     ids=str,
 )
 def test_a_step_without_gradient_makes_no_leap(cls, classic, nesterov, arguments, dtype):

@@ -35,8 +35,9 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
     `s` is measured before clipping and without weight decay. A tensor has rate 0 in a step in which `s` is 0: classic
     momentum then moves on by the velocity it has, popular momentum stands still. While its weights are all 0 it has
-    rate 1, or `max_rate` if that is lower, so that zero-initialised weights start to move. A NaN or infinite norm makes the rate and the update NaN.
-    Norms are Euclidean; they, the rates and the update are computed in float32 at least.
+    rate 1, or `max_rate` if that is lower, so that zero-initialised weights start to move. A NaN or infinite norm
+    makes the rate and the update NaN. Norms are Euclidean; they, the rates and the update are computed in float32 at
+    least.
 
     Source: Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup", 2020, arXiv 2002.01576 (AAAI 2021 as
     "Large Batch Optimization for Deep Learning Using New Complete Layer-Wise Adaptive Rate Scaling"). The
