@@ -1,4 +1,4 @@
-"""The sets of batch normalisations: twins that are equal, found everywhere, and stand in without a trace."""
+"""Auxiliary batch normalization: equal to the main layers at first, found at any depth, and gone after use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from conadv_cases import SHAPE, images, nested, network, subclassed
 from keras import layers as L
 
-from tf_largebatch.conadv.auxiliary_batch_norm import BatchNormSet, batch_normalizations
+from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
 
 # Keras has it from 3.13 on.
 RENORM = {"renorm": True} if "renorm" in inspect.signature(L.BatchNormalization).parameters else {}
@@ -22,10 +22,10 @@ class Doubling(L.BatchNormalization):
         return 2 * super().call(inputs, training=training, mask=mask)
 
 
-def twins_of(model):
-    bn_set = BatchNormSet("wrapper/adversarial", name="adversarial")
-    bn_set.create(model)
-    return bn_set
+def auxiliary_of(model):
+    auxiliary_norms = AuxiliaryBatchNorms("wrapper/adversarial", name="adversarial")
+    auxiliary_norms.create(model)
+    return auxiliary_norms
 
 
 def test_found_wherever_they_are():
@@ -47,64 +47,64 @@ def test_found_wherever_they_are():
         lambda: Doubling(),
     ],
 )
-def test_a_twin_is_its_main_again(layer):
+def test_an_auxiliary_layer_equals_its_main_layer(layer):
     model = keras.Sequential([keras.Input(SHAPE), layer()], name="net")
     main = model.layers[0]
     rng = np.random.default_rng(0)
     main.set_weights([rng.uniform(1, 2, w.shape) for w in main.get_weights()])
-    bn_set = twins_of(model)
-    bn_set.equal_to_main()
-    (twin,) = bn_set.twins
-    assert type(twin) is type(main) and twin.get_config() == main.get_config()
-    assert [f"wrapper/adversarial/{v.path}" for v in main.weights] == [v.path for v in twin.weights]
+    auxiliary_norms = auxiliary_of(model)
+    auxiliary_norms.copy_from_main()
+    (auxiliary,) = auxiliary_norms.layers
+    assert type(auxiliary) is type(main) and auxiliary.get_config() == main.get_config()
+    assert [f"wrapper/adversarial/{v.path}" for v in main.weights] == [v.path for v in auxiliary.weights]
     x = images()[0]
     for training in (False, True):
-        with bn_set.standing_in():
+        with auxiliary_norms.intercept():
             found = model(x, training=training)
         before = main.get_weights()
         np.testing.assert_array_equal(found, model(x, training=training))
     assert "call" not in vars(main)
-    # The second training pass moved the main's averages, the first one the twin's: equally.
-    for a, b, old in zip(main.get_weights(), twin.get_weights(), before, strict=True):
+    # The second training pass moved the main's averages, the first one the auxiliary layer's, equally.
+    for a, b, old in zip(main.get_weights(), auxiliary.get_weights(), before, strict=True):
         np.testing.assert_array_equal(a, b)
         assert a.shape == old.shape
 
 
-def test_standing_in_moves_the_twins_alone_and_ends_with_an_error_too():
+def test_intercept_moves_the_auxiliary_averages_only_and_ends_after_an_error_too():
     model = nested()
-    bn_set = twins_of(model)
+    auxiliary_norms = auxiliary_of(model)
     before = [w.copy() for w in model.get_weights()]
-    with bn_set.standing_in():
+    with auxiliary_norms.intercept():
         model(images()[0], training=True)
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert all(np.abs(twin.moving_mean.numpy()).max() > 0 for twin in bn_set.twins)
-    with pytest.raises(RuntimeError, match="on purpose"), bn_set.standing_in():
+    assert all(np.abs(layer.moving_mean.numpy()).max() > 0 for layer in auxiliary_norms.layers)
+    with pytest.raises(RuntimeError, match="on purpose"), auxiliary_norms.intercept():
         raise RuntimeError("on purpose")
     assert all("call" not in vars(layer) for layer in batch_normalizations(model))
 
 
 def test_the_distance():
     model = network()
-    bn_set = twins_of(model)
-    (main,), (twin,) = batch_normalizations(model), bn_set.twins
-    bn_set.equal_to_main()
-    assert float(bn_set.distance()) == 0.0
+    auxiliary_norms = auxiliary_of(model)
+    (main,), (auxiliary,) = batch_normalizations(model), auxiliary_norms.layers
+    auxiliary_norms.copy_from_main()
+    assert float(auxiliary_norms.distance()) == 0.0
     main.moving_variance.assign(np.full(4, 4.0))
-    twin.moving_variance.assign(np.full(4, 9.0))
-    twin.moving_mean.assign([0.0, 1.0, 2.0, 3.0])
+    auxiliary.moving_variance.assign(np.full(4, 9.0))
+    auxiliary.moving_mean.assign([0.0, 1.0, 2.0, 3.0])
     # Means 0, 1, 2, 3 and deviations 3 - 2 apart, in units of 2.
     expected = np.sqrt(((0 + 1 + 4 + 9) / 4 + 1) / (4 + main.epsilon))
-    np.testing.assert_allclose(float(bn_set.distance()), expected, rtol=1e-6)
-    assert float(twins_of(network(False)).distance()) == 0.0
+    np.testing.assert_allclose(float(auxiliary_norms.distance()), expected, rtol=1e-6)
+    assert float(auxiliary_of(network(False)).distance()) == 0.0
 
 
-def test_the_twins_freeze_with_their_mains():
+def test_auxiliary_layers_freeze_with_their_main_layers():
     model = nested()
-    bn_set = twins_of(model)
+    auxiliary_norms = auxiliary_of(model)
     model.trainable = False
-    bn_set.follow_trainable()
-    assert not bn_set.trainable_variables
+    auxiliary_norms.follow_trainable()
+    assert not auxiliary_norms.trainable_variables
     model.trainable = True
-    bn_set.follow_trainable()
-    assert len(bn_set.trainable_variables) == 4
+    auxiliary_norms.follow_trainable()
+    assert len(auxiliary_norms.trainable_variables) == 4

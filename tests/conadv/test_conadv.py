@@ -33,7 +33,7 @@ def test_without_a_perturbation_it_is_clean_training_on_doubled_batches(batch_no
     # Six updates of float32 sums in another order.
     assert_close(model.model, doubled.model, rtol=1e-4, atol=1e-5)
     if batch_norm:
-        for twin, main in model.adversarial_set.substitutes().items():
+        for twin, main in model.adversarial_set.replacements().items():
             for a, b in zip(twin.weights, main.weights, strict=True):
                 np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
 
@@ -46,7 +46,7 @@ def test_kinds_of_models(make, twins):
     history = model.fit(x, y, epochs=2, **FIT).history
     assert np.all(np.isfinite([v for values in history.values() for v in values]))
     assert set(history) == (LOGS if twins else LOGS - {"bn_distance"})
-    replacements = model.adversarial_set.substitutes()
+    replacements = model.adversarial_set.replacements()
     assert len(replacements) == twins and int(model.optimizer.iterations.numpy()) == 6
     for main, twin in replacements.items():
         for a, b in zip(main.weights, twin.weights, strict=True):
@@ -88,7 +88,7 @@ def test_the_main_set_sees_clean_images_only():
         alone = network()
         alone(images_, training=True)
         expected = [layer for layer in alone.layers if isinstance(layer, L.BatchNormalization)]
-        found = model.model.layers if bn_set is None else bn_set.twins
+        found = model.model.layers if bn_set is None else bn_set.layers
         found = [layer for layer in found if isinstance(layer, L.BatchNormalization)]
         for a, b in zip(found[0].weights, expected[0].weights, strict=True):
             np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
@@ -220,7 +220,7 @@ def test_augmentation_by_a_keras_layer_depends_on_the_step_alone():
     histories = [model.fit(x, y, **FIT).history for model in models]
     assert_close(*models)
     assert set(histories[0]) == LOGS | {"augmented_loss"}
-    assert np.abs(models[0].augmented_set.twins[0].weights[0].numpy() - 1).max() > 0
+    assert np.abs(models[0].augmented_set.layers[0].weights[0].numpy() - 1).max() > 0
 
 
 def test_weight_regularisers_count_once():
@@ -261,7 +261,7 @@ def test_frozen_batch_norm_is_frozen_in_all_sets():
         layer.trainable = not isinstance(layer, L.BatchNormalization)
     model = conadv(net)
     model.fit(x, y, **FIT)
-    twin = model.adversarial_set.twins[0]
+    twin = model.adversarial_set.layers[0]
     np.testing.assert_array_equal(twin.gamma.numpy(), 1.0)
     np.testing.assert_array_equal(twin.moving_mean.numpy(), 0.0)
 

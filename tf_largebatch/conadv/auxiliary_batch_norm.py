@@ -1,4 +1,4 @@
-"""Split batch normalisation: a set of batch normalisations of its own for each kind of image a model sees."""
+"""Auxiliary batch normalization: separate batch normalizations for each kind of image that a model sees."""
 
 from __future__ import annotations
 
@@ -14,92 +14,101 @@ from tf_largebatch.norms.intercept import intercept
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """The batch normalisations of a model, however deep they are nested."""
+    """Returns the batch normalizations of a model, at any depth of nesting."""
     return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
 
 
-class BatchNormSet(keras.layers.Layer):
-    """A twin for every batch normalisation of a model: its own statistics, gamma and beta, everything else shared.
+class AuxiliaryBatchNorms(keras.layers.Layer):
+    """Holds an auxiliary copy of every batch normalization of a model: own statistics, gamma and beta.
 
-    The model is not changed. While a pass runs inside `intercept`, each batch normalisation's `call` is that of its
-    twin; before and after it is its own. The twins belong to this layer, which the wrapper tracks, so that they are
-    trained and saved with the wrapper, and not with the model.
+    Within `intercept`, each batch normalization of the model computes with its auxiliary layer; all other weights are
+    shared. The model itself is not changed. The auxiliary layers belong to this layer, which the wrapper tracks, so
+    they are trained and saved with the wrapper and not with the model.
 
     Source: Xie, Tan, Gong, Wang, Yuille, Le, "Adversarial Examples Improve Image Recognition", arXiv 1911.09665
     (AdvProp), the auxiliary batch norm.
 
     Args:
-        prefix: first parts of the twins' paths; the path of the batch normalisation that each stands for follows, so
-            that a pattern which excludes one from an optimizer's layer adaptation excludes the other.
-        name: the layer's name.
+        prefix: First parts of the auxiliary layers' paths. The path of the batch normalization that each one stands in
+            for follows, so a pattern that excludes one from an optimizer's layer adaptation also excludes the other.
+        name: The layer's name.
+
+    Attributes:
+        layers: The auxiliary batch normalizations, in the order of `batch_normalizations(model)`.
     """
 
     def __init__(self, prefix: str, name: str) -> None:
         super().__init__(name=name)
         self._prefix = prefix
-        # Past Keras's tracking: the twins have attributes of their own, and the model's layers are no part of this one.
-        object.__setattr__(self, "twins", [])
-        object.__setattr__(self, "_mains", [])
+        # Not tracked by Keras: the auxiliary layers have attributes of their own, and the model's layers are not ours.
+        object.__setattr__(self, "layers", [])
+        object.__setattr__(self, "_main_layers", [])
 
     def create(self, model: keras.Model) -> None:
-        """Makes the twins of a built model's batch normalisations, equal to them."""
+        """Creates an auxiliary layer for each batch normalization of a built model.
+
+        Raises:
+            ValueError: If a batch normalization cannot be made from its `get_config()`.
+        """
         for main in batch_normalizations(model):
-            twin = _cloned(main)
+            auxiliary = _cloned(main)
             parts = [*self._prefix.split("/"), *main.path.split("/")[:-1]]
             with keras.name_scope(parts[-1], override_parent="/".join(parts[:-1])):
-                _build_like(twin, main)
-            # tf.train.Checkpoint finds attributes alone, and nothing in lists.
-            setattr(self, f"twin_{len(self.twins)}", twin)
-            self.twins.append(twin)
-            self._mains.append(main)
+                _build_like(auxiliary, main)
+            # tf.train.Checkpoint follows attributes and does not look into lists.
+            setattr(self, f"auxiliary_{len(self.layers)}", auxiliary)
+            self.layers.append(auxiliary)
+            self._main_layers.append(main)
 
-    def equal_to_main(self) -> None:
-        """Gives every twin the values of the batch normalisation it stands for."""
-        for main, twin in self.substitutes().items():
-            for mine, theirs in zip(twin.weights, main.weights, strict=True):
-                mine.assign(theirs)
+    def copy_from_main(self) -> None:
+        """Copies the weights of the model's batch normalizations into the auxiliary layers."""
+        for main, auxiliary in self.replacements().items():
+            for target, source in zip(auxiliary.weights, main.weights, strict=True):
+                target.assign(source)
 
     def follow_trainable(self) -> None:
-        """Freezes and thaws the twins as the batch normalisations they stand for are."""
-        for main, twin in self.substitutes().items():
-            if twin.trainable != main.trainable:
-                twin.trainable = main.trainable
+        """Freezes and unfreezes the auxiliary layers as the model's batch normalizations are."""
+        for main, auxiliary in self.replacements().items():
+            if auxiliary.trainable != main.trainable:
+                auxiliary.trainable = main.trainable
 
     def replacements(self) -> dict[Any, Any]:
-        """`{batch normalisation: twin}`."""
-        return dict(zip(self._mains, self.twins, strict=True))
+        """Returns `{batch normalization of the model: its auxiliary layer}`."""
+        return dict(zip(self._main_layers, self.layers, strict=True))
 
     @contextlib.contextmanager
     def intercept(self) -> Iterator[None]:
-        """Within it, and on this replica alone, the twins compute in place of the model's batch normalisations."""
+        """Makes the auxiliary layers compute in place of the model's batch normalizations, on this replica only."""
         with contextlib.ExitStack() as stack:
-            for main, twin in self.substitutes().items():
-                stack.enter_context(intercept(main, twin.call))
+            for main, auxiliary in self.replacements().items():
+                stack.enter_context(intercept(main, auxiliary.call))
             yield
 
     def distance(self) -> tf.Tensor:
-        """How far the moving averages have moved apart; see `distance`."""
-        return distance(self.substitutes().items())
+        """Returns how far the moving averages are from the model's own; see the function `distance`."""
+        return distance(self.replacements().items())
 
 
 def distance(pairs: Iterable[tuple[Any, Any]]) -> tf.Tensor:
-    """How far moving averages have moved apart, in standard deviations of the first of each pair.
+    """Measures how far two sets of moving averages are apart, in standard deviations of the first.
 
         d^2 = mean over all channels of ((mean' - mean)^2 + (sd' - sd)^2) / (sd^2 + epsilon)
 
     Args:
-        pairs: batch normalisations and their twins, of either Keras.
+        pairs: Pairs of a batch normalization and its auxiliary layer, of Keras 3 or tf_keras.
 
     Returns:
-        A float32 scalar; 0 without batch normalisations.
+        A float32 scalar; 0 if there are no pairs.
     """
     squares = []
-    for main, twin in pairs:
+    for main, auxiliary in pairs:
         mean, variance = (ops.cast(v, "float32") for v in (main.moving_mean, main.moving_variance))
-        other_mean, other_variance = (ops.cast(v, "float32") for v in (twin.moving_mean, twin.moving_variance))
-        shift = ops.square(other_mean - mean) + ops.square(ops.sqrt(other_variance) - ops.sqrt(variance))
-        squares.append(shift / (variance + main.epsilon))
-    return tf.sqrt(tf.reduce_mean(tf.concat(squares, axis=0))) if squares else tf.zeros(())
+        other_mean, other_variance = (
+            ops.cast(v, "float32") for v in (auxiliary.moving_mean, auxiliary.moving_variance)
+        )
+        difference = ops.square(other_mean - mean) + ops.square(ops.sqrt(other_variance) - ops.sqrt(variance))
+        squares.append(difference / (variance + main.epsilon))
+    return ops.sqrt(ops.mean(ops.concatenate(squares, axis=0))) if squares else ops.zeros((), "float32")
 
 
 def _cloned(main: Any) -> Any:
@@ -107,16 +116,16 @@ def _cloned(main: Any) -> Any:
         return type(main).from_config(main.get_config())
     except TypeError as error:
         raise ValueError(
-            f"Split batch normalisation needs a copy of layer {main.path!r}, and {type(main).__name__} cannot be made "
-            "from its get_config(): give it one that returns all arguments of its constructor."
+            f"Auxiliary batch normalization needs a copy of layer {main.path!r}, and {type(main).__name__} cannot be made "
+            "from its get_config(): let get_config() return all arguments of the constructor."
         ) from error
 
 
-def _build_like(twin: Any, main: Any) -> None:
+def _build_like(auxiliary: Any, main: Any) -> None:
     if main.input_spec is None or not main.input_spec.axes:
-        twin.build_from_config(main.get_build_config())
+        auxiliary.build_from_config(main.get_build_config())
         return
     shape: list[int | None] = [None] * main.input_spec.ndim
     for axis, size in main.input_spec.axes.items():
         shape[axis] = size
-    twin.build(tuple(shape))
+    auxiliary.build(tuple(shape))

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.arguments import check_arguments, plain_range
 from tf_largebatch.conadv.attack import ImageAttack
-from tf_largebatch.conadv.auxiliary_batch_norm import BatchNormSet, batch_normalizations
+from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
 from tf_largebatch.conadv.class_labels import are_sparse, classification_loss
 from tf_largebatch.conadv.pipeline import InFlight, TrainFunction
 from tf_largebatch.conadv.stale_weights import StaleWeights
@@ -55,7 +55,7 @@ class ConAdvModel(StreamsModel):
     Logs of `fit`: `loss` (L and the regularisers), the compiled metrics on the clean images, `clean_loss`,
     `adversarial_loss`, `augmented_loss` (means of L without weight regularisers), `adversarial_accuracy` on the copies
     that were trained on, `perturbation` (mean |x^ - x| in pixels of 255, with "l2" the mean distance) and
-    `bn_distance` (`BatchNormSet.distance`).
+    `bn_distance` (`AuxiliaryBatchNorms.distance`).
 
     The `staleness` copies of the weights, the number of the step and the batch normalisations of the other sets are
     saved with the wrapper. The batch in flight is not: a run that is resumed from the first batch not yet trained on
@@ -174,8 +174,10 @@ class ConAdvModel(StreamsModel):
         self.attack = attack
         self.norm = norm
         self.seed = seed
-        self.adversarial_set = BatchNormSet(f"{self.name}/adversarial", name="adversarial")
-        self.augmented_set = None if augment is None else BatchNormSet(f"{self.name}/augmented", name="augmented")
+        self.adversarial_set = AuxiliaryBatchNorms(f"{self.name}/adversarial", name="adversarial")
+        self.augmented_set = (
+            None if augment is None else AuxiliaryBatchNorms(f"{self.name}/augmented", name="augmented")
+        )
         # Noise asks no weights.
         self.stale = StaleWeights(staleness if attack == "pgd" else 0, prefix=self.name, name="stale")
         self._watch_streams([CLEAN, ADVERSARIAL] if augment is None else [CLEAN, ADVERSARIAL, AUGMENTED])
@@ -362,13 +364,13 @@ class ConAdvModel(StreamsModel):
             self.optimizer.build(self.trainable_variables)
         if int(self.stale.step.numpy()) == 0:
             for bn_set in self._sets():
-                bn_set.equal_to_main()
+                bn_set.copy_from_main()
             self.stale.forget()
 
     def _compiled_loss(self) -> Any:
         return getattr(self, "loss", None) if self.compiled else None
 
-    def _sets(self) -> list[BatchNormSet]:
+    def _sets(self) -> list[AuxiliaryBatchNorms]:
         return [s for s in (self.adversarial_set, self.augmented_set) if s is not None]
 
     def _attacked_variables(self) -> list[Any]:
@@ -415,7 +417,7 @@ class ConAdvModel(StreamsModel):
         def scores(x: tf.Tensor) -> Any:
             with keras.StatelessScope(state), contextlib.ExitStack() as stack:
                 if not main:
-                    stack.enter_context(self.adversarial_set.standing_in())
+                    stack.enter_context(self.adversarial_set.intercept())
                 return self.model(x, training=not main)
 
         loss = classification_loss(self._compiled_loss())

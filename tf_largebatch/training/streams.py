@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_largebatch.conadv.auxiliary_batch_norm import BatchNormSet
+from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms
 from tf_largebatch.conadv.class_labels import to_classes
 from tf_largebatch.norms.shapes import static_or_dynamic_size
 from tf_largebatch.optimizers.replica_local import ReplicaLocal
@@ -26,8 +26,8 @@ class StreamsModel(LargeBatchModel):
     """
 
     adversarial_weight: float
-    adversarial_set: BatchNormSet
-    augmented_set: BatchNormSet | None
+    adversarial_set: AuxiliaryBatchNorms
+    augmented_set: AuxiliaryBatchNorms | None
     _classes: Any
 
     def _watch_streams(self, names: Sequence[str]) -> None:
@@ -77,7 +77,7 @@ class StreamsModel(LargeBatchModel):
             unscaled.append(compute_loss(y_pred, regularizers=name == CLEAN))
             return self.optimizer.scale_loss(weight * unscaled[0])
 
-        replacements = None if bn_set is None else bn_set.substitutes()
+        replacements = None if bn_set is None else bn_set.replacements()
         y_pred, gradients, norms, _ = self._differentiate(x, loss, examples, replacements)
         size = static_or_dynamic_size(x, 0)
         shown = compute_loss(y_pred, regularizers=False) if name == CLEAN else unscaled[0]
