@@ -58,14 +58,14 @@ RESNET = {"task": {"model": {"backbone": {"resnet": {"model_id": 10, "depth_mult
 
 
 def run_main(model_dir, experiment, override, config_file=(), mode="train"):
-    """The command line's status; `override` is a nested mapping."""
-    gin.clear_config()  # the host finalises it in each run
+    """The command line's status; `override` is a nested mapping or the flag's text."""
+    gin.clear_config()  # Model Garden finalises it in each run
     with flagsaver.flagsaver(
         experiment=experiment,
         mode=mode,
         model_dir=str(model_dir),
         config_file=[str(path) for path in config_file],
-        params_override=json.dumps(override),
+        params_override=override if isinstance(override, str) else json.dumps(override),
         enable_async_checkpointing=False,
     ):
         return train.main(["train"])

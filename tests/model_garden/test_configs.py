@@ -128,50 +128,137 @@ def at(path, value):
     return value
 
 
-OPTIMIZER = "trainer.optimizer_config.optimizer"
+OPTIMIZATION = "trainer.optimizer_config"
+OPTIMIZER = f"{OPTIMIZATION}.optimizer"
+RATE = f"{OPTIMIZATION}.learning_rate"
+STEPWISE = {"type": "stepwise", "stepwise": {"boundaries": [3, 5], "values": [1.0, 1.0, 1.0]}}
+DATA = "task.train_data"
+INTEGER = "must be an integer"
+NUMBER = "must be a finite number"
+SECTION = "must be a section with fields of its own"
+
+# field, value, what the message says after the field's name
+REFUSED = [
+    ("task.conadv.epsilom", 4, r"is not a field .*did you mean epsilon"),
+    ("task.trian_data", {}, r"is not a field .*did you mean train_data"),
+    (f"{OPTIMIZER}.clars.etta", 1, r"is not a field .*eta"),
+    # Sections that are null until they are given.
+    (f"{OPTIMIZATION}.ema.avg", 0.5, r"is not a field .*average_decay"),
+    ("task.conadv.augment.typ", "autoaug", r"is not a field .*did you mean type"),
+    # Text, booleans, null and fractions where numbers belong.
+    ("trainer.train_steps", 2.5, INTEGER),
+    ("trainer.train_steps", "ten", INTEGER),
+    ("trainer.steps_per_loop", True, INTEGER),
+    ("trainer.summary_interval", 8.0, INTEGER),
+    (f"{DATA}.global_batch_size", None, INTEGER),
+    ("task.model.num_classes", "ten", INTEGER),
+    ("recipe.train_examples", "many", INTEGER),
+    ("recipe.epochs", float("nan"), NUMBER),
+    (f"{OPTIMIZER}.clars.momentum", "x", NUMBER),
+    (f"{OPTIMIZER}.clars.eta", None, NUMBER),
+    (f"{RATE}.polynomial.power", None, NUMBER),
+    (f"{RATE}.polynomial.initial_learning_rate", "high", NUMBER),
+    ("task.conadv.enabled", "yes", "must be true or false"),
+    ("task.model.input_size", "big", "must be a list of integers"),
+    (f"{DATA}.input_path", 5, "must be a list of texts or text"),
+    ("trainer", None, SECTION),
+    ("trainer", 3, SECTION),
+    ("task.conadv", True, SECTION),
+    (f"{OPTIMIZATION}.warmup", None, SECTION),
+    (f"{RATE}.polynomial", None, SECTION),
+    # Numbers out of their range.
+    ("trainer.train_steps", 0, "must be 1 or more"),
+    ("trainer.steps_per_loop", 0, "must be 1 or more"),
+    ("trainer.checkpoint_interval", -1, "must be 1 or more"),
+    ("trainer.validation_steps", 0, "must be 1 or more, or -1 for the whole data set"),
+    (f"{DATA}.global_batch_size", 0, "must be 1 or more"),
+    (f"{DATA}.shuffle_buffer_size", 0, "must be 1 or more"),
+    ("task.validation_data.cycle_length", 0, "must be 1 or more"),
+    ("task.losses.label_smoothing", 1.0, "must be at least 0 and below 1"),
+    ("task.model.dropout_rate", -0.5, "must be at least 0 and below 1"),
+    ("task.losses.l2_weight_decay", -1, "must be 0 or more"),
+    ("task.model.input_size", [32, 32], r"must be \[height, width, 3\]"),
+    ("task.model.num_classes", 1, "must be 2 or more"),
+    (f"{OPTIMIZATION}.ema.average_decay", 2, "must be from 0 to 1"),
+    ("recipe.base_learning_rate", -1, "must be above 0"),
+    ("recipe.epochs", 0, "must be above 0"),
+    ("recipe.warmup_epochs", 90, "must be null, or 0 or more and below the 90 epochs"),
+    ("runtime.num_gpus", -1, "must be 0 or more"),
+    # Schedules.
+    (f"{RATE}.polynomial.initial_learning_rate", -0.5, f"{NUMBER} of 0 or more"),
+    (f"{RATE}.polynomial.end_learning_rate", -1, f"{NUMBER} of 0 or more"),
+    (f"{RATE}.polynomial.decay_steps", 0, "must be an integer of 1 or more"),
+    (f"{RATE}.polynomial.offset", -1, "must be an integer of 0 or more"),
+    (RATE, {"type": "stepwise"}, r"\.stepwise\.boundaries must be a list of increasing integers"),
+    (RATE, at("stepwise.boundaries", [5, 3]) | {"type": "stepwise"}, r"\.stepwise\.boundaries must be .*increasing"),
+    (RATE, at("stepwise.values", [1.0, 1.0]) | {"type": "stepwise"}, r"\.stepwise\.boundaries must be"),
+    (RATE, {"type": "exponential"}, r"\.exponential\.decay_rate must be a finite number"),
+    (RATE, {"type": "constant", "constant": {"learning_rate": -1}}, r"\.constant\.learning_rate must be a finite"),
+    (f"{OPTIMIZATION}.warmup", {"type": "linear", "linear": {"warmup_steps": 0}}, r"\.linear\.warmup_steps must be an"),
+    # Choices.
+    (f"{OPTIMIZER}.type", "clar", r"must be one of .*='clar': perhaps clars or lars is meant"),
+    (f"{RATE}.type", "poly", "must be one of .*='poly'"),
+    (f"{RATE}.type", None, "must be one of .*=None"),
+    ("task.model.backbone.type", "resnext", "must be one of .*='resnext'"),
+    (f"{DATA}.dtype", "float33", "must be one of float32, bfloat16, float16"),
+    (f"{DATA}.file_type", "csv", "must be one of tfrecord, tfrecord_compressed"),
+    (f"{DATA}.is_training", False, "must be true"),
+    ("runtime.distribution_strategy", "foo", "must be one of mirrored"),
+    ("runtime.mixed_precision_dtype", "float17", "must be one of null, float32"),
+    ("recipe.table", "goyal", "must be null or conadv; .*'goyal'"),
+    # Arguments of the optimizers and of the attack, by their own rules.
+    (f"{OPTIMIZER}.clars.eta", -1, "eta.* must be above 0"),
+    (f"{OPTIMIZER}.clars.momentum", 1.0, "momentum.* must be"),
+    (f"{OPTIMIZER}.clars.max_rate", 0, "max_rate.* must be above 0"),
+    (f"{OPTIMIZER}.clars.exclude_from_weight_decay", ["("], "is not a regular expression"),
+    ("task.conadv", {"enabled": True, "epsilon": -1}, r"\.epsilon must be a finite .*=-1"),
+    ("task.conadv", {"enabled": True, "staleness": -1}, r"\.staleness must be an integer of 0 or"),
+    ("task.conadv", {"enabled": True, "random_start": 2}, r"\.random_start must be a probability"),
+    ("task.conadv", {"enabled": True, "norm": "l1"}, r"\.norm must be .*linf.* or .*l2"),
+    ("task.conadv", {"enabled": True, "attack": "fgsm"}, r"\.attack must be .*pgd.* or .*noise"),
+    ("task.conadv", {"enabled": True, "value_range": [0, 1]}, r"\.value_range must be 6 numbers"),
+    ("task.conadv", {"enabled": True, "augment": {"type": "ssd"}}, r"\.augment\.type must be"),
+    # What does not go together.
+    (f"{DATA}.input_path", "", "must be given"),
+    (f"{DATA}.tfds_name", "cifar10", "input_path must be empty with"),
+    ("task.gradient_norms.mode", "exakt", "must be one of exact, sampled, replica"),
+    ("task.gradient_norms.mode", "sampled", "norm_examples must be 1 or more .*None"),
+    ("task.gradient_norms.norm_examples", 8, "must be null unless mode is sampled"),
+    ("task.micro_batch_size", 0, "must be null or 1 or more"),
+    ("task.micro_batch_size", 3, "must be a divisor of the global batch of 4096; .*=3"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("task.conadv.epsilom", 4, r"task\.conadv\.epsilom is not a field .*did you mean epsilon"),
-        ("task.trian_data", {}, r"task\.trian_data is not a field .*did you mean train_data"),
-        (f"{OPTIMIZER}.clars.etta", 1, r"optimizer\.clars\.etta is not a field .*eta"),
-        (f"{OPTIMIZER}.type", "clar", r"optimizer\.type must be one of .*received 'clar'\. Did you mean clars"),
-        (f"{OPTIMIZER}.clars.eta", -1, r"optimizer\.clars: `eta` must be above 0"),
-        (f"{OPTIMIZER}.clars.momentum", 1.0, r"optimizer\.clars: `momentum` must be"),
-        (f"{OPTIMIZER}.clars.max_rate", 0, r"optimizer\.clars: `max_rate` must be above 0"),
-        ("trainer.optimizer_config.learning_rate.type", "poly", r"learning_rate\.type must be one of .*'poly'"),
-        ("task.model.backbone.type", "resnext", r"task\.model\.backbone\.type must be one of .*'resnext'"),
-        ("task.train_data.global_batch_size", 0, r"task\.train_data\.global_batch_size must be 1 or more; received 0"),
-        ("task.train_data.input_path", "", r"task\.train_data\.input_path is empty"),
-        ("task.gradient_norms.mode", "exakt", r"task\.gradient_norms\.mode must be one of exact, sampled, replica"),
-        ("task.gradient_norms.mode", "sampled", r"task\.gradient_norms\.norm_examples must be 1 or more .*None"),
-        ("task.gradient_norms.norm_examples", 8, r"norm_examples must be null unless mode is sampled"),
-        ("recipe.warmup_epochs", 90, r"recipe\.warmup_epochs must be null, or 0 or more and below the 90 epochs"),
-        ("recipe.table", "goyal", r"recipe\.table must be null or conadv; received 'goyal'"),
-        ("task.conadv", {"enabled": True, "epsilon": -1}, r"task\.conadv\.epsilon must be a finite .*got epsilon=-1"),
-        ("task.conadv", {"enabled": True, "staleness": 1.5}, r"task\.conadv\.staleness must be an integer of 0 or"),
-        ("task.conadv", {"enabled": True, "random_start": 2}, r"task\.conadv\.random_start must be a probability"),
-        ("task.conadv", {"enabled": True, "norm": "l1"}, r"task\.conadv\.norm must be 'linf' or 'l2'"),
-        ("task.conadv", {"enabled": True, "attack": "fgsm"}, r"task\.conadv\.attack must be 'pgd' or 'noise'"),
-        ("task.conadv", {"enabled": True, "value_range": [0, 1]}, r"task\.conadv\.value_range must be 6 numbers"),
-        ("task.conadv", {"enabled": True, "targeted": 1}, r"task\.conadv\.targeted must be True or False"),
-        ("task.micro_batch_size", 0, r"task\.micro_batch_size must be null or 1 or more; received 0"),
-        ("task.micro_batch_size", 3, r"task\.micro_batch_size must be a divisor of the global batch of 4096; .* 3"),
-        ("task.conadv", {"enabled": True, "augment": {"type": "ssd"}}, r"task\.conadv\.augment\.type must be"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("path", "value", "message"), REFUSED)
 def test_refusals_name_the_field(path, value, message):
-    with pytest.raises((KeyError, ValueError), match=message):
+    with pytest.raises((KeyError, ValueError), match=message) as error:
         runs.params_of("clars_resnet_imagenet", at(path, value))
+    # Where one field makes another one necessary, that one is named.
+    assert path.rsplit(".", 1)[0] in str(error.value)
 
 
-def test_float16_hides_the_moving_average_from_the_host():
+def test_other_schedules_are_derived_too():
+    """From the peak, over the steps after the warmup, like the polynomial one."""
+    for kind, more in (("cosine", {}), ("exponential", {"decay_rate": 0.5}), ("power_linear", {})):
+        params = runs.params_of("lars_resnet_imagenet", at(RATE, {"type": kind, kind: more}))
+        schedule = params.trainer.optimizer_config.learning_rate.get()
+        steps = getattr(schedule, "decay_steps", None) or schedule.total_decay_steps
+        assert schedule.initial_learning_rate == pytest.approx(0.128 * 16)
+        assert steps + schedule.offset == params.trainer.train_steps and schedule.offset > 0
+        optimization.OptimizerFactory(params.trainer.optimizer_config).build_learning_rate()
+    runs.params_of("clars_resnet_imagenet", at(RATE, STEPWISE))
+
+
+def test_intervals_that_are_no_whole_loops():
+    with pytest.raises(ValueError, match=r"trainer\.summary_interval must be a multiple of the 5 steps of"):
+        runs.params_of("clars_resnet_imagenet", {"trainer": {"steps_per_loop": 5, "summary_interval": 7}})
+
+
+def test_float16_hides_the_moving_average_from_model_garden():
     ema = {"trainer": {"optimizer_config": {"ema": {"average_decay": 0.9}}}}
     for dtype in (None, "bfloat16"):
         runs.params_of("clars_resnet_imagenet", ema, at("runtime.mixed_precision_dtype", dtype))
-    message = r"trainer\.optimizer_config\.ema .* runtime\.mixed_precision_dtype='float16'.*: take bfloat16 .*leave out"
+    message = r"trainer\.optimizer_config\.ema must be null .*'float16'.*: take bfloat16 .*leave out"
     with pytest.raises(ValueError, match=message):
         runs.params_of("clars_resnet_imagenet", ema, at("runtime.mixed_precision_dtype", "float16"))
 
@@ -183,5 +270,5 @@ def test_micro_batches_refuse_synchronised_batch_norms():
 
 
 def test_a_batch_that_does_not_divide():
-    with pytest.raises(ValueError, match=r"field must be a multiple of the 8 replicas .*received 100: take 96 or 104"):
+    with pytest.raises(ValueError, match=r"field must be a multiple of the 8 replicas .*=100: take 96 or 104"):
         check_divides("field", 100, 8)

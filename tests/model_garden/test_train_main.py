@@ -154,33 +154,3 @@ def test_the_documented_export(records, tmp_path):
 def steps_saved(directory):
     latest = tf.train.latest_checkpoint(str(directory))
     return 0 if latest is None else int(latest.rsplit("-", 1)[1])
-
-
-def test_conadv_cannot_continue_what_knows_no_past(records, tmp_path):
-    base = runs.merged(runs.tiny(records), runs.TINY)
-    assert runs.run_main(tmp_path, "clars_resnet_imagenet", base) == 0
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"trained without task\.conadv"):
-        runs.run_main(tmp_path, "conadv_resnet_imagenet", runs.merged(base, steps(2)))
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ({"task": {"conadv": {"epsilom": 1}}}, r"task\.conadv\.epsilom is not a field .*did you mean epsilon"),
-        ({"trainer": {"optimizer_config": {"optimizer": {"type": "clar"}}}}, r"optimizer\.type must be .*'clar'"),
-        ({"task": {"train_data": {"input_path": "/no/train*"}}}, r"task\.train_data\.input_path .*'/no/train\*'"),
-        ({"task": {"train_data": {"input_path": "", "tfds_name": "cifar10", "tfds_split": "train",
-                                  "tfds_data_dir": "/no"}}}, r"task\.train_data\.tfds_name='cifar10' .*in /no"),
-        ({"task": {"gradient_norms": {"mode": "sampled", "norm_examples": 9}}}, r"norm_examples .*the 8 .*received 9"),
-    ],
-)  # fmt: skip
-def test_errors_are_one_sentence(override, message, records, tmp_path, capsys):
-    base = runs.merged(runs.tiny(records), runs.RESNET)
-    assert runs.run_main(tmp_path, "clars_resnet_imagenet", runs.merged(base, override)) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and re.search(message, lines[0]), lines
-
-
-def test_an_unknown_experiment(tmp_path, capsys):
-    assert runs.run_main(tmp_path, "clars_resnet", {}) == 1
-    assert "clars_resnet" in capsys.readouterr().err

@@ -9,7 +9,10 @@ from official.modeling import optimization
 
 from tf_largebatch.conadv.arguments import check_arguments
 from tf_largebatch.core.pgd import bounds
-from tf_largebatch.model_garden.refusals import ConfigurationError, is_integer, is_number, require, require_one_of
+from tf_largebatch.model_garden.field_types import check_types
+from tf_largebatch.model_garden.ranges import check_ranges
+from tf_largebatch.model_garden.refusals import ConfigurationError, is_integer, require, require_one_of
+from tf_largebatch.model_garden.schedules import check_schedules
 
 NORM_MODES = ("exact", "sampled", "replica")
 # Arguments of ConAdvModel that are no fields of `task.conadv` or mean something else there.
@@ -20,12 +23,15 @@ def check_experiment(params: Any) -> None:
     """Raises for values that cannot be trained with.
 
     Args:
-        params: the `ExperimentConfig`.
+        params: The `ExperimentConfig`.
 
     Raises:
-        ConfigurationError: naming the field.
+        ConfigurationError: If there is one. The message names the field.
     """
+    check_types(params)
+    check_ranges(params)
     _check_data(params.task)
+    _check_model(params.task.model)
     _check_recipe(params.recipe)
     _check_optimization(params.trainer.optimizer_config)
     _check_moving_average(params)
@@ -35,53 +41,69 @@ def check_experiment(params: Any) -> None:
         _check_conadv(params.task)
 
 
+def check_derived(params: Any) -> None:
+    """Raises for values that cannot be trained with once all null fields have been derived.
+
+    Args:
+        params: The `ExperimentConfig`.
+
+    Raises:
+        ConfigurationError: If there is one. The message names the field.
+    """
+    check_schedules(params.trainer.optimizer_config)
+    trainer = params.trainer
+    require(
+        trainer.summary_interval % trainer.steps_per_loop == 0,
+        "trainer.summary_interval",
+        trainer.summary_interval,
+        f"a multiple of the {trainer.steps_per_loop} steps of trainer.steps_per_loop",
+    )
+
+
 def check_divides(field: str, batch_size: int, replicas: int) -> None:
     """Raises unless a global batch size is a multiple of the number of replicas.
 
     Raises:
-        ConfigurationError: naming the two nearest multiples.
+        ConfigurationError: If it is not. The message names the two nearest multiples.
     """
-    if batch_size % replicas:
-        below = batch_size - batch_size % replicas
-        nearest = f"{below} or {below + replicas}" if below else f"{replicas}"
-        raise ConfigurationError(
-            f"{field} must be a multiple of the {replicas} replicas that share a batch; received {batch_size}: "
-            f"take {nearest}."
-        )
+    below = batch_size - batch_size % replicas
+    nearest = f"{below} or {below + replicas}" if below else f"{replicas}"
+    rule = f"a multiple of the {replicas} replicas that share a batch"
+    require(batch_size % replicas == 0, field, batch_size, rule, f"take {nearest}")
+
+
+_DATA = ("task.train_data", "task.validation_data")
 
 
 def _check_data(task: Any) -> None:
-    for name in ("train_data", "validation_data"):
-        data, path = getattr(task, name), f"task.{name}"
-        require(is_integer(data.global_batch_size, 1), f"{path}.global_batch_size", data.global_batch_size, "1 or more")
-        if not data.input_path and not data.tfds_name:
-            raise ConfigurationError(
-                f"{path}.input_path is empty: give a pattern of TFRecord files there, or a prepared data set's name as "
-                f"{path}.tfds_name."
-            )
-    require(task.model.num_classes >= 2, "task.model.num_classes", task.model.num_classes, "2 or more")
-    size = task.model.input_size
-    require(len(size) == 3 and all(is_integer(n, 1) for n in size), "task.model.input_size", size, "[height, width, 3]")
-    require_one_of(task.model.backbone.type, task.model.backbone, "task.model.backbone.type")
+    for path in _DATA:
+        data = getattr(task, path.removeprefix("task."))
+        remedy = f"give a pattern of TFRecord files there, or a prepared data set's name as {path}.tfds_name"
+        require(bool(data.input_path or data.tfds_name), f"{path}.input_path", data.input_path, "given", remedy)
+        if data.tfds_name:
+            remedy = f"give one of the two, for example with {path}.input_path=''"
+            rule = f"empty with {path}.tfds_name={data.tfds_name!r}"
+            require(not data.input_path, f"{path}.input_path", data.input_path, rule, remedy)
+            require(bool(data.tfds_split), f"{path}.tfds_split", data.tfds_split, "given, for example train")
+    require(task.train_data.is_training, "task.train_data.is_training", False, "true")
+
+
+def _check_model(model: Any) -> None:
+    require(model.num_classes >= 2, "task.model.num_classes", model.num_classes, "2 or more")
+    size = model.input_size
+    require(
+        len(size) == 3 and all(is_integer(n, 1) for n in size) and size[2] == 3,
+        "task.model.input_size",
+        size,
+        "[height, width, 3]",
+    )
+    require_one_of(model.backbone.type, model.backbone, "task.model.backbone.type")
 
 
 def _check_recipe(recipe: Any) -> None:
-    for field in ("train_examples", "validation_examples", "base_batch_size"):
-        require(is_integer(getattr(recipe, field), 1), f"recipe.{field}", getattr(recipe, field), "1 or more")
-    for field in ("epochs", "base_learning_rate"):
-        require(
-            is_number(getattr(recipe, field)) and getattr(recipe, field) > 0,
-            f"recipe.{field}",
-            getattr(recipe, field),
-            "above 0",
-        )
     warmup = recipe.warmup_epochs
-    require(
-        warmup is None or (is_number(warmup) and 0 <= warmup < recipe.epochs),
-        "recipe.warmup_epochs",
-        warmup,
-        f"null, or 0 or more and below the {recipe.epochs:g} epochs",
-    )
+    rule = f"null, or 0 or more and below the {recipe.epochs:g} epochs"
+    require(warmup is None or 0 <= warmup < recipe.epochs, "recipe.warmup_epochs", warmup, rule)
     require(recipe.table in (None, "conadv"), "recipe.table", recipe.table, "null or conadv")
 
 
@@ -98,13 +120,12 @@ def _check_optimization(config: Any) -> None:
 
 
 def _check_moving_average(params: Any) -> None:
-    """The host looks for its moving average outside of the loss scaling that float16 wraps around it."""
+    """Model Garden looks for its moving average outside of the loss scaling that float16 wraps around it."""
     dtype, ema = params.runtime.mixed_precision_dtype, params.trainer.optimizer_config.ema
     if dtype == "float16" and ema is not None:
-        raise ConfigurationError(
-            "trainer.optimizer_config.ema cannot be used with runtime.mixed_precision_dtype='float16', whose loss "
-            "scaling hides the moving average from Model Garden: take bfloat16 or float32, or leave out ema."
-        )
+        rule = "null with runtime.mixed_precision_dtype='float16', whose loss scaling hides the moving average"
+        remedy = "take bfloat16 or float32, or leave out ema"
+        require(False, "trainer.optimizer_config.ema", ema.as_dict(), rule, remedy)
 
 
 def _check_micro_batches(task: Any) -> None:
@@ -118,7 +139,7 @@ def _check_micro_batches(task: Any) -> None:
         not task.model.norm_activation.use_sync_bn,
         "task.model.norm_activation.use_sync_bn",
         True,
-        f"false with {path}, since each replica works off its micro-batches by itself",
+        f"false with {path}, since each replica goes through its micro-batches by itself",
     )
     require(
         task.train_data.drop_remainder,

@@ -15,7 +15,7 @@ from official.vision.configs import image_classification as host
 
 from tf_largebatch.model_garden import checks, recipe, refusals
 
-Excluded = list[str] | None
+Excluded = list[str] | str | None
 
 
 @dataclasses.dataclass
@@ -250,3 +250,4 @@ class ExperimentConfig(cfg.ExperimentConfig):
         checks.check_experiment(self)
         super().validate()
         recipe.derive(self)
+        checks.check_derived(self)

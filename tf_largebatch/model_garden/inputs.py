@@ -1,4 +1,4 @@
-"""The host's input pipeline with checks before it, and with look-ahead and views behind it."""
+"""Model Garden's input pipeline with checks before it, and with the next batch and views behind it."""
 
 from __future__ import annotations
 
@@ -13,48 +13,51 @@ from official.vision.dataloaders import classification_input, tfds_factory
 
 from tf_largebatch.model_garden import pipeline
 from tf_largebatch.model_garden.checks import check_divides
-from tf_largebatch.model_garden.refusals import ConfigurationError
+from tf_largebatch.model_garden.labels import check_prepared_labels, check_recorded_labels, with_checked_labels
+from tf_largebatch.model_garden.refusals import ConfigurationError, one_line, require
 
 
 def build(
     task: Any,
     params: Any,
     context: tf.distribute.InputContext | None,
-    host_inputs: Callable[[Any, Any], tf.data.Dataset],
-    look_ahead: bool,
+    build_inputs: Callable[[Any, Any], tf.data.Dataset],
+    with_next: bool,
 ) -> tf.data.Dataset:
     """The data of the task, for training or validation.
 
     Args:
-        task: the task's config.
-        params: the data's config.
-        context: which part of the data this pipeline reads, from the strategy.
-        host_inputs: the host's `build_inputs`.
-        look_ahead: whether training steps need the next step's batch.
+        task: The task's config.
+        params: The data's config.
+        context: Which part of the data this pipeline reads, from the strategy.
+        build_inputs: Model Garden's `build_inputs`.
+        with_next: Whether training steps need the next step's batch.
 
     Returns:
-        Per-replica batches `(images, labels)`, images [B, H, W, C] or with views [B, V, H, W, C]; with look-ahead
-        pairs of them.
+        Per-replica batches `(images, labels)`, images [B, H, W, C] or with views [B, V, H, W, C]; pairs of them where
+        training steps need the next step's batch.
 
     Raises:
-        ConfigurationError: if the data are not there, the batch does not divide among the replicas, or more of its
-            images are to be measured than there are.
+        ConfigurationError: If the data are not there, have more classes than the model, or the batch does not divide
+            among the replicas, or more of its images are to be measured than there are.
     """
     name = "train_data" if params.is_training else "validation_data"
+    field = f"task.{name}"
     replicas = 1 if context is None else context.num_replicas_in_sync
-    check_divides(f"task.{name}.global_batch_size", params.global_batch_size, replicas)
-    _check_present(f"task.{name}", params)
-    if not params.is_training:
-        return host_inputs(params, context)
-    _check_sample(task.gradient_norms, params.global_batch_size // replicas)
-    _check_micro_batches(task.micro_batch_size, params.global_batch_size // replicas)
-    if task.conadv.enabled and task.conadv.augment is not None:
-        dataset = _with_views(task, params, context)
-    else:
-        dataset = host_inputs(params, context)
-    if look_ahead:
+    check_divides(f"{field}.global_batch_size", params.global_batch_size, replicas)
+    _check_present(field, params, task)
+    if params.is_training:
+        _check_sample(task.gradient_norms, params.global_batch_size // replicas)
+        _check_micro_batches(task.micro_batch_size, params.global_batch_size // replicas)
+    views = params.is_training and task.conadv.enabled and task.conadv.augment is not None
+    try:
+        dataset = _with_views(task, params, context) if views else build_inputs(params, context)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{field} cannot be read: {one_line(error)}") from error
+    dataset = with_checked_labels(dataset, task.model.num_classes)
+    if params.is_training and with_next:
         pipelines = 1 if context is None else context.num_input_pipelines
-        dataset = pipeline.with_next_step(dataset, replicas // pipelines)
+        dataset = pipeline.with_next_batch(dataset, replicas // pipelines)
     return dataset
 
 
@@ -88,37 +91,36 @@ def _with_views(task: Any, params: Any, context: Any) -> tf.data.Dataset:
 
 
 def _check_sample(norms: Any, batch_size: int) -> None:
-    if norms.norm_examples is not None and norms.norm_examples > batch_size:
-        raise ConfigurationError(
-            f"task.gradient_norms.norm_examples must be at most the {batch_size} images that a replica trains on; "
-            f"received {norms.norm_examples}: lower it or take mode=exact."
-        )
+    examples, rule = norms.norm_examples, f"at most the {batch_size} images that a replica trains on"
+    fits = examples is None or examples <= batch_size
+    require(fits, "task.gradient_norms.norm_examples", examples, rule, "lower it or take mode=exact")
 
 
 def _check_micro_batches(size: int | None, batch_size: int) -> None:
-    if size is not None and batch_size % size:
-        raise ConfigurationError(
-            f"task.micro_batch_size must divide the {batch_size} images that a replica trains on; received {size}."
-        )
+    rule = f"a divisor of the {batch_size} images that a replica trains on"
+    require(size is None or batch_size % size == 0, "task.micro_batch_size", size, rule)
 
 
-def _check_present(path: str, params: Any) -> None:
+def _check_present(field: str, params: Any, task: Any) -> None:
+    classes = task.model.num_classes
     if params.tfds_name and isinstance(params.tfds_name, str):
-        _check_prepared(path, params)
+        check_prepared_labels(_prepared(field, params), classes)
+    first = None
     for pattern in _patterns(params.input_path):
         try:
-            found = bool(tf.io.gfile.glob(pattern))
-        except tf.errors.OpError:
-            found = False
-        if not found:
-            raise ConfigurationError(
-                f"{path}.input_path must match files; {pattern!r} matches none: set it to your TFRecord files, for "
-                f"example with --params_override={path}.input_path=/data/imagenet/train*."
-            )
+            found = sorted(tf.io.gfile.glob(pattern))
+        except (OSError, tf.errors.OpError):
+            found = []
+        remedy = f"name your TFRecord files, for example --params_override={field}.input_path=/data/imagenet/train*"
+        require(bool(found), f"{field}.input_path", pattern, "a pattern that matches files; it matches none", remedy)
+        first = first or found[0]
+    if first is not None:
+        # Model Garden reads the labels of both data sets by the training data's key.
+        check_recorded_labels(field, params.file_type, task.train_data.label_field_key, first, classes)
 
 
 def _patterns(input_path: Any) -> list[str]:
-    """The file patterns of the host's `input_path`: a string with commas or a list of such."""
+    """The file patterns of Model Garden's `input_path`: a string with commas or a list of such."""
     if isinstance(input_path, str):
         return [pattern.strip() for pattern in input_path.split(",") if pattern.strip()]
     if isinstance(input_path, list | tuple):
@@ -126,15 +128,18 @@ def _patterns(input_path: Any) -> list[str]:
     return []
 
 
-def _check_prepared(path: str, params: Any) -> None:
-    """The host would download what is not there."""
+def _prepared(field: str, params: Any) -> Any:
+    """The builder of a prepared data set. Model Garden would download what is not there."""
     where = params.tfds_data_dir or tfds.core.constants.DATA_DIR
     try:
-        prepared = tfds.builder(params.tfds_name, data_dir=params.tfds_data_dir or None).is_prepared()
-    except tfds.core.DatasetNotFoundError:
+        builder = tfds.builder(params.tfds_name, data_dir=params.tfds_data_dir or None)
+        prepared = builder.is_prepared()
+    except (tfds.core.DatasetNotFoundError, ValueError):
         prepared = False
-    if not prepared:
-        raise ConfigurationError(
-            f"{path}.tfds_name={params.tfds_name!r} is not prepared in {where}: name the directory with TFDS_DATA_DIR "
-            f"or {path}.tfds_data_dir, or prepare it with `tfds build {params.tfds_name}`."
-        )
+    rule = f"a data set that is prepared in {where}"
+    remedy = f"name the directory with TFDS_DATA_DIR or {field}.tfds_data_dir, or run `tfds build {params.tfds_name}`"
+    require(prepared, f"{field}.tfds_name", params.tfds_name, rule, remedy)
+    split, known = params.tfds_split, sorted(builder.info.splits)
+    rule = f"one of {', '.join(known)} or a part of one"
+    require(any(split.startswith(name) for name in known), f"{field}.tfds_split", split, rule)
+    return builder

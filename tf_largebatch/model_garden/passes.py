@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tf_largebatch.core.rates import l2_norm
 from tf_largebatch.model_garden.streams import raw
-from tf_largebatch.norms import measure
+from tf_largebatch.norms import Registry, measure
 from tf_largebatch.tf_keras.norms import TF_KERAS
 
 
@@ -75,10 +75,14 @@ def run_pass(
         measured = [None if g is None or norms is None else tf.cast(l2_norm(g), tf.float32) for g in gradients]
     else:
         size = images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
-        registry = TF_KERAS.allowing_generic() if norms.allow_generic else TF_KERAS
-        _, measurement = measure(network, forward, target, variables, size, registry, norms.norm_examples)
+        _, measurement = measure(network, forward, target, variables, size, registry_of(norms), norms.norm_examples)
         gradients, measured = measurement.gradients, measurement.norm_sums()
     return Pass(kept["outputs"], kept["loss"], list(variables), gradients, measured)
+
+
+def registry_of(norms: Any) -> Registry:
+    """The layer rules that a `GradientNorms` config asks for."""
+    return TF_KERAS.allowing_generic() if norms.allow_generic else TF_KERAS
 
 
 def added(passes: Sequence[Pass]) -> tuple[list[Any], list[Any], list[Any]]:

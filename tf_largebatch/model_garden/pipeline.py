@@ -9,7 +9,7 @@ import tensorflow as tf
 from official.vision.ops import augment
 
 
-def with_next_step(dataset: tf.data.Dataset, replicas: int = 1) -> tf.data.Dataset:
+def with_next_batch(dataset: tf.data.Dataset, replicas: int = 1) -> tf.data.Dataset:
     """Pairs each batch with the one its replica gets in the next step.
 
     A strategy deals out consecutive batches of a worker's data set to the worker's replicas, so that a replica's next

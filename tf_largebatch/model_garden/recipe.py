@@ -36,7 +36,7 @@ def derive(params: Any) -> None:
       `steps_per_loop` is an epoch, and the intervals are as many whole loops as an epoch holds;
     * `train_steps`: `recipe.epochs` epochs of exactly `train_examples / global_batch_size` steps, rounded;
     * warmup: linear, if it has epochs and `warmup.type` is null;
-    * polynomial decay: from the peak, over the steps after the warmup.
+    * every schedule that starts at a learning rate: from the peak, its decay over the steps after the warmup.
 
     Args:
         params: the `ExperimentConfig`.
@@ -64,12 +64,14 @@ def derive(params: Any) -> None:
     if optimization.warmup.type is None and warmup_epochs:
         optimization.warmup.type = "linear"
     warmup_steps = 0
-    if optimization.warmup.type == "linear":
-        fill(optimization.warmup.linear, "warmup_steps", max(1, round(warmup_epochs * exact_epoch)))
-        warmup_steps = optimization.warmup.linear.warmup_steps
-    if optimization.learning_rate.type == "polynomial":
-        decay = optimization.learning_rate.polynomial
-        fill(decay, "initial_learning_rate", peak)
-        if decay.decay_steps is None:
-            decay.decay_steps = max(1, trainer.train_steps - warmup_steps)
-            decay.offset = decay.offset or warmup_steps
+    if optimization.warmup.type is not None:
+        warmup = optimization.warmup.get()
+        fill(warmup, "warmup_steps", max(1, round(warmup_epochs * exact_epoch)))
+        warmup_steps = warmup.warmup_steps
+    schedule = optimization.learning_rate.get()
+    if hasattr(schedule, "initial_learning_rate"):
+        fill(schedule, "initial_learning_rate", peak)
+    for field in ("decay_steps", "total_decay_steps"):
+        if hasattr(schedule, field) and getattr(schedule, field) is None:
+            setattr(schedule, field, max(1, trainer.train_steps - warmup_steps))
+            schedule.offset = schedule.offset or warmup_steps

@@ -11,11 +11,14 @@ from official.core import task_factory
 from official.vision.tasks import image_classification as host
 
 from tf_largebatch.conadv.auxiliary_batch_norm import distance
+from tf_largebatch.core.exclusions import Exclusion
 from tf_largebatch.model_garden import configs, inputs
 from tf_largebatch.model_garden.conadv import Adversary
 from tf_largebatch.model_garden.micro_batches import in_micro_batches
-from tf_largebatch.model_garden.passes import Pass, added, run_pass
+from tf_largebatch.model_garden.passes import Pass, added, registry_of, run_pass
+from tf_largebatch.model_garden.refusals import ConfigurationError, one_line
 from tf_largebatch.model_garden.streams import Blueprint, batch_norms
+from tf_largebatch.norms import check_supported
 from tf_largebatch.tf_keras.optimizers import clars_of
 
 # Logged beside the host's metrics with ConAdv, means over a loop's steps. The perturbation is in pixels of 255,
@@ -54,9 +57,15 @@ class LargeBatchTask(host.ImageClassificationTask):
     def build_model(self) -> tf_keras.Model:
         """The host's model; with ConAdv its siblings are built along, of which the model knows nothing."""
         build = super().build_model
+        try:
+            clean = Blueprint(build)
+        except (LookupError, TypeError, ValueError) as error:
+            backbone = self.task_config.model.backbone.type
+            raise ConfigurationError(f"task.model cannot be built with {backbone}: {one_line(error)}") from error
+        self._trained = clean.network.trainable_variables
+        self._model_to_measure = clean.network
         if not self.task_config.conadv.enabled:
-            return build()
-        clean = Blueprint(build)
+            return clean.network
         adversarial = clean.twin()
         augmented = [clean.twin()] if self.task_config.conadv.augment is not None else []
         self._clean, self._siblings = clean, [adversarial, *augmented]
@@ -85,6 +94,7 @@ class LargeBatchTask(host.ImageClassificationTask):
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The host's optimizer; ConAdv's state is saved with it, since neither is part of an exported model."""
         optimizer = super().create_optimizer(*args, **kwargs)
+        self._check_optimizer(optimizer, *args, **kwargs)
         if self._adversary is not None:
             state = tf.Module(name="conadv")
             state.batch_norms = [sibling.own for sibling in self._siblings]
@@ -92,6 +102,23 @@ class LargeBatchTask(host.ImageClassificationTask):
             optimizer._track_trackable(state, name="conadv")
             optimizer.iterations  # noqa: B018  (creates the counter, which the attack's seeds read)
         return optimizer
+
+    def _check_optimizer(self, optimizer: Any, config: Any, *_: Any, **__: Any) -> None:
+        """Refuses, before training, patterns that match no variable and layers whose norms cannot be measured."""
+        arguments = config.optimizer.get()
+        for field in ("exclude_from_layer_adaptation", "exclude_from_weight_decay"):
+            if isinstance(arguments, configs.LayerwiseConfig) and getattr(arguments, field) is not None:
+                path = f"trainer.optimizer_config.optimizer.{config.optimizer.type}"
+                try:
+                    Exclusion(field, getattr(arguments, field)).select(self._trained)
+                except ValueError as error:
+                    raise ConfigurationError(f"{path}: {one_line(error)}") from error
+        norms = self.task_config.gradient_norms
+        if clars_of(optimizer) is not None and norms.mode != "replica":
+            try:
+                check_supported(self._model_to_measure, registry_of(norms))
+            except ValueError as error:
+                raise ConfigurationError(one_line(error)) from error
 
     def build_inputs(self, params: Any, input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
         """The host's data; for training with ConAdv also the next step's batch and the views it asks for."""
