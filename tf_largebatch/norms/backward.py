@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import tensorflow as tf
 
 from tf_largebatch.norms.kernels.device import device
 from tf_largebatch.norms.kernels.xla_convolution import kept_apart
 from tf_largebatch.norms.recorder import Use
-
-Together = tuple[tf.Tensor, tf.Tensor]
+from tf_largebatch.norms.uses import Together, measure_uses
 
 
 @dataclasses.dataclass
@@ -29,21 +27,19 @@ class Backward:
         uses: all uses, in the order of the forward pass.
         window: the measured examples, None for all.
         d: for each use that the gradient reached, by its number, `d = dLoss/dy`.
-        squares: for each variable with one use, by the use's number, `||G_i||^2` of the measured examples.
-        shares: likewise `sum_i G_i` of all examples, where it came with the norms.
+        together: for each variable all of whose uses the gradient reached, by its identity, its norms and what came
+            with them.
     """
 
     uses: Sequence[Use]
     window: slice | None
     d: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
-    squares: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
-    shares: dict[int, tf.Tensor] = dataclasses.field(default_factory=dict)
+    together: dict[int, Together] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        of_variable: dict[int, int] = {}
+        self._uses_of: dict[int, list[Use]] = {}
         for use in self.uses:
-            of_variable[id(use.variable)] = of_variable.get(id(use.variable), 0) + 1
-        self._single = {use.number for use in self.uses if of_variable[id(use.variable)] == 1}
+            self._uses_of.setdefault(id(use.variable), []).append(use)
         first_of_call: dict[int, int] = {}
         for use in self.uses:
             first_of_call.setdefault(use.layer_call, use.number)
@@ -56,23 +52,15 @@ class Backward:
         wait = self._after_the_layer_before if device() != "tpu" else self._kept_apart_on_tpu
         d = wait(use, tf.convert_to_tensor(d))
         self.d[use.number] = d
-        if use.number in self._single:
-            self._work_out(use, d)
+        uses = self._uses_of[id(use.variable)]
+        if all(u.number in self.d for u in uses):
+            self._measure(uses)
         return d
 
-    def _work_out(self, use: Use, d: tf.Tensor) -> None:
-        contraction: Any = use.contraction
-        free = getattr(contraction, "all_norms_are_free", None)
-        every = self.window is None or (free is not None and free(d))
-        together = contraction.norms_and_gradient(d) if every else None
-        if together is None:
-            examples = slice(None) if self.window is None else self.window
-            self.squares[use.number] = contraction.squared_norms(d, examples)
-            self._results.append(self.squares[use.number])
-        else:
-            squares, self.shares[use.number] = together
-            self.squares[use.number] = squares if self.window is None else squares[self.window]
-            self._results += together
+    def _measure(self, uses: Sequence[Use]) -> None:
+        found = measure_uses([(use, self.d[use.number]) for use in uses], self.window)
+        self.together[id(uses[0].variable)] = found
+        self._results += [found.squares, *found.gradients]
 
     def _after_the_layer_before(self, use: Use, d: tf.Tensor) -> tf.Tensor:
         if use.layer_call == self._layer_call:

@@ -11,15 +11,10 @@ import tensorflow as tf
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms.backward import Backward
 from tf_largebatch.norms.intercept import recording
-from tf_largebatch.norms.recorder import (
-    Recorder,
-    Use,
-    Variable,
-    added_squared_norms,
-    sum_squares_per_example,
-)
+from tf_largebatch.norms.recorder import Recorder, Use, Variable
 from tf_largebatch.norms.registry import Registry, check_supported
-from tf_largebatch.norms.shapes import Size, of_examples
+from tf_largebatch.norms.shapes import Size
+from tf_largebatch.norms.uses import measure_uses
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
@@ -180,19 +175,15 @@ def _shares_and_norms(
     """The shares of one variable's gradient that its uses make, and `||G_i||^2` of the measured examples."""
     if not used:
         return [], None
-    examples = slice(None) if backward.window is None else backward.window
-    if len(used) == 1:
-        use, d = used[0], backward.d[used[0].number]
-        if use.contraction is None:
-            return [tf.reduce_sum(d, axis=0)], sum_squares_per_example(of_examples(d, examples))
-        if use.number in backward.squares:
-            share = backward.shares.get(use.number)
-            return [d_copy[id(use.copy)] if share is None else share], backward.squares[use.number]
-    shares = {
-        id(use.copy): d_copy[id(use.copy)] if use.contraction else tf.reduce_sum(backward.d[use.number], axis=0)
-        for use in used
-    }
-    return list(shares.values()), added_squared_norms([(use, backward.d[use.number]) for use in used], examples)
+    together = backward.together.get(id(used[0].variable))
+    if together is None:  # a use that the gradient does not reach, or a variable repeated for each example
+        together = measure_uses([(use, backward.d[use.number]) for use in used], backward.window)
+    ordinary = {id(use.copy): use for use in used if id(use.copy) not in together.replaced}
+    shares = [
+        tf.reduce_sum(backward.d[use.number], axis=0) if use.contraction is None else d_copy[copy]
+        for copy, use in ordinary.items()
+    ]
+    return [*together.gradients, *shares], together.squares
 
 
 def _window(batch_size: Size, examples: int | None) -> tuple[Size, slice | None]:
@@ -206,11 +197,16 @@ def _window(batch_size: Size, examples: int | None) -> tuple[Size, slice | None]
 
 
 def _add(shares: list[Gradient], dtype: Any) -> Gradient:
-    """The sum of the shares in the variable's dtype; sparse only if there is one share and it is."""
+    """The sum of the shares in the variable's dtype; sparse if all of them are."""
     if not shares:
         return None
     if len(shares) == 1:
         return tf.cast(shares[0], dtype)
+    sparse = [share for share in shares if isinstance(share, tf.IndexedSlices)]
+    if len(sparse) == len(shares):
+        values = tf.concat([tf.cast(share.values, dtype) for share in sparse], axis=0)
+        indices = tf.concat([tf.cast(share.indices, tf.int64) for share in sparse], axis=0)
+        return tf.IndexedSlices(values, indices, sparse[0].dense_shape)
     return tf.add_n([tf.cast(tf.convert_to_tensor(share), dtype) for share in shares])
 
 

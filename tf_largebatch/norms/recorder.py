@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tf_largebatch.core.paths import variable_path
-from tf_largebatch.norms.shapes import Size, of_examples, static_or_dynamic_size
+from tf_largebatch.norms.shapes import Size, static_or_dynamic_size
 
 Variable = Any  # a keras.Variable, a tf_keras variable or a tf.Variable
 
@@ -113,17 +113,20 @@ class Recorder:
         return zeros
 
     @contextlib.contextmanager
-    def folded(self, rows: Size, fold: Callable[[Contraction], Contraction]) -> Iterator[None]:
-        """Within it every layer's batch axis holds `rows` times the batch, one batch after the other.
+    def folded(self, rows: Size, fold: Callable[[Contraction, Size, Size], Contraction]) -> Iterator[None]:
+        """Within it every layer's batch axis holds `rows` rows for each example, one example after the other.
 
         Args:
-            rows: how many rows an example has.
-            fold: makes of a contraction over single rows one over examples. Its `d` has all the rows on axis 0.
+            rows: how many rows an example has. Within another `folded` it is how many rows one of its rows has.
+            fold: makes of a contraction over single rows one over examples, given the number of examples and of rows
+                for each. The new contraction receives `d` with all the rows on axis 0.
         """
         saved = self.batch_size, self._rows_per_example, self._fold
-        outer = self._fold
-        self._rows_per_example = rows if self._rows_per_example is None else self._rows_per_example * rows
-        self.batch_size, self._fold = self.batch_size * rows, lambda contraction: outer(fold(contraction))
+        outer = self._rows_per_example
+        all_rows = rows if outer is None else outer * rows
+        examples = self.batch_size if outer is None else self.batch_size // outer
+        self._rows_per_example, self.batch_size = all_rows, self.batch_size * rows
+        self._fold = lambda contraction: fold(contraction, examples, all_rows)
         try:
             yield
         finally:
@@ -153,16 +156,24 @@ class Recorder:
         """Returns the variable repeated for each example, shape [B, *variable.shape].
 
         A layer that computes with it in place of the variable gets exact per-example gradients with no more work:
-        the gradient of the copies is `G_i`. Meant for small tensors such as scales and biases.
+        the gradient of the repeated variable is `G_i`. Meant for small tensors such as scales and biases. With many
+        positions and half precision, multiply in float32 (pass `dtype`): the backward pass sums over the positions in
+        the dtype of the product.
         """
         shape = list(variable.shape)
         rows = self._rows_per_example
         examples = self.batch_size if rows is None else self.batch_size // rows
         with self.unseen():
-            repeated = tf.broadcast_to(_read(variable, dtype), [examples, *shape])
+            value = _read(variable, dtype)
+            wide = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
+            repeated = tf.broadcast_to(wide, [examples, *shape])
         self._tape.watch(repeated)
         self._add_use(variable, repeated, repeated, None)
-        return repeated if rows is None else tf.tile(repeated, [rows, *(1 for _ in shape)])
+        if rows is not None:
+            by_row = tf.broadcast_to(repeated[:, tf.newaxis], [examples, rows, *shape])
+            repeated_rows = tf.reshape(by_row, [examples * rows, *shape])
+            return tf.cast(repeated_rows, value.dtype)
+        return tf.cast(repeated, value.dtype)
 
     def _add_use(self, variable: Variable, output: tf.Tensor, copy: tf.Tensor, contraction: Contraction | None) -> Use:
         self.uses.append(Use(variable, output, copy, contraction, len(self.uses), self._layer_calls))
@@ -199,19 +210,6 @@ def batch_axis_message(layer: str, variable: Variable, rows: Any, batch_size: An
     )
 
 
-def added_squared_norms(uses: Sequence[tuple[Use, tf.Tensor]], examples: slice) -> tf.Tensor:
-    """`||sum_u G_i^u||^2` in float32, shape [b], of a variable used several times, from each use and its `d`.
-
-    The contributions are added before the norm is taken: adding norms instead would over-estimate.
-    """
-    total = None
-    for use, d in uses:
-        part = of_examples(d, examples) if use.contraction is None else use.contraction.contributions(d, examples)
-        part = tf.cast(part, tf.float32)
-        total = part if total is None else total + part
-    return sum_squares_per_example(total)
-
-
 def sum_squares_per_example(t: tf.Tensor) -> tf.Tensor:
     """Sum of squares over all axes but the first, in float32, shape [b]."""
     t = tf.cast(t, tf.float32)
@@ -219,5 +217,9 @@ def sum_squares_per_example(t: tf.Tensor) -> tf.Tensor:
 
 
 def squared_norms_and_sum(contributions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`||G_i||^2` in float32, shape [b], and `sum_i G_i`, from the `G_i`, shape [b, *w.shape]."""
+    """`||G_i||^2`, shape [b], and `sum_i G_i`, both float32, from the `G_i`, shape [b, *w.shape].
+
+    A sum over thousands of examples in float16 is wrong in its first digit.
+    """
+    contributions = tf.cast(contributions, tf.float32)
     return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)

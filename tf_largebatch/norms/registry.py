@@ -11,7 +11,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from tf_largebatch.check import require
 from tf_largebatch.core.paths import variable_path
+from tf_largebatch.norms.overrides import overridden_method, reached_methods
 
 Rule = Callable[..., Any]
 
@@ -40,14 +42,15 @@ class Registry:
         self._where_to_register = register
         self._how_to_get_generic = generic
         self._entries: dict[type, _Entry] = {}
+        self._by_name: dict[str, Callable[[type], None]] = {}
         self._generic_rule: Rule | None = None
         self._generic_layers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._generic_allowed = False
 
     def register(
         self,
-        *layer_classes: type,
-        methods: tuple[str, ...] = ("call",),
+        *layer_classes: type | str,
+        methods: tuple[str, ...] | None = None,
         refuse: Callable[[Any], str | None] = lambda layer: None,
         covers: Callable[[Any], list[Any]] = lambda layer: [],
         wraps: bool = False,
@@ -58,8 +61,10 @@ class Registry:
         in for.
 
         Args:
-            *layer_classes: the classes.
-            methods: names of the methods that the rule replaces or relies on.
+            *layer_classes: The classes. A string names the class of a package that need not be installed, as
+                "package.module.Class"; the rule takes effect when a layer of the class comes.
+            methods: Names of the methods and properties that the rule replaces or relies on. None for all that the
+                class's `call` reaches.
             refuse: gives the reason why a particular layer cannot be measured, or None.
             covers: gives the layers inside a layer whose variables the rule records itself; they need no rule and
                 none of theirs runs.
@@ -70,24 +75,42 @@ class Registry:
         """
 
         def decorate(rule: Rule) -> Rule:
+            def enter(cls: type) -> None:
+                guarded = reached_methods(cls) if methods is None else methods
+                self._entries[cls] = _Entry(rule, cls, guarded, refuse, covers, wraps)
+
             for cls in layer_classes:
-                if cls in self._entries:
-                    raise ValueError(
-                        f"layer_class {cls.__name__} has a per-example norm rule already: call "
-                        f"unregister({cls.__name__}) before you register another."
-                    )
-                self._entries[cls] = _Entry(rule, cls, methods, refuse, covers, wraps)
+                name = cls if isinstance(cls, str) else cls.__name__
+                require(
+                    cls not in self._entries and cls not in self._by_name,
+                    "layer_classes",
+                    cls,
+                    "without a rule",
+                    f"call unregister({name}) before you register another rule",
+                )
+                if isinstance(cls, str):
+                    self._by_name[cls] = enter
+                else:
+                    enter(cls)
             return rule
 
         return decorate
 
-    def unregister(self, layer_class: type) -> None:
+    def unregister(self, layer_class: type | str) -> None:
         """Removes the rule of a layer class, if there is one."""
-        self._entries.pop(layer_class, None)
+        if isinstance(layer_class, str):
+            self._by_name.pop(layer_class, None)
+        else:
+            self._entries.pop(layer_class, None)
+            self._by_name.pop(_qualified_name(layer_class), None)
 
     def layer_classes(self) -> list[type]:
         """All classes with a rule, by name."""
         return sorted(self._entries, key=lambda cls: cls.__name__)
+
+    def layer_names(self) -> list[str]:
+        """The classes with a rule that were registered by name, whether their packages are installed or not."""
+        return sorted(self._by_name)
 
     def register_generic(self, rule: Rule) -> Rule:
         """Decorator that registers the rule for any layer, run for those that are marked or where it is allowed."""
@@ -140,16 +163,22 @@ class Registry:
             return f"{name} is quantised"
         if entry is None:
             return f"{name} has no rule"
-        for method in entry.methods:
-            if getattr(type(layer), method, None) is not getattr(entry.layer_class, method, None):
-                return f"{name} overrides {entry.layer_class.__name__}.{method}"
+        method = overridden_method(type(layer), entry.layer_class, entry.methods)
+        if method is not None:
+            return f"{name} overrides {entry.layer_class.__name__}.{method}"
         return entry.refuse(layer)
 
     def _entry(self, layer: Any) -> _Entry | None:
         for cls in type(layer).__mro__:
+            if cls not in self._entries and _qualified_name(cls) in self._by_name:
+                self._by_name[_qualified_name(cls)](cls)
             if cls in self._entries:
                 return self._entries[cls]
         return None
+
+
+def _qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _is_quantised(layer: Any) -> bool:

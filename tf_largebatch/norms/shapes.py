@@ -25,6 +25,11 @@ def of_examples(t: tf.Tensor, examples: slice) -> tf.Tensor:
     return t if examples == slice(None) else t[examples]
 
 
+def split_rows(t: tf.Tensor, batch: Size, rows: Size) -> tf.Tensor:
+    """[batch rows, ...] as [batch, rows, ...]."""
+    return tf.reshape(t, [batch, rows, *static_or_dynamic_shape(t)[1:]])
+
+
 def product(sizes: list[Size]) -> Size:
     """The product of sizes; an int if all are."""
     result: Size = 1

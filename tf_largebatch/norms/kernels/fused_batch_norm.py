@@ -1,6 +1,6 @@
-"""Training-mode batch normalisation by TensorFlow's fused kernels, with each example's share of gamma and beta.
+"""Training-mode batch normalization by TensorFlow's fused kernels, with each example's share of gamma and beta.
 
-Keras writes batch normalisation out in elementwise operations, each of which reads and writes all activations. The
+Keras writes batch normalization out in elementwise operations, each of which reads and writes all activations. The
 fused kernels do it in two passes forwards and two backwards. On a CPU that saves more than the sums over every
 example's positions cost.
 """
@@ -15,7 +15,7 @@ from tf_largebatch.norms.shapes import product, static_or_dynamic_shape
 
 
 def fused_batch_norm(
-    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, epsilon: float
+    x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta` over all axes but the last.
 
@@ -24,8 +24,10 @@ def fused_batch_norm(
 
     Args:
         x: shape [B, ..., C], float32.
-        gamma: the scale, repeated for each example, shape [B, C], float32.
-        beta: the offset, likewise.
+        gamma: the scale, repeated for each example, shape [B, C], float32; it receives the gradient.
+        beta: the offset, repeated for each example, shape [B, C], float32; it receives the gradient.
+        scale: the scale once, shape [C]; of no examples there is none in `gamma`.
+        offset: the offset once, shape [C].
         epsilon: added to the variance.
 
     Returns:
@@ -37,10 +39,10 @@ def fused_batch_norm(
     statistics: list[tf.Tensor] = []
 
     @tf.custom_gradient
-    def normalise(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
-        images, scale = tf.reshape(x, as_images), gamma[0]
+    def normalize(x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
+        images = tf.reshape(x, as_images)
         y, mean, unbiased, *reserved = tf.raw_ops.FusedBatchNormV3(
-            x=images, scale=scale, offset=beta[0], mean=[], variance=[], epsilon=epsilon, is_training=True
+            x=images, scale=scale, offset=offset, mean=[], variance=[], epsilon=epsilon, is_training=True
         )
         count = tf.cast(product(as_images[:-1]), tf.float32)
         variance = unbiased * ((count - 1.0) / count)
@@ -67,5 +69,5 @@ def fused_batch_norm(
 
         return tf.reshape(y, sizes), gradient
 
-    y = normalise(x, gamma, beta)
+    y = normalize(x, gamma, beta)
     return y, *statistics

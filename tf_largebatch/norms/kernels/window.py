@@ -29,6 +29,10 @@ class Window:
         """Whether each output position sees one input position only."""
         return all(k == 1 for k in self.kernel_size)
 
+    def over_rows(self) -> Window:
+        """The window with one more spatial axis in front, along which it does not move."""
+        return Window((1, *self.kernel_size), (1, *self.strides), self.padding, (1, *self.dilation_rate))
+
     def padding_of(self, x: tf.Tensor, output_sizes: list[Size]) -> list[list[Any]]:
         """How many zeros the convolution puts before and after x along each spatial axis."""
         before_after: list[list[Any]] = []

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.recorder import Recorder, squared_norms_and_sum, sum_squares_per_example
-from tf_largebatch.norms.shapes import of_examples
+from tf_largebatch.norms.shapes import Size, of_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Bias:
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The contributions add up to the gradient, in place of the ordinary sum over everything."""
         return squared_norms_and_sum(self.contributions(d, slice(None)))
+
+    def over_rows(self, batch: Size, rows: Size) -> Bias:
+        """The contraction in which `rows` rows, one after the other, are positions of one example."""
+        del batch, rows
+        return Bias(self.variable_shape, (1, *self.broadcast_shape))
 
 
 def add_bias(recorder: Recorder, bias: Any, y: tf.Tensor, broadcast_shape: tuple[int, ...]) -> tf.Tensor:

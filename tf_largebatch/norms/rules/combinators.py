@@ -1,58 +1,96 @@
-"""Contractions made of others: with an axis less, gate by gate, or given later."""
+"""Contractions made of others: with an axis less, gate by gate, given later, or over several rows of one example."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
-from tf_largebatch.norms.recorder import Contraction
+from tf_largebatch.norms.recorder import Contraction, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.shapes import Size, split_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class WithoutFirstAxis:
-    """A contraction whose variable has one more axis, of size 1, before those of the variable meant."""
+    """A contraction whose variable has one more axis, of size 1, in front of the axes of the variable meant."""
 
-    inner: Contraction
+    inner: Any
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """The inner contributions, without the axis."""
         return tf.squeeze(self.inner.contributions(d, examples), axis=1)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The inner ones."""
+        """The inner norms."""
         return self.inner.squared_norms(d, examples)
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """The inner ones, without the axis."""
+        """The inner norms and gradient, without the axis."""
         together = self.inner.norms_and_gradient(d)
         return None if together is None else (together[0], tf.squeeze(together[1], axis=0))
+
+    def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
+        """The inner contraction over rows, without the axis."""
+        inner = over_rows(self.inner, batch, rows)
+        return None if inner is None else WithoutFirstAxis(inner)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowOf:
+    """A contraction of one row of a variable that has `rows` of them."""
+
+    inner: Any
+    row: int
+    rows: int
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """The inner contributions in their row, zeros in the others."""
+        inner = self.inner.contributions(d, examples)[:, tf.newaxis]
+        return tf.pad(inner, [[0, 0], [self.row, self.rows - self.row - 1], *([0, 0] for _ in inner.shape[2:])])
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """The inner norms."""
+        return self.inner.squared_norms(d, examples)
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The contributions add up to the gradient."""
+        return squared_norms_and_sum(self.contributions(d, slice(None)))
+
+    def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
+        """The inner contraction over rows, in its row of the variable."""
+        inner = over_rows(self.inner, batch, rows)
+        return None if inner is None else RowOf(inner, self.row, self.rows)
 
 
 @dataclasses.dataclass
 class Deferred:
     """A contraction whose operand is known only after the loop has run."""
 
-    inner: Contraction = dataclasses.field(init=False)
+    inner: Any = dataclasses.field(init=False)
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """Those of the contraction that came to be."""
+        """The contributions of the contraction set after the loop."""
         return self.inner.contributions(d, examples)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """Those of the contraction that came to be."""
+        """The norms of the contraction set after the loop."""
         return self.inner.squared_norms(d, examples)
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """Those of the contraction that came to be."""
+        """The norms and gradient of the contraction set after the loop."""
         return self.inner.norms_and_gradient(d)
+
+    def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
+        """The contraction set after the loop, over rows."""
+        return over_rows(self.inner, batch, rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class ByGate:
     """`y = [y_1, y_2, ...]` on the last axis, each equally wide and linear in its own block of the variable."""
 
-    gates: tuple[Contraction, ...]
+    gates: tuple[Any, ...]
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """The gates' contributions side by side."""
@@ -70,5 +108,55 @@ class ByGate:
             return None
         return tf.add_n([squares for squares, _ in known]), tf.concat([g for _, g in known], axis=-1)
 
-    def _with_d(self, d: tf.Tensor) -> list[tuple[Contraction, tf.Tensor]]:
+    def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
+        """The gates' contractions over rows."""
+        gates = [over_rows(gate, batch, rows) for gate in self.gates]
+        return None if any(gate is None for gate in gates) else ByGate(tuple(gates))
+
+    def _with_d(self, d: tf.Tensor) -> list[tuple[Any, tf.Tensor]]:
         return list(zip(self.gates, tf.split(d, len(self.gates), axis=-1), strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """A contraction over rows: rows `i rows` to `(i + 1) rows` of `d` [batch rows, ...] are example i's.
+
+    A contraction with a method `over_rows` takes the rows as further positions. The contributions of any other are
+    formed and added one example after the other.
+    """
+
+    inner: Any
+    batch: Size
+    rows: Size
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i = sum_r G_{i,r}`, shape [b, *w.shape]."""
+        merged = over_rows(self.inner, self.batch, self.rows)
+        if merged is not None:
+            return merged.contributions(split_rows(d, self.batch, self.rows), examples)
+
+        def of_example(i: tf.Tensor) -> tf.Tensor:
+            of_rows = self.inner.contributions(d, slice(i * self.rows, (i + 1) * self.rows))
+            return tf.reduce_sum(tf.cast(of_rows, tf.float32), axis=0)
+
+        return tf.map_fn(of_example, tf.range(self.batch)[examples], fn_output_signature=tf.float32)
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """The norms of the sums over the rows."""
+        merged = over_rows(self.inner, self.batch, self.rows)
+        if merged is not None:
+            return merged.squared_norms(split_rows(d, self.batch, self.rows), examples)
+        return sum_squares_per_example(self.contributions(d, examples))
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """The norms of the sums over the rows; these add up to the gradient."""
+        merged = over_rows(self.inner, self.batch, self.rows)
+        if merged is not None:
+            return merged.norms_and_gradient(split_rows(d, self.batch, self.rows))
+        return squared_norms_and_sum(self.contributions(d, slice(None)))
+
+
+def over_rows(contraction: Any, batch: Size, rows: Size) -> Any:
+    """The contraction over examples of `rows` rows each, one example after the other; None if it has none."""
+    method = getattr(contraction, "over_rows", None)
+    return None if method is None else method(batch, rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import ops
 
@@ -16,10 +15,10 @@ from tf_largebatch.norms.kernels.chunks import not_before
 from tf_largebatch.norms.kernels.device import device
 from tf_largebatch.norms.kernels.window import Window
 from tf_largebatch.norms.recorder import Contraction, Recorder, squared_norms_and_sum, sum_squares_per_example
-from tf_largebatch.norms.registry import KERAS
 from tf_largebatch.norms.rules.bias import add_bias
-from tf_largebatch.norms.rules.dense import activate, refuse_lora
-from tf_largebatch.norms.shapes import of_examples, static_or_dynamic_shape
+from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
+from tf_largebatch.norms.rules.dense import activate
+from tf_largebatch.norms.shapes import Size, of_examples, split_rows, static_or_dynamic_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +60,10 @@ class Convolution:
                 return together
         return convolution_direct.norms_and_gradient(*arguments)
 
+    def over_rows(self, batch: Size, rows: Size) -> Contraction:
+        """The contraction in which `rows` rows of `a`, one after the other, belong to one example."""
+        return WithoutFirstAxis(Convolution(split_rows(self.a, batch, rows), self.window.over_rows(), self.groups))
+
 
 @dataclasses.dataclass(frozen=True)
 class DepthwiseConvolution:
@@ -101,6 +104,10 @@ class DepthwiseConvolution:
             return squares, tf.reshape(gradient, self.shape)
         return squared_norms_and_sum(self.contributions(d, slice(None)))
 
+    def over_rows(self, batch: Size, rows: Size) -> DepthwiseConvolution:
+        """The contraction in which `rows` rows of `a`, one after the other, belong to one example."""
+        return DepthwiseConvolution(split_rows(self.a, batch, rows), self.window.over_rows(), self.shape)
+
 
 def layer_window(layer: Any) -> Window:
     """The geometry of a Keras convolution layer."""
@@ -136,13 +143,6 @@ def bias_and_activation(layer: Any, recorder: Recorder, y: tf.Tensor) -> tf.Tens
     return activate(layer, y)
 
 
-@KERAS.register(
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    methods=("call", "convolution_op"),
-    refuse=refuse_lora,
-)
 def convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     """`y = activation(conv(x, W) + b)`."""
     kernel = recorder.value(layer.kernel)
@@ -169,14 +169,12 @@ def convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     return bias_and_activation(layer, recorder, y)
 
 
-@KERAS.register(keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 def depthwise_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     """`y = activation(depthwise_conv(x, W) + b)`."""
     y = depthwise(layer, recorder, layer.kernel, inputs)
     return bias_and_activation(layer, recorder, y)
 
 
-@KERAS.register(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 def separable_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     """`y = activation(conv(depthwise_conv(x, W_d), W_p) + b)`, the second convolution pointwise."""
     hidden = depthwise(layer, recorder, layer.depthwise_kernel, inputs)

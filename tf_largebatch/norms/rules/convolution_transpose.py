@@ -8,12 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.recorder import Recorder
-from tf_largebatch.norms.registry import KERAS
 from tf_largebatch.norms.rules.convolution import (
     Convolution,
     Window,
@@ -48,7 +46,6 @@ class TransposedConvolution:
         return Convolution(d, self.window, groups=1)
 
 
-@KERAS.register(keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 def transposed_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     """`y = activation(conv_transpose(x, W) + b)`."""
     y = ops.conv_transpose(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.recorder import Recorder, squared_norms_and_sum, sum_squares_per_example
-from tf_largebatch.norms.registry import KERAS
+from tf_largebatch.norms.kernels import matmul
+from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.bias import add_bias
-from tf_largebatch.norms.shapes import of_examples, product, static_or_dynamic_shape
+from tf_largebatch.norms.shapes import Size, of_examples, product, split_rows, static_or_dynamic_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,50 +22,64 @@ class MatMul:
     a: tf.Tensor
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i = sum_t a_{i,t} (x) d_{i,t}`, shape [b, D, P]."""
-        a, d = of_examples(self.a, examples), of_examples(d, examples)
-        return tf.matmul(with_positions(a), with_positions(d), transpose_a=True)
+        """`G_i = sum_t a_{i,t} (x) d_{i,t}` in float32, shape [b, D, P]."""
+        return matmul.contributions(*self._by_position(d, examples))
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """One position: `||a||^2 ||d||^2`. Several: the Gram form where it takes fewer products, else directly."""
-        a, d = of_examples(self.a, examples), of_examples(d, examples)
-        if a.shape.rank == 2:
-            return sum_squares_per_example(a) * sum_squares_per_example(d)
-        a, d = with_positions(a), with_positions(d)
-        if gram_is_cheaper(a.shape[1], a.shape[2], d.shape[2]):
-            return gram_squared_norms(a, d)
-        return sum_squares_per_example(tf.matmul(a, d, transpose_a=True))
+        return matmul.squared_norms(*self._by_position(d, examples))
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
         """Several positions, directly: the contributions add up to the gradient."""
-        a, d = with_positions(self.a), with_positions(d)
-        if self.a.shape.rank == 2 or gram_is_cheaper(a.shape[1], a.shape[2], d.shape[2]):
-            return None
-        return squared_norms_and_sum(tf.matmul(a, d, transpose_a=True))
+        return matmul.norms_and_gradient(*self._by_position(d, slice(None)))
+
+    def over_rows(self, batch: Size, rows: Size) -> MatMul:
+        """The contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
+        return MatMul(split_rows(self.a, batch, rows))
+
+    @classmethod
+    def joined(cls, uses: Sequence[MatMul], ds: Sequence[tf.Tensor]) -> tuple[MatMul, tf.Tensor]:
+        """The uses of one variable as one use whose positions are those of all, and its `d`."""
+        a = tf.concat([with_positions(tf.cast(use.a, tf.float32)) for use in uses], axis=1)
+        return cls(a), tf.concat([with_positions(tf.cast(d, tf.float32)) for d in ds], axis=1)
+
+    def _by_position(self, d: tf.Tensor, examples: slice) -> tuple[tf.Tensor, tf.Tensor]:
+        return with_positions(of_examples(self.a, examples)), with_positions(of_examples(d, examples))
+
+
+@dataclasses.dataclass(frozen=True)
+class TransposedMatMul:
+    """`y = a w^T` with `a` [B, ..., D], `w` [V, D], `y` [B, ..., V]: a `MatMul` in which `a` and `d` change places."""
+
+    a: tf.Tensor
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i = sum_t d_{i,t} (x) a_{i,t}` in float32, shape [b, V, D]."""
+        return MatMul(d).contributions(self.a, examples)
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """By the form that takes fewer products."""
+        return MatMul(d).squared_norms(self.a, examples)
+
+    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+        """Several positions, directly: the contributions add up to the gradient."""
+        return MatMul(d).norms_and_gradient(self.a)
+
+    def over_rows(self, batch: Size, rows: Size) -> TransposedMatMul:
+        """The contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
+        return TransposedMatMul(split_rows(self.a, batch, rows))
+
+    @classmethod
+    def joined(cls, uses: Sequence[TransposedMatMul], ds: Sequence[tf.Tensor]) -> tuple[TransposedMatMul, tf.Tensor]:
+        """The uses of one variable as one use whose positions are those of all, and its `d`."""
+        joined, d = MatMul.joined([MatMul(use.a) for use in uses], ds)
+        return cls(joined.a), d
 
 
 def with_positions(t: tf.Tensor) -> tf.Tensor:
-    """[B, ..., C] as [B, T, C]."""
+    """[B, ..., C] as [B, T, C]; one position where there is no axis between."""
     sizes = static_or_dynamic_shape(t)
     return tf.reshape(t, [sizes[0], product(sizes[1:-1]), sizes[-1]])
-
-
-def gram_is_cheaper(positions: int | None, inputs: int, outputs: int) -> bool:
-    """Whether the Gram form's `T^2 (D + P)` products are fewer than half of the direct form's `T D P`.
-
-    Half, because the direct form also gives the gradient, which the Gram form leaves to the ordinary kernel.
-    """
-    return positions is not None and 2 * positions * (inputs + outputs) < inputs * outputs
-
-
-def gram_squared_norms(a: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
-    """`sum_{t,t'} (a_t . a_t') (d_t . d_t')`, shape [B], from `a` [B, T, D] and `d` [B, T, P].
-
-    In float32: the terms of the sum cancel, so products of half-precision Gram matrices would lose the norm.
-    """
-    a, d = tf.cast(a, tf.float32), tf.cast(d, tf.float32)
-    gram = tf.matmul(a, a, transpose_b=True) * tf.matmul(d, d, transpose_b=True)
-    return tf.maximum(tf.reduce_sum(gram, axis=[1, 2]), 0.0)
 
 
 def activate(layer: Any, y: tf.Tensor) -> tf.Tensor:
@@ -78,7 +92,6 @@ def refuse_lora(layer: Any) -> str | None:
     return "LoRA is enabled" if getattr(layer, "lora_enabled", False) else None
 
 
-@KERAS.register(keras.layers.Dense, refuse=refuse_lora)
 def dense(layer: Any, recorder: Recorder, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
     """`y = activation(x W + b)`."""
     y = recorder.record(layer.kernel, ops.matmul(inputs, recorder.value(layer.kernel)), MatMul(inputs))

@@ -1,51 +1,49 @@
-"""Layers whose variables multiply activations one by one, and the spectral normalisation of another layer's kernel."""
+"""Layers whose variables multiply activations one by one, and the spectral normalization of another layer's kernel."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.patched import patched
 from tf_largebatch.norms.recorder import Recorder
-from tf_largebatch.norms.registry import KERAS
 
 
-@KERAS.register(keras.layers.PReLU)
+def scaled(recorder: Recorder, variable: Any, t: tf.Tensor) -> tf.Tensor:
+    """`t` times the variable, whose axes meet the last axes of `t`: `G_i = sum_t d_{i,t} t_{i,t}`.
+
+    The product is in float32, because the backward pass sums over an example's positions in the dtype of the product.
+    """
+    dtype = wide_dtype(t)
+    shape = tuple(variable.shape)
+    repeated = tf.reshape(recorder.per_example(variable, dtype), [-1, *(1,) * (t.shape.rank - 1 - len(shape)), *shape])
+    return tf.cast(tf.cast(t, dtype) * repeated, t.dtype)
+
+
+def wide_dtype(t: tf.Tensor) -> tf.DType:
+    """The dtype in which Keras normalizes inputs of this dtype: float32, or float64 for float64."""
+    return tf.as_dtype(keras.backend.result_type(t.dtype, "float32"))
+
+
 def prelu(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     """`y = max(x, 0) - alpha max(-x, 0)`: `G_i = -d max(-x, 0)`, summed over the shared axes."""
-    with patched(layer, alpha=recorder.per_example(layer.alpha)):
-        return type(layer).call(layer, inputs)
+    return tf.nn.relu(inputs) - scaled(recorder, layer.alpha, tf.nn.relu(-inputs))
 
 
-@KERAS.register(keras.layers.RMSNormalization)
 def rms_normalization(layer: Any, recorder: Recorder, x: tf.Tensor) -> tf.Tensor:
     """`y = scale z` with `z = x / sqrt(mean(x^2) + epsilon)`: `G_i = sum_t d_{i,t} z_{i,t}`."""
-    dtype = tf.as_dtype(keras.backend.result_type(x.dtype, "float32"))
-    rank = x.shape.rank
     # The layer multiplies by NumPy's broadcasting: scale's axes meet the last ones, whichever the layer's axes are.
-    scale = recorder.per_example(layer.scale, dtype)
-    scale = tf.reshape(scale, [-1, *(1,) * (rank - scale.shape.rank), *layer.scale.shape])
-    z = ops.rms_normalization(tf.cast(x, dtype), axis=layer.axis, epsilon=layer.epsilon)
-    return tf.cast(z * scale, x.dtype)
+    z = ops.rms_normalization(tf.cast(x, wide_dtype(x)), axis=layer.axis, epsilon=layer.epsilon)
+    return tf.cast(scaled(recorder, layer.scale, z), x.dtype)
 
 
 def layer_scale(layer: Any, recorder: Recorder, x: tf.Tensor) -> tf.Tensor:
     """`y = gamma x`: `G_i = sum_t d_{i,t} x_{i,t}`."""
-    gamma = recorder.per_example(layer.gamma)
-    return x * tf.reshape(gamma, [-1, *(1,) * (x.shape.rank - 2), x.shape[-1]])
+    return scaled(recorder, layer.gamma, x)
 
 
-# ConvNeXt's layer of this name, which Keras does not export.
-LayerScale = getattr(sys.modules[keras.applications.ConvNeXtTiny.__module__], "LayerScale", None)
-if LayerScale is not None:
-    KERAS.register(LayerScale)(layer_scale)
-
-
-@KERAS.register(keras.layers.SpectralNormalization, methods=("call", "normalized_weights"), wraps=True)
 def spectral_normalization(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, training: bool | None = False
 ) -> tf.Tensor:

@@ -3,56 +3,92 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.recorder import Recorder
-from tf_largebatch.norms.registry import KERAS
-from tf_largebatch.norms.rules.dense import refuse_lora
-from tf_largebatch.norms.shapes import of_examples, product, static_or_dynamic_shape
+from tf_largebatch.norms.rules.dense import TransposedMatMul, with_positions
+from tf_largebatch.norms.shapes import Size, of_examples, product, split_rows, static_or_dynamic_shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
-    """`y = w[ids]`: `ids` [B, ...], `w` [V, P], `y` [B, ..., P]."""
+    """`y = w[ids]`: `ids` [B, ...], none negative; `w` [V, P]; `y` [B, ..., P]."""
 
     ids: tf.Tensor
     rows: int
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i`, dense, shape [b, V, P]."""
-        ids, d = self._flat(d, examples)
-        one_hot = tf.one_hot(ids, self.rows, dtype=d.dtype)
-        return tf.matmul(one_hot, d, transpose_a=True)
+        """`G_i`, dense, float32, shape [b, V, P]."""
+        ids, d = self._by_position(d, examples)
+        return _sums_by_slot(ids, d, self.rows)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`sum_{t,t'} [id_t = id_t'] d_t . d_t'`: positions with the same row add up before the square."""
-        ids, d = self._flat(d, examples)
-        d = tf.cast(d, tf.float32)
-        same = tf.cast(ids[:, :, tf.newaxis] == ids[:, tf.newaxis, :], tf.float32)
-        return tf.maximum(tf.reduce_sum(same * tf.matmul(d, d, transpose_b=True), axis=[1, 2]), 0.0)
+        """Positions of an example with the same row add up before the square.
+
+        Each (example, row) pair that occurs has a slot: the place of the row among the example's sorted rows. Sums by
+        slot take as much memory as `d`, and time linear in it.
+        """
+        ids, d = self._by_position(d, examples)
+        slots = tf.searchsorted(tf.sort(ids, axis=1), ids)
+        in_table = (ids >= 0) & (ids < self.rows)  # GPUs and XLA compute with any id
+        sums = _sums_by_slot(tf.where(in_table, slots, -1), d, static_or_dynamic_shape(ids)[1])
+        return tf.reduce_sum(tf.square(sums), axis=[1, 2])
 
     def norms_and_gradient(self, d: tf.Tensor) -> None:
         """The ordinary gradient is sparse, which no sum of contributions is."""
         return None
 
-    def _flat(self, d: tf.Tensor, examples: slice) -> tuple[tf.Tensor, tf.Tensor]:
-        ids, d = of_examples(self.ids, examples), of_examples(d, examples)
-        sizes = static_or_dynamic_shape(d)
-        positions = product(sizes[1:-1])
-        return (
-            tf.reshape(ids, [sizes[0], positions]),
-            tf.reshape(d, [sizes[0], positions, sizes[-1]]),
-        )
+    def inner_product(self, d: tf.Tensor, other: Any, d_other: tf.Tensor, examples: slice) -> tf.Tensor | None:
+        """`<G_i, G'_i>` with a product with the transposed table, `sum_{t,t'} d'_{t'}[id_t] (d_t . a_{t'})`."""
+        if not isinstance(other, TransposedMatMul):
+            return None
+        ids, d = self._by_position(d, examples)
+        a, d_other = (with_positions(of_examples(t, examples)) for t in (other.a, d_other))
+        looked_up = tf.gather(tf.cast(d_other, tf.float32), ids, axis=2, batch_dims=1)  # [b, T', T]
+        products = tf.matmul(tf.cast(a, tf.float32), tf.cast(d, tf.float32), transpose_b=True)
+        return tf.reduce_sum(looked_up * products, axis=[1, 2])
+
+    def over_rows(self, batch: Size, rows: Size) -> Lookup:
+        """The contraction in which `rows` rows of `ids`, one after the other, are positions of one example."""
+        return Lookup(split_rows(self.ids, batch, rows), self.rows)
+
+    @classmethod
+    def joined(cls, uses: Sequence[Lookup], ds: Sequence[tf.Tensor]) -> tuple[Lookup, tf.Tensor]:
+        """The uses of one table as one use whose positions are those of all, and its `d`."""
+        ids = [tf.cast(use._ids_by_position(slice(None)), tf.int64) for use in uses]
+        d = tf.concat([with_positions(tf.cast(d, tf.float32)) for d in ds], axis=1)
+        return cls(tf.concat(ids, axis=1), uses[0].rows), d
+
+    def _by_position(self, d: tf.Tensor, examples: slice) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._ids_by_position(examples), with_positions(of_examples(d, examples))
+
+    def _ids_by_position(self, examples: slice) -> tf.Tensor:
+        sizes = static_or_dynamic_shape(of_examples(self.ids, examples))
+        return tf.reshape(of_examples(self.ids, examples), [sizes[0], product(sizes[1:])])
 
 
-@KERAS.register(keras.layers.Embedding, refuse=refuse_lora)
+def _sums_by_slot(slots: tf.Tensor, d: tf.Tensor, count: Size) -> tf.Tensor:
+    """Each example's sums of `d` [b, T, P] over the positions of each slot [b, T], float32, [b, count, P].
+
+    Positions whose slot is negative or not below `count` are left out.
+    """
+    batch, positions, width = static_or_dynamic_shape(d)
+    first = tf.range(batch, dtype=slots.dtype)[:, tf.newaxis] * tf.cast(count, slots.dtype)
+    segments = tf.where((slots >= 0) & (slots < tf.cast(count, slots.dtype)), first + slots, -1)
+    flat = tf.reshape(tf.cast(d, tf.float32), [batch * positions, width])
+    sums = tf.math.unsorted_segment_sum(flat, tf.reshape(segments, [-1]), batch * count)
+    return tf.reshape(sums, [batch, count, width])
+
+
 def embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = W[ids]`."""
+    """`y = W[ids]`; a negative id counts from the end of the table, as in Keras."""
+    rows = layer.embeddings.shape[0]
     ids = inputs if inputs.dtype in (tf.int32, tf.int64) else tf.cast(inputs, tf.int32)
+    ids = tf.where(ids < 0, ids + rows, ids)
     y = tf.gather(recorder.value(layer.embeddings), ids)
-    y = recorder.record(layer.embeddings, y, Lookup(ids, layer.embeddings.shape[0]))
+    y = recorder.record(layer.embeddings, y, Lookup(ids, rows))
     return ops.cast(y, layer.compute_dtype)

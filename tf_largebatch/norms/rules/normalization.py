@@ -1,4 +1,4 @@
-"""Normalisations: `y = gamma z + beta` with `z` normalised; per-example copies of gamma and beta give `G_i`.
+"""Normalizations: `y = gamma z + beta` with `z` normalized; per-example copies of gamma and beta give `G_i`.
 
 With `z` known, `G_i = sum_t d_{i,t} z_{i,t}` for gamma and `sum_t d_{i,t}` for beta. Repeating gamma and beta for each
 example lets the ordinary backward pass sum over one example's positions where it would have summed over all, so the
@@ -7,6 +7,8 @@ norms cost no pass over the activations.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,13 +17,14 @@ from keras import ops
 
 from tf_largebatch.norms.kernels.device import device
 from tf_largebatch.norms.kernels.fused_batch_norm import fused_batch_norm
+from tf_largebatch.norms.overrides import overridden_method, reached_methods
 from tf_largebatch.norms.recorder import Recorder
-from tf_largebatch.norms.registry import KERAS
+from tf_largebatch.norms.rules.elementwise import wide_dtype
 from tf_largebatch.norms.shapes import static_or_dynamic_size
 
 
 def without_scale_and_center(layer: Any) -> Any:
-    """A view of the layer whose `call` returns the normalised inputs, neither scaled nor shifted.
+    """A view of the layer whose `call` returns the normalized inputs, neither scaled nor shifted.
 
     It shares all variables with the layer, which stays as it is: another replica's thread may be in the middle of it.
     """
@@ -37,9 +40,9 @@ def per_example_affine(layer: Any, recorder: Recorder, dtype: Any, rank: int, ax
     """Gamma and beta repeated for each example, ready to broadcast; None where the layer has none.
 
     Args:
-        layer: the normalisation layer.
+        layer: the normalization layer.
         recorder: the record.
-        dtype: the dtype in which the layer normalises.
+        dtype: the dtype in which the layer normalizes.
         rank: the rank of the layer's input.
         axes: the axes of the input, none negative, on which gamma and beta lie.
     """
@@ -60,45 +63,52 @@ def affine(z: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None) -> tf.
     return z if beta is None else z + beta
 
 
-def normalise_then_affine(
+def normalize_then_affine(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, axes: list[int], **kwargs: Any
 ) -> tf.Tensor:
-    """The layer's own normalisation, whatever it does, followed by a per-example scale and shift."""
-    dtype = tf.as_dtype(keras.backend.result_type(inputs.dtype, "float32"))
+    """The layer's own normalization, whatever it does, followed by a per-example scale and shift."""
+    dtype = wide_dtype(inputs)
     rank = inputs.shape.rank
     z = type(layer).call(without_scale_and_center(layer), tf.cast(inputs, dtype), **kwargs)
     gamma, beta = per_example_affine(layer, recorder, dtype, rank, [axis % rank for axis in axes])
     return ops.cast(affine(tf.cast(z, dtype), gamma, beta), layer.compute_dtype)
 
 
-@KERAS.register(keras.layers.BatchNormalization)
+BATCH_NORM_METHODS = reached_methods(keras.layers.BatchNormalization)
+
+
 def batch_normalization(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
 ) -> tf.Tensor:
     """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training.
 
     On a CPU by the fused kernels. Elsewhere, and where these do not apply, written out, so that gamma and beta join the
-    inverse deviation before they meet the activations, as in the ordinary step. Masked inputs and batch renormalisation
-    go the longer way through the layer's own call.
+    inverse deviation before they meet the activations, as in the ordinary step. Masked inputs, batch renormalization
+    and subclasses with a method of their own go the longer way through the layer's own call.
     """
-    if mask is not None or getattr(layer, "renorm", False):
-        return normalise_then_affine(layer, recorder, inputs, [layer.axis], training=training, mask=mask)
-    dtype = tf.as_dtype(keras.backend.result_type(inputs.dtype, "float32"))
+    in_training = bool(training) and layer.trainable
+    own_way = overridden_method(type(layer), keras.layers.BatchNormalization, BATCH_NORM_METHODS) is not None
+    if mask is not None or own_way or getattr(layer, "renorm", False):
+        with _unmoved_by_an_empty_batch(layer, inputs if in_training else None):
+            return normalize_then_affine(layer, recorder, inputs, [layer.axis], training=training, mask=mask)
+    dtype = wide_dtype(inputs)
     x = tf.cast(inputs, dtype)
     rank = x.shape.rank
     axis = layer.axis % rank
-    in_training = bool(training) and layer.trainable
     if in_training and axis == rank - 1 and dtype == tf.float32 and not layer.synchronized and device() == "cpu":
-        rows = [static_or_dynamic_size(x, 0), x.shape[axis]]
-        gamma = tf.ones(rows) if layer.gamma is None else recorder.per_example(layer.gamma, dtype)
-        beta = tf.zeros(rows) if layer.beta is None else recorder.per_example(layer.beta, dtype)
-        y, mean, variance = fused_batch_norm(x, gamma, beta, layer.epsilon)
-        _move_averages(layer, mean, variance, dtype)
+        sizes = [static_or_dynamic_size(x, 0), x.shape[axis]]
+        gamma = tf.ones(sizes) if layer.gamma is None else recorder.per_example(layer.gamma, dtype)
+        beta = tf.zeros(sizes) if layer.beta is None else recorder.per_example(layer.beta, dtype)
+        with recorder.unseen():
+            scale = tf.ones(sizes[1:]) if layer.gamma is None else tf.cast(tf.convert_to_tensor(layer.gamma), dtype)
+            offset = tf.zeros(sizes[1:]) if layer.beta is None else tf.cast(tf.convert_to_tensor(layer.beta), dtype)
+        y, mean, variance = fused_batch_norm(x, gamma, beta, scale, offset, layer.epsilon)
+        _move_averages(layer, x, mean, variance)
         return ops.cast(y, layer.compute_dtype)
     if in_training:
         axes = [i for i in range(rank) if i != axis]
         mean, variance = ops.moments(x, axes=axes, synchronized=layer.synchronized)
-        _move_averages(layer, mean, variance, dtype)
+        _move_averages(layer, x, mean, variance)
     else:
         mean, variance = ops.cast(layer.moving_mean, dtype), ops.cast(layer.moving_variance, dtype)
     shape = [1] * rank
@@ -110,21 +120,43 @@ def batch_normalization(
     return ops.cast(x * inverse + offset, layer.compute_dtype)
 
 
-def _move_averages(layer: Any, mean: tf.Tensor, variance: tf.Tensor, dtype: tf.DType) -> None:
-    """Moves the averages that inference uses towards the batch's statistics."""
+def _move_averages(layer: Any, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> None:
+    """Moves the averages that inference uses towards the batch's statistics, in the dtype of x."""
     keep = layer.momentum
-    layer.moving_mean.assign(ops.cast(layer.moving_mean, dtype) * keep + mean * (1.0 - keep))
-    layer.moving_variance.assign(ops.cast(layer.moving_variance, dtype) * keep + variance * (1.0 - keep))
+    with _unmoved_by_an_empty_batch(layer, None if layer.synchronized else x):
+        layer.moving_mean.assign(ops.cast(layer.moving_mean, x.dtype) * keep + mean * (1.0 - keep))
+        layer.moving_variance.assign(ops.cast(layer.moving_variance, x.dtype) * keep + variance * (1.0 - keep))
 
 
-@KERAS.register(keras.layers.LayerNormalization)
+@contextlib.contextmanager
+def _unmoved_by_an_empty_batch(layer: Any, x: tf.Tensor | None) -> Iterator[None]:
+    """Within it the layer's state does not change if x has no examples, as one replica's share of a last batch may.
+
+    The mean of no examples is NaN, which would stay in the averages for ever.
+    """
+    rows = 1 if x is None else static_or_dynamic_size(x, 0)
+    if isinstance(rows, int) and rows > 0:
+        yield
+        return
+    state = own_state(layer)
+    before = [tf.identity(v.value) for v in state]
+    yield
+    for v, value in zip(state, before, strict=True):
+        v.assign(tf.where(tf.equal(rows, 0), value, tf.convert_to_tensor(v.value)))
+
+
+def own_state(layer: Any) -> list[Any]:
+    """The variables of a batch normalization that its forward pass changes."""
+    names = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
+    return [v for v in (getattr(layer, name, None) for name in names) if v is not None]
+
+
 def layer_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = gamma z + beta` with `z` normalised over the layer's axes."""
+    """`y = gamma z + beta` with `z` normalized over the layer's axes."""
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    return normalise_then_affine(layer, recorder, inputs, list(axes))
+    return normalize_then_affine(layer, recorder, inputs, list(axes))
 
 
-@KERAS.register(keras.layers.GroupNormalization)
 def group_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = gamma z + beta` with `z` normalised over each group of channels."""
-    return normalise_then_affine(layer, recorder, inputs, [layer.axis])
+    """`y = gamma z + beta` with `z` normalized over each group of channels."""
+    return normalize_then_affine(layer, recorder, inputs, [layer.axis])

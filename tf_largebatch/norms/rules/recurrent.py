@@ -10,7 +10,6 @@ from keras import layers as L
 
 from tf_largebatch.norms.patched import patched
 from tf_largebatch.norms.recorder import Recorder
-from tf_largebatch.norms.registry import KERAS
 from tf_largebatch.norms.rules.recurrent_cells import ConvLSTMRule, SimpleRNNRule, cell_rule
 from tf_largebatch.norms.shapes import static_or_dynamic_size
 
@@ -46,12 +45,11 @@ def refuse_recurrent(layer: Any) -> str | None:
     return None
 
 
-@KERAS.register(
-    *(L.RNN, L.SimpleRNN, L.LSTM, L.GRU, L.ConvLSTM1D, L.ConvLSTM2D, L.ConvLSTM3D),
-    methods=("call", "inner_loop", "_maybe_config_dropout_masks", "get_initial_state"),
-    covers=covered_cells,
-    refuse=refuse_recurrent,
-)
+def refuse_cell(cell: Any) -> str | None:
+    """A cell's equations must be known."""
+    return None if cell_rule(cell) else f"the equations of {type(cell).__name__} are not known"
+
+
 def recurrent(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
     """Keras's own call: initial states, dropout masks, what is returned; with a loop over time that is recorded."""
 
@@ -67,10 +65,6 @@ def recurrent(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
         return type(layer).call(layer, *args, **kwargs)
 
 
-@KERAS.register(
-    *(L.SimpleRNNCell, L.LSTMCell, L.GRUCell),
-    refuse=lambda cell: None if cell_rule(cell) else f"the equations of {type(cell).__name__} are not known",
-)
 def cell_alone(cell: Any, recorder: Recorder, inputs: tf.Tensor, states: Any, training: bool | None = False) -> Any:
     """One step of a cell that no RNN layer runs."""
     rule_of_cell: Any = cell_rule(cell)  # cells without one have been refused

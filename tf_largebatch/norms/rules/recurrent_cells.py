@@ -14,8 +14,10 @@ import tensorflow as tf
 from keras import layers as L
 from keras import ops
 
+from tf_largebatch.norms.overrides import overridden_method, reached_methods
 from tf_largebatch.norms.recorder import Contraction, Recorder
-from tf_largebatch.norms.rules.combinators import ByGate, Deferred, WithoutFirstAxis
+from tf_largebatch.norms.rules.bias import Bias
+from tf_largebatch.norms.rules.combinators import ByGate, Deferred, RowOf, WithoutFirstAxis
 from tf_largebatch.norms.rules.convolution import Convolution, Window
 from tf_largebatch.norms.rules.dense import MatMul
 from tf_largebatch.norms.shapes import static_or_dynamic_shape
@@ -29,10 +31,10 @@ class SimpleRNNRule:
     emits_reset = False
 
     def __init__(self, cell: Any, recorder: Recorder, training: bool | None) -> None:
-        self.cell, self.tap, self.training = cell, recorder, training
+        self.cell, self.recorder, self.training = cell, recorder, training
         self.kernel = recorder.value(cell.kernel, cell.compute_dtype)
         self.recurrent_kernel = recorder.value(cell.recurrent_kernel, cell.compute_dtype)
-        self.bias = recorder.per_example(cell.bias, cell.compute_dtype) if cell.use_bias else None
+        self.bias = recorder.value(cell.bias, cell.compute_dtype) if cell.use_bias else None
         self._in_loop: Deferred | None = None
         self._recurrent = Deferred()
 
@@ -41,7 +43,7 @@ class SimpleRNNRule:
 
         `like` has the leading axes of x and is x where it is known.
         """
-        cell, recorder = self.cell, self.tap
+        cell, recorder = self.cell, self.recorder
         if x is not None:
             operand = self.dropped_inputs(x)
             z = self.product(operand, self.kernel, self.input_product)
@@ -50,11 +52,11 @@ class SimpleRNNRule:
             self._in_loop = Deferred()
             z = recorder.probe([*static_or_dynamic_shape(like)[:-1], cell.kernel.shape[-1]], cell.compute_dtype)
             z = recorder.record(cell.kernel, z, self._in_loop)
-        return self.recurrent_sites(self.with_bias(z, self.bias))
+        return self.recurrent_sites(self.with_bias(z, 0))
 
     def recurrent_sites(self, z: tf.Tensor) -> list[tf.Tensor]:
         """The sites at which the recurrent kernel is recorded, z among them."""
-        return [self.tap.record(self.cell.recurrent_kernel, z, self._recurrent)]
+        return [self.recorder.record(self.cell.recurrent_kernel, z, self._recurrent)]
 
     def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
         """One time step: the output, the new states and the reset gate where the cell has to emit it."""
@@ -82,9 +84,15 @@ class SimpleRNNRule:
         """`h' U` of one step."""
         return self.product(self.dropped_states(h), self.recurrent_kernel, self.recurrent_product)
 
-    def with_bias(self, z: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
-        """`z + b`, with a copy of b for each example."""
-        return z if bias is None else z + tf.reshape(bias, [-1, *(1,) * (z.shape.rank - 2), z.shape[-1]])
+    def with_bias(self, z: tf.Tensor, row: int) -> tf.Tensor:
+        """`z + b`, recorded; `b` is the row of that number where the bias has several."""
+        if self.bias is None:
+            return z
+        shape = tuple(self.cell.bias.shape)
+        contraction: Contraction = Bias(shape[-1:], (1,) * (z.shape.rank - 1) + shape[-1:])
+        if len(shape) > 1:
+            contraction = RowOf(contraction, row, shape[0])
+        return self.recorder.record(self.cell.bias, z + (self.bias if len(shape) == 1 else self.bias[row]), contraction)
 
     def dropped_inputs(self, x: tf.Tensor) -> Operand:
         """The inputs times the dropout mask, which may differ between the gates."""
@@ -199,16 +207,13 @@ class GRURule(LSTMRule):
     def __init__(self, cell: Any, recorder: Recorder, training: bool | None) -> None:
         super().__init__(cell, recorder, training)
         self.emits_reset = not cell.reset_after
-        self.recurrent_bias = None
-        if cell.reset_after and self.bias is not None:
-            self.bias, self.recurrent_bias = self.bias[:, 0], self.bias[:, 1]
 
     def recurrent_sites(self, z: tf.Tensor) -> list[tf.Tensor]:
         """One site for both products, or one for each with `reset_after`."""
         if not self.cell.reset_after:
             return super().recurrent_sites(z)
-        inner = self.tap.probe(static_or_dynamic_shape(z), z.dtype)
-        return [z, *super().recurrent_sites(self.with_bias(inner, self.recurrent_bias))]
+        inner = self.recorder.probe(static_or_dynamic_shape(z), z.dtype)
+        return [z, *super().recurrent_sites(self.with_bias(inner, 1))]
 
     def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
         """One time step."""
@@ -239,18 +244,12 @@ class GRURule(LSTMRule):
         return dropped if isinstance(dropped, list) else [dropped] * 3
 
 
-# What the equations above stand in for, in those cells that have it.
-_METHODS = (
-    *("call", "get_dropout_mask", "get_recurrent_dropout_mask"),
-    *("_compute_carry_and_output", "_compute_carry_and_output_fused"),
-)
 _RULES = {L.SimpleRNNCell: SimpleRNNRule, L.LSTMCell: LSTMRule, L.GRUCell: GRURule}
 
 
 def cell_rule(cell: Any) -> type[SimpleRNNRule] | None:
-    """The rule of a cell whose equations are known: one of Keras's, overridden nowhere."""
+    """The rule of a cell whose equations are known: one of Keras's, with no method overridden."""
     for cls, rule in _RULES.items():
         if isinstance(cell, cls):
-            own = all(getattr(type(cell), m, None) is getattr(cls, m, None) for m in _METHODS)
-            return rule if own else None
+            return rule if overridden_method(type(cell), cls, reached_methods(cls)) is None else None
     return None

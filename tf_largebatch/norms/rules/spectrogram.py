@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from tf_largebatch.norms.patched import patched
 from tf_largebatch.norms.recorder import Recorder
-from tf_largebatch.norms.registry import KERAS
 from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
 from tf_largebatch.norms.rules.convolution import Convolution, Window
 
 
-@KERAS.register(keras.layers.STFTSpectrogram, methods=("call", "_apply_conv"))
 def stft_spectrogram(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     """The layer's own call, whose convolutions `y[c] = conv(x[c], W)` are recorded; `W` [frame, 1, frequencies]."""
 
