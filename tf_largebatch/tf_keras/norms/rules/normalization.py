@@ -10,7 +10,7 @@ import tf_keras
 
 from tf_largebatch.norms.recorder import Recorder, sum_squares_per_example
 from tf_largebatch.norms.rules.bias import Bias
-from tf_largebatch.norms.rules.normalization import affine, normalise_then_affine, per_example_affine
+from tf_largebatch.norms.rules.normalization import affine, normalize_then_affine, per_example_affine
 from tf_largebatch.norms.shapes import product, static_or_dynamic_shape
 from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 
@@ -161,4 +161,4 @@ def layer_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf
 )
 def group_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
     """`y = gamma z + beta` with `z` normalised over each group of channels; copies of both for each example."""
-    return normalise_then_affine(layer, recorder, inputs, [layer.axis], mask=mask)
+    return normalize_then_affine(layer, recorder, inputs, [layer.axis], mask=mask)
