@@ -1,6 +1,6 @@
 """Algorithm 1 of the ConAdv paper written out: plain loops, the weights of every step kept, a whole model a stream.
 
-It knows nothing of twins, routing, look-ahead or stale copies: each stream has a plain Keras model of its own, whose
+It knows nothing of auxiliary batch norms, interception, the pipeline or stale weights: each stream has a plain Keras model of its own, whose
 weights other than batch norm's are overwritten with the shared ones after every update. Random targets and starting
 points are drawn with the seeds of the steps, everything else is NumPy and one eager gradient tape a pass.
 """
@@ -107,14 +107,20 @@ class SlowConAdv:
             images = tf.constant(x_adv)
             with tf.GradientTape() as tape:
                 tape.watch(images)
-                value = self.loss(target, self.adversarial(images, training=True))
-            # The sign of the gradient of the mean: of each example's own loss up to a positive factor, but for batch
-            # norm, through which an image has a part in the others' losses; that is the paper's gradient too.
+                probability = tf.exp(-own_cross_entropy(self.loss, target, self.adversarial(images, training=True)))
+                # It increases with the cross-entropy, so that each image's gradient has the direction of the paper's.
+                # Batch norm couples the images: the objective weighs them equally, the cross-entropy does not.
+                value = tf.reduce_sum(tf.math.log1p(-probability) - tf.math.log(probability))
             direction = np.sign(tape.gradient(value, images).numpy())
             x_adv = x_adv - self.step_size * direction if self.targeted else x_adv + self.step_size * direction
             x_adv = np.clip(np.clip(x_adv, x - self.epsilon, x + self.epsilon), 0.0, 255.0)
         self.adversarial.set_weights(now)
         return x_adv
+
+
+def own_cross_entropy(loss, y, scores):
+    """The loss of each example by itself."""
+    return tf.stack([loss(y[i : i + 1], scores[i : i + 1]) for i in range(len(y))])
 
 
 def is_batch_norm(variable):

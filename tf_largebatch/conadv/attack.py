@@ -1,100 +1,196 @@
-"""The attack on a batch of labelled images: the loss it follows, its starting points, the pass it differentiates."""
+"""The attack on a batch of labelled images, in either Keras world.
+
+To add an attack, write its function in a file and add a row to `ATTACKS`; `ConAdvModel(attack=...)` then accepts its
+name.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-import tensorflow as tf
+from keras import ops
 
-from tf_largebatch.conadv.class_labels import in_the_form_of, loss_sum, to_classes
-from tf_largebatch.core import pgd as attacks
+from tf_largebatch.check import require
+from tf_largebatch.conadv import objective
+from tf_largebatch.conadv.class_labels import in_the_form_of, own_labels, random_targets
+from tf_largebatch.core import pgd
+from tf_largebatch.core.balls import ball
 from tf_largebatch.training.step_seed import Purpose
 
-# The authors' choice. Of one example's loss, so it is about what a dynamic loss scale comes to at a batch of 256.
-_LOSS_SCALE = 128.0
+Seeds = Callable[[Purpose], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What an attack may do to an image. Distances are in the unit of the images, scalars or one for each channel.
+
+    Attributes:
+        epsilon: Radius of the ball.
+        step_size: Length of a step.
+        num_steps: Number of steps.
+        lower: Smallest valid value.
+        upper: Largest valid value.
+        norm: Name of the ball, see `core.balls`.
+        descend: Whether to decrease the objective (a targeted attack) or to increase it.
+        random_start: Probability of a random point of the ball as the starting point.
+    """
+
+    epsilon: Any
+    step_size: Any
+    num_steps: int
+    lower: Any
+    upper: Any
+    norm: str
+    descend: bool
+    random_start: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """A row of the table of attacks.
+
+    Attributes:
+        images: Function of clean images [B, ...], `Limits`, the objective's gradient (a function from images to a
+            tensor in their shape), and seeds (a function from `Purpose` to int32 [2]); gives the adversarial images.
+        reads_weights: Whether it calls the gradient: if not, it needs neither the model nor stale weights.
+    """
+
+    images: Callable[[Any, Limits, Callable[[Any], Any], Seeds], Any]
+    reads_weights: bool = True
+
+
+class Attacked(NamedTuple):
+    """Adversarial images, and which of them the attack had no gradient for.
+
+    Attributes:
+        images: In the shape and dtype of the clean images; no gradient flows through them.
+        without_gradient: bool [B], whether the first gradient with respect to the image was zero. All False for an
+            attack that reads no gradient.
+    """
+
+    images: Any
+    without_gradient: Any
+
+
+def _projected_gradient(x: Any, limits: Limits, gradient: Callable[[Any], Any], seeds: Seeds) -> Any:
+    return pgd.perturb(
+        x,
+        gradient,
+        epsilon=limits.epsilon,
+        step_size=limits.step_size,
+        num_steps=limits.num_steps,
+        lower=limits.lower,
+        upper=limits.upper,
+        norm=limits.norm,
+        descend=limits.descend,
+        random_start_probability=limits.random_start,
+        seed=seeds(Purpose.START),
+    )
+
+
+def _noise(x: Any, limits: Limits, gradient: Callable[[Any], Any], seeds: Seeds) -> Any:
+    return pgd.noise(x, limits.epsilon, limits.lower, limits.upper, limits.norm, seeds(Purpose.NOISE))
+
+
+ATTACKS: dict[str, Attack] = {
+    "pgd": Attack(_projected_gradient),
+    "noise": Attack(_noise, reads_weights=False),
+}
+
+
+def attack_named(name: str) -> Attack:
+    """Returns the attack of that name.
+
+    Raises:
+        ValueError: If `ATTACKS` has no such name.
+    """
+    require(name in ATTACKS, "attack", name, f"one of {', '.join(map(repr, ATTACKS))}")
+    return ATTACKS[name]
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageAttack:
-    """How adversarial copies of images are made; the attributes mean what they mean in `ConAdvModel`.
+    """How adversarial images are made; the attributes mean what they mean in `ConAdvModel`.
 
     Attributes:
-        epsilon: Radius of the ball, pixels of 255.
+        epsilon: Radius of the ball, in units of 1/255.
         value_range: `(lower, upper)` of valid inputs, or one such pair for each channel.
-        step_size: Length of a step, pixels of 255; None for epsilon / num_steps.
+        step_size: Length of a step, in units of 1/255; None for epsilon / num_steps.
         num_steps: Number of gradient steps.
-        targeted: Whether to descend a random wrong class's loss instead of ascending the true one's.
-        random_start: Probability of a random point of the ball as starting point.
-        kind: "pgd", or "noise" for a random point of the ball.
-        norm: "linf" or "l2".
+        targeted: Whether to descend the loss of a random wrong class instead of ascending that of the true one.
+        random_start: Probability of a random point of the ball as the starting point.
+        kind: Name of the attack, see `ATTACKS`.
+        norm: Name of the ball, see `core.balls`.
     """
 
-    epsilon: float
+    epsilon: Any
     value_range: Sequence[Any]
-    step_size: float | None = None
+    step_size: Any = None
     num_steps: int = 1
     targeted: bool = True
     random_start: float = 0.8
     kind: str = "pgd"
     norm: str = "linf"
 
-    def copies(
-        self,
-        x: tf.Tensor,
-        y: Any,
-        scores: Callable[[tf.Tensor], Any],
-        loss: Any,
-        num_classes: int,
-        seed: Callable[[Purpose], tf.Tensor],
-    ) -> tf.Tensor:
-        """Adversarial copies of images.
+    def images(
+        self, x: Any, y: Any, scores: Callable[[Any], Any], loss: Any, num_classes: int, seeds: Seeds
+    ) -> Attacked:
+        """Makes adversarial images.
 
         Args:
-            x: images, float32 or float64, [batch, height, width, channels], in `value_range`.
-            y: their labels, as `class_labels.are_sparse` takes them.
-            scores: the forward pass, from images to one score per class, [batch, num_classes].
-            loss: of labels in the form of y and scores.
-            num_classes: number of classes.
-            seed: seeds of stateless random numbers for each purpose.
-
-        Returns:
-            Tensor in the shape and dtype of x, through which no gradient flows.
+            x: Images, floating, [batch, height, width, channels], in `value_range`.
+            y: Their labels, as `class_labels.are_sparse` takes them.
+            scores: The forward pass of a Keras 3 or tf_keras model, from images to one score for each class,
+                [batch, num_classes].
+            loss: A Keras 3 classification loss that fits labels and scores; see `objective` for what is made of it.
+            num_classes: Number of classes.
+            seeds: Gives a seed, int32 [2], for each purpose of random numbers.
         """
-        lower, upper = attacks.bounds(self.value_range)
-        epsilon = attacks.in_input_units(self.epsilon, self.value_range)
-        if self.kind == "noise":
-            return attacks.noise(x, epsilon, lower, upper, self.norm, seed(Purpose.NOISE))
-        if self.targeted:
-            wrong = attacks.random_wrong_classes(to_classes(y, num_classes), num_classes, seed(Purpose.TARGETS))
-            y = in_the_form_of(y, wrong, num_classes)
+        target = y
+        if self.targeted and attack_named(self.kind).reads_weights:
+            target = in_the_form_of(y, random_targets(y, num_classes, seeds(Purpose.TARGETS)), num_classes)
+        gradients: list[Any] = []
 
-        def loss_gradient(x: tf.Tensor) -> Any:
-            # Nothing but the images is watched: no weight gradient is computed.
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x)
-                target = _LOSS_SCALE * loss_sum(loss, y, scores(x))
-            return tape.gradient(target, x)
+        def gradient(x: Any) -> Any:
+            def forward(x: Any) -> tuple[Any, Any]:
+                return objective.direction(loss, target, own_labels(target, num_classes), scores(x))
 
+            gradients.append(objective.image_gradient(forward, x))
+            if gradients[0] is None:
+                raise ValueError(_NO_GRADIENT)
+            return gradients[-1]
+
+        images = attack_named(self.kind).images(x, self._limits(), gradient, seeds)
+        if not gradients:
+            return Attacked(images, ops.zeros((ops.shape(x)[0],), "bool"))
+        return Attacked(images, pgd.without_gradient(gradients[0]))
+
+    def sizes(self, adversarial: Any, x: Any) -> Any:
+        """Returns the size of each image's perturbation in units of 1/255, [B], as the ball defines it.
+
+        With "linf" it is the mean absolute change of a value, with "l2" the distance.
+        """
+        unit = ops.cast(pgd.in_input_units(1.0, self.value_range), x.dtype)
+        return ball(self.norm).size((ops.cast(adversarial, x.dtype) - x) / unit)
+
+    def _limits(self) -> Limits:
+        lower, upper = pgd.bounds(self.value_range)
         step_size = self.epsilon / self.num_steps if self.step_size is None else self.step_size
-        return attacks.perturb(
-            x,
-            loss_gradient,
-            epsilon=epsilon,
-            step_size=attacks.in_input_units(step_size, self.value_range),
+        return Limits(
+            epsilon=pgd.in_input_units(self.epsilon, self.value_range),
+            step_size=pgd.in_input_units(step_size, self.value_range),
             num_steps=self.num_steps,
             lower=lower,
             upper=upper,
             norm=self.norm,
             descend=self.targeted,
-            random_start_probability=self.random_start,
-            seed=seed(Purpose.START),
+            random_start=self.random_start,
         )
 
-    def distances(self, copies: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
-        """How far each copy is from its image, in pixels of 255: mean absolute change, with "l2" the distance."""
-        pixels = tf.abs(copies - x) / tf.cast(attacks.in_input_units(1.0, self.value_range), x.dtype)
-        if self.norm == "linf":
-            return tf.reduce_mean(pixels, axis=[1, 2, 3])
-        return tf.sqrt(tf.reduce_sum(tf.square(pixels), axis=[1, 2, 3]))
+
+_NO_GRADIENT = (
+    "The model must depend on its images through floating-point operations; no gradient reaches them: a layer casts or "
+    "rounds them to integers, or stops the gradient. Let that layer pass floating-point images on."
+)

@@ -116,8 +116,8 @@ def _cloned(main: Any) -> Any:
         return type(main).from_config(main.get_config())
     except TypeError as error:
         raise ValueError(
-            f"Auxiliary batch normalization needs a copy of layer {main.path!r}, and {type(main).__name__} cannot be made "
-            "from its get_config(): let get_config() return all arguments of the constructor."
+            f"Auxiliary batch normalization needs a copy of layer {main.path!r}, and {type(main).__name__} cannot be "
+            "made from its get_config(): let get_config() return all arguments of the constructor."
         ) from error
 
 

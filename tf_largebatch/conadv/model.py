@@ -252,7 +252,9 @@ class ConAdvModel(StreamsModel):
         """
         data = keras.tree.map_structure(tf.convert_to_tensor, (x, y))
         self.get_ready(data)
-        return self._copies(data, self.stale.step if step is None else step, None, main)
+        # Compiled, since a graph shows the logits behind a softmax; see `probability_logarithms`.
+        attack = self._copies if self.run_eagerly else tf.function(self._copies, autograph=False)
+        return attack(data, self.stale.step if step is None else step, None, main)
 
     def get_ready(self, data: Any) -> None:
         """What must be done outside of the compiled step, given the first batch of `fit`.
@@ -304,7 +306,7 @@ class ConAdvModel(StreamsModel):
         self.stale.advance()
         with tf.name_scope("train"):
             logs = self._update((x, y, sample_weight, copies, augmented))
-        self.perturbation.update_state(self._image_attack().distances(copies, x))
+        self.perturbation.update_state(self._image_attack().sizes(copies, x))
         for metric in self._own_metrics():
             logs[metric.name] = metric.result()
         if batch_normalizations(self.model):
@@ -422,7 +424,7 @@ class ConAdvModel(StreamsModel):
 
         loss = classification_loss(self._compiled_loss())
         seed = functools.partial(self._seed, step, part=part)
-        return self._image_attack().copies(x, y, scores, loss, self._classes, seed)
+        return self._image_attack().images(x, y, scores, loss, self._classes, seed).images
 
     def _image_attack(self) -> ImageAttack:
         return ImageAttack(

@@ -1,4 +1,4 @@
-"""How many images a classifier gets right after an attack on it."""
+"""The accuracy of a classifier under attack."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.arguments import check_arguments, plain_range
 from tf_largebatch.conadv.attack import ImageAttack
-from tf_largebatch.conadv.class_labels import are_sparse, classification_loss, to_classes
+from tf_largebatch.conadv.class_labels import are_right, are_sparse, classification_loss
 from tf_largebatch.training.step_seed import step_seed
 
 
@@ -29,33 +29,40 @@ def accuracy_under_attack(
     norm: str = "linf",
     seed: int = 0,
 ) -> float:
-    """Share of the images that a classifier, as it is evaluated, gets right after an attack with its own gradients.
+    """Returns the share of the images that a classifier gets right after an attack with its own gradients.
 
         x^ = projection of  x + step_size * sign(d loss(y, model(x)) / d x)  onto  |x^ - x| <= epsilon  and the range
         accuracy = mean over all images of [argmax model(x^) = y]
 
-    With the defaults this is the fast gradient sign method. Layers run in inference mode; nothing is written. One
-    step says little about stronger attacks.
+    With the defaults this is the fast gradient sign method. Layers run in inference mode, and no variable is written.
+    One step says little about stronger attacks. The gradient's direction is computed so that it does not vanish for
+    confident classifiers, whatever the scale of their logits; see `tf_largebatch.conadv.objective`.
 
     Args:
-        model: one input, images [batch, height, width, channels]; one score per class, [batch, classes].
-        batches: of images in `value_range` and their labels, integers or one-hot, such as a `tf.data.Dataset`.
-        loss: classification loss that fits scores and labels, e.g.
+        model: A classifier with one input, images [batch, height, width, channels], and one score for each class,
+            [batch, classes]: logits or probabilities.
+        batches: Batches of images in `value_range` and their labels, such as a `tf.data.Dataset`. Labels are integers
+            or rows of one number for each class. In a multi-hot row, any of the image's labels is right.
+        loss: A classification loss that fits scores and labels, such as
             `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
-        epsilon: radius of the ball, pixels of 255; 0 for accuracy on the images as they are.
+        epsilon: Radius of the ball, in units of 1/255; 0 for accuracy on the images as they are.
         value_range: `(lower, upper)` of valid inputs, or one such pair for each channel.
-        num_steps: number of gradient steps.
-        step_size: length of a step, pixels of 255; None for epsilon / num_steps.
-        targeted: whether to descend a random wrong class's loss instead of ascending the true one's.
-        random_start: probability of a random point of the ball as starting point.
+        num_steps: Number of gradient steps.
+        step_size: Length of a step, in units of 1/255; None for epsilon / num_steps.
+        targeted: Whether to descend a random wrong class's loss instead of ascending the true one's.
+        random_start: Probability of a random point of the ball as the starting point.
         norm: "linf" or "l2".
-        seed: of targets and starts, with the number of the batch.
+        seed: Seed of targets and starts, together with the number of the batch.
 
     Returns:
         Accuracy, 0 to 1.
 
+    Warns:
+        UserWarning: If the first batch does not fit `value_range`, or if the gradient of 5 % of the images or more is
+            zero, so that the attack cannot change them.
+
     Raises:
-        ValueError: if an argument is out of its range, inputs are no images, or there are none.
+        ValueError: If an argument is out of its range, if inputs are not images, or if there are none.
 
     Source: Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples", arXiv 1412.6572; several
     steps: Madry et al., arXiv 1706.06083.
@@ -85,29 +92,39 @@ def accuracy_under_attack(
     )
     attack = ImageAttack(epsilon, plain_range(value_range), step_size, num_steps, targeted, random_start, norm=norm)
     loss = classification_loss(loss)
-    hits = _hits_function(model, attack, loss, seed)
-    right = total = 0
+    image_checks.check_accepts_floating(model)
+    counts = _counts_function(model, attack, loss, seed)
+    right = without_gradient = total = 0
     for number, batch in enumerate(batches):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         image_checks.check_are_images(x)
         image_checks.check_channels(attack.value_range, x)
-        right += int(hits(image_checks.as_floating(x), tf.convert_to_tensor(y), tf.constant(number)))
+        if not total:
+            image_checks.warn_unless_in_range(x, attack.value_range)
+        found = counts(image_checks.as_floating(x), tf.convert_to_tensor(y), tf.constant(number))
+        right += int(found[0])
+        without_gradient += int(found[1])
         total += int(x.shape[0])
     if not total:
-        raise ValueError("batches must hold at least one image, got none: a generator that was used up?")
+        raise ValueError("batches must hold at least one image; received none: was a generator used up?")
+    if epsilon > 0:
+        image_checks.warn_without_gradient(without_gradient, total)
     return right / total
 
 
-def _hits_function(model: keras.Model, attack: ImageAttack, loss: Any, seed: int) -> Any:
-    """The number of images of a batch that the model gets right after the attack."""
+def _counts_function(model: keras.Model, attack: ImageAttack, loss: Any, seed: int) -> Any:
+    """Returns a function that counts the images of a batch that are right after the attack, and those without gradient.
+
+    It is compiled even where the model runs eagerly: a graph shows the logits behind a softmax.
+    """
 
     @tf.autograph.experimental.do_not_convert
-    def hits(x: tf.Tensor, y: tf.Tensor, number: tf.Tensor) -> tf.Tensor:
+    def counts(x: tf.Tensor, y: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         scores = functools.partial(model, training=False)
         num_classes = scores(x).shape[-1]
         are_sparse(y, num_classes)
-        copies = attack.copies(x, y, scores, loss, num_classes, functools.partial(step_seed, seed, number))
-        right = to_classes(y, num_classes) == tf.argmax(scores(copies), axis=-1, output_type=tf.int32)
-        return tf.reduce_sum(tf.cast(right, tf.int32))
+        found = attack.images(x, y, scores, loss, num_classes, functools.partial(step_seed, seed, number))
+        right = are_right(y, scores(found.images), num_classes)
+        return tf.math.count_nonzero(right), tf.math.count_nonzero(found.without_gradient)
 
-    return tf.function(hits, reduce_retracing=True)
+    return tf.function(counts, reduce_retracing=True)

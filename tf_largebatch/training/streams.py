@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms
-from tf_largebatch.conadv.class_labels import to_classes
+from tf_largebatch.conadv.class_labels import are_right
 from tf_largebatch.norms.shapes import static_or_dynamic_size
 from tf_largebatch.optimizers.replica_local import ReplicaLocal
 from tf_largebatch.training.large_batch_model import LargeBatchModel, _undo_replica_share
@@ -85,8 +85,8 @@ class StreamsModel(LargeBatchModel):
         if name == CLEAN:
             self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         elif name == ADVERSARIAL:
-            hits = to_classes(y, self._classes) == tf.argmax(y_pred, axis=-1, output_type=tf.int32)
-            self.adversarial_accuracy.update_state(tf.cast(hits, tf.float32))
+            right = are_right(y, y_pred, self._classes)
+            self.adversarial_accuracy.update_state(tf.cast(right, tf.float32))
         return StepResult(weight * tf.cast(unscaled[0], tf.float32), gradients, norms)
 
 

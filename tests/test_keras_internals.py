@@ -1,0 +1,18 @@
+"""What tf_largebatch.keras_internals relies on, checked against the installed Keras."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_largebatch import keras_internals
+
+
+def test_keras_keeps_the_logits_of_a_softmax_and_a_sigmoid():
+    logits = tf.constant([[1.0, 2.0, 4.0]])
+    for activation in (keras.activations.softmax, keras.activations.sigmoid):
+        kept = keras_internals.logits_kept_by_keras(activation(logits))
+        assert kept is not None, f"keras.activations.{activation.__name__} no longer sets _keras_logits on its output"
+        np.testing.assert_array_equal(kept, logits)
+    assert keras_internals.logits_kept_by_keras(logits) is None

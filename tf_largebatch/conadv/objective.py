@@ -1,0 +1,160 @@
+"""What an attack on a classifier ascends or descends.
+
+The direction of a step does not depend on the size of the loss, and the gradient of a cross-entropy of a confident
+classifier rounds to zero. For Keras's classification losses an attack therefore follows, for each image,
+
+    softmax:  m = log P(other classes) - log P(c)       c: the image's own class, or the target
+              dm/dz = softmax(z over the other classes) - softmax(z over c)
+    sigmoid:  the binary cross-entropy, divided by the largest entry of its gradient with respect to the logits z
+
+m increases with the cross-entropy of c, so its gradient has the same direction, but it is never small. Label smoothing
+and the focusing factors of focal losses, which would stop or even turn the direction for confident images, have no
+part in it. The gradient of any other loss is divided by its largest entry for each image.
+
+All of this is float32 (float64 for such scores), whatever the precision of the network.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from tf_largebatch.conadv.class_labels import loss_sum
+from tf_largebatch.conadv.probability_logarithms import log_odds, log_probabilities
+from tf_largebatch.core.rates import compute_dtype
+
+# The size of the gradient at the logits is this number divided by their spread, so that float16 holds the gradients of
+# the network's layers whatever the scale of its logits. The published ConAdv code multiplies the loss by 128 for
+# logits whose spread is a few units.
+_GRADIENT_SIZE = 1024.0
+
+
+class Scores(enum.Enum):
+    """How a loss reads a classifier's outputs."""
+
+    LOGITS = "logits of a softmax"
+    PROBABILITIES = "probabilities"
+    BINARY_LOGITS = "logits of one sigmoid for each class"
+    BINARY_PROBABILITIES = "one probability for each class"
+    OTHER = "unknown: the loss is the user's own"
+
+
+_SOFTMAX = {
+    "CategoricalCrossentropy",
+    "CategoricalFocalCrossentropy",
+    "CategoricalGeneralizedCrossEntropy",
+    "KLDivergence",
+    "SparseCategoricalCrossentropy",
+    "categorical_crossentropy",
+    "categorical_focal_crossentropy",
+    "categorical_generalized_cross_entropy",
+    "kl_divergence",
+    "sparse_categorical_crossentropy",
+}
+_SIGMOID = {
+    "BinaryCrossentropy",
+    "BinaryFocalCrossentropy",
+    "binary_crossentropy",
+    "binary_focal_crossentropy",
+}
+_MARGIN = {"CategoricalHinge", "categorical_hinge"}
+
+
+def scores_of(loss: Any) -> Scores:
+    """Returns how a loss reads the outputs; see `class_labels.classification_loss` for what `loss` may be."""
+    kind = loss if hasattr(loss, "__name__") else type(loss)
+    if not getattr(kind, "__module__", "").startswith("keras."):
+        return Scores.OTHER
+    logits = bool(getattr(loss, "from_logits", False))
+    if kind.__name__ in _SOFTMAX:
+        return Scores.LOGITS if logits else Scores.PROBABILITIES
+    if kind.__name__ in _SIGMOID:
+        return Scores.BINARY_LOGITS if logits else Scores.BINARY_PROBABILITIES
+    return Scores.LOGITS if kind.__name__ in _MARGIN else Scores.OTHER
+
+
+def direction(loss: Any, y: Any, own: Any, outputs: Any) -> tuple[Any, Any]:
+    """Returns where to differentiate a classifier, and in which direction.
+
+    Args:
+        loss: A classification loss.
+        y: Labels in the form that the loss takes, [B, ...].
+        own: The classes whose probability the loss increases with, bool [B, classes].
+        outputs: The classifier's outputs, [B, classes].
+
+    Returns:
+        A tensor z, [B, classes], a function of the images; and the gradient of the objective with respect to it, up to
+        a positive factor that all images share, in the dtype of z, without a gradient of its own.
+    """
+    kind = scores_of(loss)
+    if kind is Scores.OTHER:
+        z = ops.cast(outputs, compute_dtype(outputs.dtype))
+        found = _unit_max(_gradient(lambda at: loss_sum(loss, y, at), ops.stop_gradient(z)))
+    elif kind in (Scores.LOGITS, Scores.PROBABILITIES):
+        is_logits = kind is Scores.LOGITS
+        z = ops.cast(outputs, compute_dtype(outputs.dtype)) if is_logits else log_probabilities(outputs)
+        found = _softmax_over(z, ops.logical_not(own)) - _softmax_over(z, own)
+        # Without a class on either side there is nothing to tell apart.
+        both = ops.any(own, axis=-1, keepdims=True) & ops.any(ops.logical_not(own), axis=-1, keepdims=True)
+        found = ops.where(both, found, ops.zeros_like(found))
+    else:
+        is_logits = kind is Scores.BINARY_LOGITS
+        z = ops.cast(outputs, compute_dtype(outputs.dtype)) if is_logits else log_odds(outputs)
+        sign = ops.where(own, -ops.ones_like(z), ops.ones_like(z))
+        logarithm = ops.log_sigmoid(sign * z)
+        found = sign * ops.exp(logarithm - ops.max(logarithm, axis=-1, keepdims=True))
+    return z, ops.stop_gradient(found * _size(z))
+
+
+def image_gradient(forward: Callable[[Any], tuple[Any, Any]], x: Any) -> Any:
+    """Differentiates with respect to images only: no weight gradient is computed.
+
+    Args:
+        forward: Function from images to a tensor z and the gradient of the objective with respect to it.
+        x: Images.
+
+    Returns:
+        The gradient with respect to the images, in their shape; None if z does not depend on them.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        z, gradient = forward(x)
+    return tape.gradient(z, x, output_gradients=gradient)
+
+
+def _gradient(function: Callable[[Any], Any], x: Any) -> Any:
+    """The gradient of a scalar; zero if it does not depend on x."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        value = function(x)
+    found = tape.gradient(value, x)
+    return ops.zeros_like(x) if found is None else found
+
+
+def _softmax_over(z: Any, chosen: Any) -> Any:
+    """The softmax over the chosen classes of each image, 0 elsewhere."""
+    lowest = float(np.finfo(keras.backend.standardize_dtype(z.dtype)).min)
+    largest = ops.max(ops.where(chosen, z, ops.full_like(z, lowest)), axis=-1, keepdims=True)
+    powers = ops.where(chosen, ops.exp(ops.minimum(z - largest, 0.0)), ops.zeros_like(z))
+    return powers / ops.maximum(ops.sum(powers, axis=-1, keepdims=True), 1.0)
+
+
+def _unit_max(gradient: Any) -> Any:
+    largest = ops.max(ops.abs(gradient), axis=-1, keepdims=True)
+    return gradient / ops.where(largest > 0, largest, ops.ones_like(largest))
+
+
+def _size(z: Any) -> Any:
+    """A power of two that falls as the spread of the logits grows, the same for all images of a batch.
+
+    The same one for all, since batch normalization couples them; a power of two, since that rounds nothing.
+    """
+    spread = ops.max(ops.max(z, axis=-1) - ops.min(z, axis=-1)) if z.shape[0] != 0 else ops.ones((), z.dtype)
+    spread = ops.where(ops.isfinite(spread), ops.minimum(ops.maximum(spread, 0.5), 1e5), ops.ones_like(spread))
+    return ops.power(ops.cast(2.0, z.dtype), ops.round(ops.log2(_GRADIENT_SIZE / spread)))

@@ -1,0 +1,19 @@
+"""Every private attribute or method of Keras and tf.distribute that this package relies on, sorted by topic.
+
+Each has its reason here and a test in tests/test_keras_internals.py that fails when a new version changes it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Outputs.
+
+
+def logits_kept_by_keras(output: Any) -> Any:
+    """Returns the logits behind an output of `keras.activations.softmax` or `sigmoid`; None for other tensors.
+
+    `_keras_logits`: Keras's losses read it so that a confident classifier's cross-entropy does not round to 0. Attacks
+    need it for the same reason. There is no public way from an eager tensor to the logits it was made from.
+    """
+    return getattr(output, "_keras_logits", None)
