@@ -46,7 +46,8 @@ def check_channels(value_range: Any, x: Any) -> None:
     channels = x.shape[-1]
     if np.ndim(lower) and channels is not None and len(lower) not in (1, channels):
         raise ValueError(
-            f"value_range must have one pair for all channels or one for each of {channels}; received {len(lower)} pairs."
+            f"value_range must have one pair for all channels or one for each of {channels}; received {len(lower)} "
+            "pairs."
         )
 
 
