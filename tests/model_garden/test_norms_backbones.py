@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from norm_reference import assert_measured_right, measured
 from official.vision.modeling import classification_model
 from official.vision.modeling.backbones import efficientnet, mobilenet, resnet, vit
+from tf_keras_norm_reference import assert_measured_right, measured
 
 from tf_largebatch.norms import check_supported
 from tf_largebatch.tf_keras.norms import TF_KERAS

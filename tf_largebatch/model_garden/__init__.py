@@ -1,7 +1,7 @@
-"""TensorFlow Model Garden: the optimizers, layer rules and experiments of this package in the world of tf_keras.
+"""The plug-in for TensorFlow Model Garden: experiments, their configuration, and a task with norms and attacks.
 
-Importing it does nothing but check that Model Garden is installed; `tf_largebatch.tf_keras.optimizers` and
-`tf_largebatch.tf_keras.norms` hold what the rest is made of.
+Importing this package checks that Model Garden is installed. `tf_largebatch.tf_keras` has the optimizers and the layer
+rules, which need tf_keras alone.
 """
 
 import importlib.util

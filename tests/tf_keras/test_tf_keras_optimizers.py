@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from optimizer_cases import (
+from reference import Reference
+from tf_keras_optimizer_cases import (
     SHAPES,
     apply,
     apply_all,
@@ -21,7 +22,6 @@ from optimizer_cases import (
     small_model,
     variables,
 )
-from reference import Reference
 
 from tf_largebatch.tf_keras.optimizers import CLARS, LARS
 

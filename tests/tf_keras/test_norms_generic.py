@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from norm_reference import assert_measured_right, measured, randomise
 from tf_keras import layers as L
+from tf_keras_norm_reference import assert_measured_right, measured, randomise
 
 from tf_largebatch.tf_keras.norms import TF_KERAS
 

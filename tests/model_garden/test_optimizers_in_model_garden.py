@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras
 from official.modeling import performance
 from official.modeling.optimization.ema_optimizer import ExponentialMovingAverage
-from optimizer_cases import SHAPES, apply, apply_all, gradients, make, norms, variables
+from tf_keras_optimizer_cases import SHAPES, apply, apply_all, gradients, make, norms, variables
 
 from tf_largebatch.tf_keras.optimizers import CLARS, LARS, clars_of
 
