@@ -16,6 +16,10 @@ from tf_largebatch.check import require
 TEMPORARY = ".tmp-"
 
 
+class DamagedFile(ValueError):
+    """A file that cannot be parsed."""
+
+
 def local_path(path: str | os.PathLike[str], name: str = "path") -> pathlib.Path:
     """Returns a local path, with `~` expanded.
 
@@ -76,7 +80,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
 
     Raises:
-        ValueError: If the file is damaged; the message names it.
+        DamagedFile: If it does not; the message names it.
     """
     with naming_damage(path):
         content = json.loads(pathlib.Path(path).read_text())
@@ -93,13 +97,14 @@ def naming_damage(path: str | os.PathLike[str]) -> Iterator[None]:
         path: The file that the block reads.
 
     Raises:
-        ValueError: If the block raises an error of a malformed file.
+        DamagedFile: If the block raises an error of a malformed file.
     """
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, csv.Error) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"{os.fspath(path)} is damaged ({reason}): restore the file or remove it.") from error
+        reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
+        raise DamagedFile(f"{os.fspath(path)} is damaged ({reason}): restore the file or remove it.") from error
 
 
 def _flush(path: pathlib.Path) -> None:

@@ -1,11 +1,13 @@
-"""Named models: the small-image networks of the large-batch papers, and all of keras.applications.
+"""Named networks: the small-image networks of the large-batch papers, and all of keras.applications.
 
-Every model is made of plain `keras.layers`, so a saved `.keras` file loads without this package. Every model
-returns logits of shape `(batch, num_classes)`, without a softmax: train with `from_logits=True`, and apply
-`keras.ops.softmax` for probabilities. Inputs are standardised images (see `data.py`).
+To add a network, write a function of the image shape and the number of classes, and add a row to `NETWORKS`.
 
-Moving averages of batch norm use momentum 0.9 throughout: at large batch a run has few updates, and Keras's
-0.99 (0.999 in MobileNets) would still hold the initial values when the run ends.
+Every network is made of plain `keras.layers`, so that a saved `.keras` file loads without this package. It returns
+logits of shape `(batch, num_classes)`, without a softmax: train with `from_logits=True`, and apply `keras.ops.softmax`
+for probabilities. Inputs are standardized images (see `tf_largebatch.data`).
+
+The moving averages of all batch norms have momentum 0.9: a run with large batches has few updates, and with Keras's
+0.99 (0.999 in MobileNets) they would still contain the initial values when it ends.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ import keras
 from keras import layers
 
 BATCH_NORM_MOMENTUM = 0.9
-# Below this height the first strides of MobileNetV2 would leave nothing to convolve.
+# Smaller images than this would vanish in the first strides of MobileNetV2.
 MOBILENET_FULL_SIZE = 96
 
 _VGG11 = (64, "pool", 128, "pool", 256, 256, "pool", 512, 512, "pool", 512, 512, "pool")
-# Expansion, filters, blocks, stride of the first; the paper's table with the strides of its second row and of
-# the stem set to 1.
+# Expansion, filters, blocks, stride of the first block: the paper's table, with stride 1 in its second row and in the
+# stem.
 _MOBILENETV2 = (
     (1, 16, 1, 1),
     (6, 24, 2, 1),
@@ -40,15 +42,15 @@ ImageShape = tuple[int, int, int]
 
 
 def names() -> tuple[str, ...]:
-    """The names this module defines; the models of keras.applications come on top."""
-    return tuple(_MODELS)
+    """Returns the names of the networks of this module; `build` knows those of keras.applications too."""
+    return tuple(NETWORKS)
 
 
 def build(name: str, image_shape: ImageShape, num_classes: int) -> keras.Model:
-    """Builds a model by name, with random weights.
+    """Builds a network by name, with random weights.
 
     Args:
-        name: One of `names()`, or a model of keras.applications such as `resnet50` or `EfficientNetB0`;
+        name: One of `names()`, or a network of keras.applications such as `resnet50` or `EfficientNetB0`;
             case, `-` and `_` do not matter.
         image_shape: `(height, width, channels)`.
         num_classes: Number of logits.
@@ -57,37 +59,37 @@ def build(name: str, image_shape: ImageShape, num_classes: int) -> keras.Model:
         A functional model from `(batch, *image_shape)` to logits `(batch, num_classes)`.
 
     Raises:
-        ValueError: For an unknown name, or images too small for the model.
+        ValueError: For an unknown name, or images too small for the network.
     """
     key = canonical_name(name)
-    if key in _MODELS and not (key == "mobilenetv2" and min(image_shape[:2]) >= MOBILENET_FULL_SIZE):
-        return _MODELS[key](image_shape, num_classes)
+    if key in NETWORKS and not (key == "mobilenetv2" and min(image_shape[:2]) >= MOBILENET_FULL_SIZE):
+        return NETWORKS[key](image_shape, num_classes)
     return _application(_applications()[key], image_shape, num_classes)
 
 
 def canonical_name(name: str) -> str:
-    """The lower-case name of a model, without `-` and `_`.
+    """Returns the lower-case name of a network, without `-` and `_`.
 
     Raises:
-        ValueError: For an unknown name, listing the known.
+        ValueError: For an unknown name; the message lists the known ones.
     """
     key = re.sub("[-_ ]", "", name).lower()
     applications = _applications()
-    if key in _MODELS or key in applications:
+    if key in NETWORKS or key in applications:
         return key
-    near = difflib.get_close_matches(key, [*_MODELS, *applications], n=1)
+    near = difflib.get_close_matches(key, [*NETWORKS, *applications], n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(
-        f"model must be one of {', '.join(_MODELS)} or of keras.applications ({', '.join(applications)}); "
+        f"model must be one of {', '.join(NETWORKS)} or of keras.applications ({', '.join(applications)}); "
         f"received model={name!r}{hint}."
     )
 
 
 def resnet(depth: int, image_shape: ImageShape, num_classes: int) -> keras.Model:
-    """Residual network for small images, of depth 6n + 2: three stages of n blocks with 16, 32, 64 filters.
+    """Builds a residual network for small images, of depth 6n + 2: three stages of n blocks with 16, 32, 64 filters.
 
-    Shortcuts that change the shape are 1x1 convolutions with batch norm (option B of the paper, which itself
-    uses the parameter-free option A here): plain layers, as in the code of the large-batch papers.
+    Shortcuts that change the shape are 1x1 convolutions with batch norm, as in the code of the large-batch papers:
+    option B of the ResNet paper, which uses option A, without parameters, for small images.
 
     Source: K. He et al., "Deep Residual Learning for Image Recognition", 2016, section 4.2.
 
@@ -113,9 +115,9 @@ def resnet(depth: int, image_shape: ImageShape, num_classes: int) -> keras.Model
 
 
 def vgg11(image_shape: ImageShape, num_classes: int) -> keras.Model:
-    """VGG-11 (configuration A) with batch norm and one dense layer, for small images.
+    """Builds VGG-11 (configuration A) with batch norm and one dense layer, for small images.
 
-    Pooling stops where one pixel is left, so images from 1 pixel up fit.
+    Pooling stops when one pixel is left, so that images of any size fit.
 
     Source: K. Simonyan and A. Zisserman, "Very Deep Convolutional Networks for Large-Scale Image
     Recognition", 2015, table 1.
@@ -136,16 +138,16 @@ def vgg11(image_shape: ImageShape, num_classes: int) -> keras.Model:
 
 
 def densenet40(image_shape: ImageShape, num_classes: int, growth: int = 12) -> keras.Model:
-    """DenseNet of depth 40, growth rate 12, three blocks of 12 layers, neither bottleneck nor compression.
+    """Builds a DenseNet of depth 40 and growth rate 12: three blocks of 12 layers, without bottleneck or compression.
 
-    Without dropout, as the paper trains with augmentation.
+    It has no dropout, as in the paper for training with augmentation.
 
     Source: G. Huang et al., "Densely Connected Convolutional Networks", 2017, section 4.2.
 
     Args:
         image_shape: `(height, width, channels)`.
         num_classes: Number of logits.
-        growth: Filters added by a layer.
+        growth: Filters that each layer adds.
     """
     inputs = keras.Input(image_shape)
     x = _conv(inputs, 16, name="stem")
@@ -162,7 +164,7 @@ def densenet40(image_shape: ImageShape, num_classes: int, growth: int = 12) -> k
 
 
 def mobilenetv2_small(image_shape: ImageShape, num_classes: int) -> keras.Model:
-    """MobileNetV2 for small images: the stem and the second row of the table keep the resolution.
+    """Builds MobileNetV2 for small images: the stem and the second row of the table keep the resolution.
 
     Source: M. Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", 2018, table 2.
 
@@ -221,7 +223,7 @@ def _conv_norm_relu(
 
 def _classifier(inputs: keras.KerasTensor, x: keras.KerasTensor, num_classes: int, name: str) -> keras.Model:
     x = layers.GlobalAveragePooling2D(name="average")(x)
-    # float32 under every mixed precision policy: the loss is taken of these numbers.
+    # float32 under every mixed precision policy, since the loss is computed from these numbers.
     logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name=name)
 
@@ -241,7 +243,7 @@ def _application(function: Callable[..., keras.Model], image_shape: ImageShape, 
         options["include_preprocessing"] = False
     try:
         if re.fullmatch(r"EfficientNetB\d", name):
-            # These divide by 255 and offer no way to leave that out; the input is standardised already.
+            # These divide by 255 with no way to leave that out; the input is standardized already.
             inputs = keras.Input(image_shape)
             model = function(input_tensor=layers.Rescaling(255.0, name="undo_rescaling")(inputs), **options)
             model = keras.Model(inputs, model.output, name=model.name)
@@ -258,7 +260,7 @@ def _application(function: Callable[..., keras.Model], image_shape: ImageShape, 
     return model
 
 
-_MODELS: dict[str, Callable[[ImageShape, int], keras.Model]] = {
+NETWORKS: dict[str, Callable[[ImageShape, int], keras.Model]] = {
     **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (8, 20, 32, 44, 56, 110)},
     "vgg11": vgg11,
     "densenet40": densenet40,

@@ -1,4 +1,4 @@
-"""The directives `flag-table`, every flag of the command line, and `optimizer-defaults`, from `train_config`."""
+"""The directives `flag-table`, every flag of the command line, and `optimizer-defaults`, both from the program."""
 
 from __future__ import annotations
 
@@ -10,30 +10,46 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.util.docutils import SphinxDirective
 
+SECTIONS = {
+    "data": "Data",
+    "model": "Network",
+    "optimizer": "Optimizer and learning rate",
+    "adversarial": "Adversarial training",
+    "run": "Run",
+}
+
 
 def flag_rows() -> list[str]:
-    """A row for each argument of `TrainConfig`, in its order: flag with choices, default, help."""
-    from tf_largebatch.train.config import TrainConfig
+    """Returns a table for each section of `TrainConfig`: flag, default, help with choices."""
+    from tf_largebatch.train.config import FLAGS
 
-    rows = ["| flag | default | |", "|---|---|---|"]
-    for field in dataclasses.fields(TrainConfig):
-        choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"] or ())
-        default = "" if field.default is None else f"`{_said(field.default)}`"
-        text = re.sub(r"--\w+(=\w+)?", r"`\g<0>`", field.metadata["help"]).replace("|", r"\|")
-        text = text.replace("see train_config.DEFAULTS", "[see below](#defaults-by-optimizer)")
-        rows.append(f"| `--{field.name}` | {default} | {text}{f' One of {choices}.' if choices else ''} |")
+    rows = []
+    for section, title in SECTIONS.items():
+        rows += [f"**{title}**", "", "| flag | default | |", "|---|---|---|"]
+        for one in FLAGS.values():
+            if one.section == section:
+                choices = ", ".join(f"`{choice}`" for choice in one.choices or ())
+                default = "" if one.default is None else f"`{_said(one.default)}`"
+                text = re.sub(r"--\w+(=\w+)?", r"`\g<0>`", one.help).replace("|", r"\|")
+                text = text.replace("see train/optimizers.py", "[see below](#defaults-by-optimizer)")
+                rows.append(f"| `--{one.name}` | {default} | {text}{f' One of {choices}.' if choices else ''} |")
+        rows.append("")
     return rows
 
 
 def default_rows() -> list[str]:
-    """A row for each entry of `train_config.DEFAULTS`."""
-    from tf_largebatch.train.config import DEFAULTS, OTHER_DEFAULTS
+    """Returns a row for each set of defaults of an optimizer."""
+    from tf_largebatch.train.optimizers import OPTIMIZERS, OTHER_DEFAULTS
 
-    names = [field.name for field in dataclasses.fields(OTHER_DEFAULTS)]
-    rows = [f"| optimizer | {' | '.join(f'`{name}`' for name in names)} |", "|---|" + "---|" * len(names)]
-    for key, found in {**DEFAULTS, "any other": OTHER_DEFAULTS}.items():
-        who = key if isinstance(key, str) else f"{key[0]} on {key[1]}"
-        values = [getattr(found, name) for name in names]
+    named = {}
+    for name, row in OPTIMIZERS.items():
+        if row.defaults is not OTHER_DEFAULTS:
+            named[name] = row.defaults
+            named.update({f"{name} on {dataset}": found for dataset, found in row.defaults_of.items()})
+    fields = [field.name for field in dataclasses.fields(OTHER_DEFAULTS)]
+    rows = [f"| optimizer | {' | '.join(f'`{name}`' for name in fields)} |", "|---|" + "---|" * len(fields)]
+    for who, found in {**named, "any other": OTHER_DEFAULTS}.items():
+        values = [getattr(found, name) for name in fields]
         rows.append(f"| {who} | {' | '.join('' if value is None else _said(value) for value in values)} |")
     return rows
 
@@ -46,7 +62,7 @@ class _Table(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The parsed table."""
         node = nodes.container()
-        self.state.nested_parse(StringList(self.rows(), source="train_config"), self.content_offset, node)
+        self.state.nested_parse(StringList(self.rows(), source="tf_largebatch.train"), self.content_offset, node)
         return node.children
 
     def rows(self) -> list[str]:

@@ -7,25 +7,23 @@ that epoch.
 from __future__ import annotations
 
 import os
+import pathlib
 import signal
+import sys
 
-import keras
 from absl import app
 
-from tf_largebatch import models, train
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from train_runs import tiny_network
+
+from tf_largebatch import callbacks, models, train
+from tf_largebatch.train import execute
 
 DIE_IN_EPOCH = int(os.environ.get("DIE_IN_EPOCH", "-1"))
 
 
-def tiny(image_shape, num_classes):
-    inputs = keras.Input(image_shape)
-    x = keras.layers.Conv2D(8, 3, 2, use_bias=False, name="conv")(inputs)
-    x = keras.layers.BatchNormalization(momentum=0.9, name="bn")(x)
-    x = keras.layers.Dropout(0.3, name="dropout")(keras.layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, keras.layers.Dense(num_classes, dtype="float32", name="logits")(x))
-
-
-class DyingCheckpoint(train.RunCheckpoint):
+class DyingCheckpoint(callbacks.RunCheckpoint):
     def on_epoch_begin(self, epoch, logs=None):
         self.epoch = epoch
 
@@ -35,7 +33,7 @@ class DyingCheckpoint(train.RunCheckpoint):
 
 
 if __name__ == "__main__":
-    models._MODELS["tiny"] = tiny
-    train.RunCheckpoint = DyingCheckpoint
+    models.NETWORKS["tiny"] = tiny_network
+    execute.RunCheckpoint = DyingCheckpoint
     train.define_flags()
     app.run(train.main)

@@ -77,7 +77,7 @@ def test_keras_applications_by_any_spelling(name):
     assert norms and all(layer.momentum == 0.9 for layer in norms)
 
 
-def test_efficientnet_sees_the_standardised_image():
+def test_efficientnet_sees_the_standardized_image():
     model = models.build("efficientnetb0", (32, 32, 3), 10)
     stem = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
     images = np.random.default_rng(0).normal(size=(1, 32, 32, 3)).astype("float32")

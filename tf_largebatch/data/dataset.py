@@ -1,4 +1,4 @@
-"""What a data set is to the training program: sizes, classes, and two tf.data pipelines."""
+"""The data set that the training program sees: sizes, classes, and two tf.data pipelines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+
+from tf_largebatch.check import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Dataset:
         std: Per-channel standard deviation of the training images, in units of `pixel_scale`.
         make_train: `(batch_size, seed, first_epoch, epochs) -> tf.data.Dataset`; see `train`.
         make_evaluation: `(batch_size) -> tf.data.Dataset`; see `evaluation`.
-        class_names: What the classes are called, where that is known.
+        class_names: Names of the classes, where they are known.
     """
 
     name: str
@@ -44,42 +46,43 @@ class Dataset:
     class_names: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
 
     def value_range(self) -> list[tuple[float, float]]:
-        """What black and white are in the images that the model sees, for each channel."""
+        """Returns the values of black and white in the images that the model sees, for each channel."""
         return [((0.0 - m) / s, (1.0 - m) / s) for m, s in zip(self.mean, self.std, strict=True)]
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Full batches in one epoch; the remainder of an epoch is dropped, other images every time."""
+        """Returns the full batches of one epoch; the remaining images, others in every epoch, are dropped."""
         return self.train_size // batch_size
 
     def train(self, batch_size: int, seed: int = 0, first_epoch: int = 0, epochs: int = 1) -> tf.data.Dataset:
-        """Training batches of the epochs `first_epoch`, ..., `epochs - 1`, one after the other.
+        """Returns the training batches of the epochs `first_epoch`, ..., `epochs - 1`, one after the other.
 
         Args:
             batch_size: Images in every batch; there are no partial batches.
-            seed: With the epoch's number, determines order and augmentation.
+            seed: Determines order and augmentation, together with the number of the epoch.
             first_epoch: Epochs already done, counted from 0.
             epochs: Epochs of the whole run.
 
         Returns:
             `steps_per_epoch(batch_size) * (epochs - first_epoch)` elements: images float32
-            `(batch_size, *image_shape)`, standardised, and labels int32 `(batch_size,)`.
+            `(batch_size, *image_shape)`, standardized, and labels int32 `(batch_size,)`.
 
         Raises:
             ValueError: If the batch is larger than the data set.
         """
-        if not 1 <= batch_size <= self.train_size:
-            raise ValueError(
-                f"batch_size must be from 1 to the {self.train_size} training images of {self.name}; "
-                f"received batch_size={batch_size}."
-            )
+        require(
+            1 <= batch_size <= self.train_size,
+            "batch_size",
+            batch_size,
+            f"from 1 to the {self.train_size} training images of {self.name}",
+        )
         return self.make_train(batch_size, seed, first_epoch, epochs)
 
     def evaluation(self, batch_size: int = 1000) -> tf.data.Dataset:
-        """Every evaluation image exactly once, in a fixed order; the last batch may be smaller."""
+        """Returns batches of the evaluation images, each image once, in a fixed order; the last may be smaller."""
         return self.make_evaluation(min(batch_size, self.eval_size))
 
     def describe(self) -> dict[str, Any]:
-        """What was resolved at loading, as JSON-serialisable values."""
+        """Returns what was resolved at loading, as values that JSON can hold."""
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)

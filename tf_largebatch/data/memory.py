@@ -1,4 +1,4 @@
-"""Data sets that fit in memory: uint8 arrays, shuffled whole, augmented and standardised batch by batch."""
+"""Data sets that fit in memory: uint8 arrays, shuffled whole, augmented and standardized batch by batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
+from tf_largebatch.check import require
 from tf_largebatch.data.dataset import Dataset
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -24,24 +25,25 @@ def from_arrays(
     image_size: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Dataset:
-    """A data set of images held in memory.
+    """Makes a data set of images in memory.
 
     Args:
         train: Images, uint8 `(n, height, width, channels)`, and integer labels `(n,)`.
-        evaluation: The same, for evaluation.
-        name: Shown in messages.
-        num_classes: Number of classes; default: one more than the largest training label.
+        evaluation: Images and labels to evaluate on, in the same form.
+        name: Its name, for messages.
+        num_classes: Number of classes; by default one more than the largest training label.
         pixel_scale: The largest possible pixel value.
         eval_split: What `evaluation` is: `"test"` or `"validation"`.
         augment: `"none"` or `"crop_flip"`.
         image_size: Resize (bilinear, after augmentation) to this height and width.
-        class_names: What the classes are called.
+        class_names: Names of the classes.
 
     Raises:
         ValueError: For labels outside the classes, wrong shapes or dtypes.
     """
-    if augment not in ("none", "crop_flip"):
-        raise ValueError(f"augment must be none or crop_flip for {name}, held in memory; received augment={augment!r}.")
+    require(
+        augment in ("none", "crop_flip"), "augment", augment, f"none or crop_flip for {name}, which is held in memory"
+    )
     images, labels = train
     num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
     for part, (x, y) in {"training": train, eval_split: evaluation}.items():
@@ -53,7 +55,7 @@ def from_arrays(
         check_labels(y, num_classes, f"{part} labels of {name}")
     mean, std = _pixel_statistics(images, pixel_scale)
     size = (image_size, image_size) if image_size else images.shape[1:3]
-    finish = _standardise(mean, std, pixel_scale, size)
+    finish = _standardize(mean, std, pixel_scale, size)
 
     def make_train(batch_size: int, seed: int, first_epoch: int, epochs: int) -> tf.data.Dataset:
         return _memory_train(train, batch_size, seed, first_epoch, epochs, augment, finish)
@@ -82,7 +84,16 @@ def from_arrays(
 
 
 def check_labels(labels: np.ndarray, num_classes: int, what: str = "labels") -> None:
-    """Raises ValueError, naming the first offender, unless all labels are integers in `[0, num_classes)`."""
+    """Checks that all labels are integers in `[0, num_classes)`.
+
+    Args:
+        labels: The labels.
+        num_classes: Number of classes.
+        what: What they are labels of, for the message.
+
+    Raises:
+        ValueError: Naming the first label that is not.
+    """
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{what} must be integers; received {labels.dtype}.")
     wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
@@ -94,7 +105,7 @@ def check_labels(labels: np.ndarray, num_classes: int, what: str = "labels") -> 
 
 
 def crop_and_flip(images: tf.Tensor, key: tf.Tensor, pad: int = 4) -> tf.Tensor:
-    """Pads every image of a batch with `pad` black pixels, crops it at random, flips half of them.
+    """Pads every image of a batch with `pad` black pixels, crops it at random, and flips it with probability 1/2.
 
     Args:
         images: uint8 `(batch, height, width, channels)`.
@@ -147,23 +158,23 @@ def _memory_train(
     return indices.map(batch_of, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
-def _standardise(
+def _standardize(
     mean: tuple[float, ...], std: tuple[float, ...], pixel_scale: float, size: tuple[int, int]
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    shift = tf.constant(mean, tf.float32) * pixel_scale
+    offset = tf.constant(mean, tf.float32) * pixel_scale
     factor = 1.0 / (tf.constant(std, tf.float32) * pixel_scale)
 
     def finish(images: tf.Tensor) -> tf.Tensor:
         images = tf.cast(images, tf.float32)
         if tuple(images.shape[-3:-1]) != tuple(size):
             images = tf.image.resize(images, size)
-        return (images - shift) * factor
+        return (images - offset) * factor
 
     return finish
 
 
 def _pixel_statistics(images: np.ndarray, pixel_scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Exact per-channel mean and standard deviation, in units of `pixel_scale`, from counts of the values."""
+    """Computes the exact mean and standard deviation of each channel, in units of `pixel_scale`."""
     values = np.arange(256) / pixel_scale
     counts = [np.bincount(images[..., c].reshape(-1), minlength=256) for c in range(images.shape[-1])]
     mean = [float(np.average(values, weights=count)) for count in counts]

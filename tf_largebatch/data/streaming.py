@@ -1,4 +1,4 @@
-"""Sets too large for memory: record files of tensorflow_datasets, decoded on the fly (see `data.py`)."""
+"""Data sets too large for memory: record files of tensorflow_datasets, decoded during training."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_largebatch.check import require
+
 # Customary per-channel constants of ImageNet's training images, in units of 255.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Encoded images shuffled together, on top of the shuffled shards: about 1 GB of ImageNet, twice while the next
-# are read.
+# Encoded images shuffled together, besides the shuffled shards: about 1 GB of ImageNet, twice that while the next
+# block is read.
 SHUFFLE_BLOCK = 8_192
 INTERLEAVED_FILES = 16
 
@@ -26,7 +28,7 @@ def stream_dataset(
     augment: str,
     image_size: int,
 ) -> dict[str, Any]:
-    """Fields of a `data.Dataset` that reads the TFRecord files of a prepared builder.
+    """Returns the fields of a `data.Dataset` that reads the TFRecord files of a prepared builder.
 
     Every epoch draws its own order of shards and of images within a block, its own crops and flips, all from
     (seed, epoch, position), so any epoch can be reproduced by itself.
@@ -46,8 +48,7 @@ def stream_dataset(
     import tensorflow_datasets as tfds
 
     info = builder.info
-    if augment not in ("inception", "none"):
-        raise ValueError(f"augment must be inception or none for streamed sets; received augment={augment!r}.")
+    require(augment in ("inception", "none"), "augment", augment, "inception or none for streamed sets")
     if info.file_format != tfds.core.FileFormat.TFRECORD:
         raise ValueError(
             f"dataset {info.name!r} must be prepared as TFRecord files to be streamed; "
@@ -57,7 +58,7 @@ def stream_dataset(
     num_classes = info.features[label_key].num_classes
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
     train_size = info.splits[train_split].num_examples
-    # Images of one common size were framed when the set was made: nothing to cut off.
+    # Images of one common size were cropped when the set was made.
     fraction = 1.0 if info.features[image_key].shape[0] else 0.875
 
     def example(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -68,7 +69,7 @@ def stream_dataset(
         with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < num_classes), [wrong, label])]):
             return parsed[image_key], tf.identity(label)
 
-    def standardise(image: tf.Tensor) -> tf.Tensor:
+    def standardize(image: tf.Tensor) -> tf.Tensor:
         image = tf.ensure_shape(image, (image_size, image_size, channels))
         return (image / 255.0 - tf.constant(mean)) / tf.constant(std)
 
@@ -93,8 +94,8 @@ def stream_dataset(
             image, label = example(record)
             key = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), epoch]), position, alg="philox")
             if augment == "inception":
-                return standardise(random_resized_crop(image, image_size, channels, key)), label
-            return standardise(central_crop(image, image_size, channels, fraction)), label
+                return standardize(random_resized_crop(image, image_size, channels, key)), label
+            return standardize(central_crop(image, image_size, channels, fraction)), label
 
         records = tf.data.Dataset.range(first_epoch, epochs).flat_map(records_of)
         decoded = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -103,7 +104,7 @@ def stream_dataset(
     def make_evaluation(batch_size: int) -> tf.data.Dataset:
         def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             image, label = example(record)
-            return standardise(central_crop(image, image_size, channels, fraction)), label
+            return standardize(central_crop(image, image_size, channels, fraction)), label
 
         records = _read(tf.data.Dataset.from_tensor_slices(_files(info.splits[eval_split])))
         return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
@@ -122,7 +123,7 @@ def stream_dataset(
 
 
 def random_resized_crop(encoded: tf.Tensor, size: int, channels: int, key: tf.Tensor) -> tf.Tensor:
-    """A random crop of 8 to 100 % of the area and aspect 3/4 to 4/3, resized, flipped with probability 1/2.
+    """Crops 8 to 100 % of the area at random, aspect 3/4 to 4/3, resizes, and flips with probability 1/2.
 
     Source: C. Szegedy et al., "Going Deeper with Convolutions", 2015, section 6.
 
@@ -155,7 +156,7 @@ def random_resized_crop(encoded: tf.Tensor, size: int, channels: int, key: tf.Te
 
 
 def central_crop(encoded: tf.Tensor, size: int, channels: int, fraction: float = 0.875) -> tf.Tensor:
-    """The central square of `fraction` of the shorter side, resized to `size`: customarily 224 out of 256.
+    """Resizes the central square of `fraction` of the shorter side to `size`: customarily 224 of 256 pixels.
 
     Args:
         encoded: JPEG or PNG bytes, a scalar string.
@@ -194,7 +195,7 @@ def _decode_window(encoded: tf.Tensor, channels: int, window: Callable[[tf.Tenso
 
 
 def _files(split: Any) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """File names, records to skip and records to take (-1: all): what a split means in its record files."""
+    """Returns the files of a split, and of each the records to skip and to take (-1 for all)."""
     columns = zip(*((str(i.filename), max(i.skip, 0), i.take) for i in split.file_instructions), strict=True)
     names, skips, takes = columns
     return tf.constant(names), tf.constant(skips, tf.int64), tf.constant(takes, tf.int64)

@@ -1,23 +1,25 @@
-"""Finding prepared sets of tensorflow_datasets, and saying what to do where there is none (see `data.py`)."""
+"""Finds prepared sets of tensorflow_datasets, their images, labels and splits."""
 
 from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from typing import Any
 
-# Named in messages; every other image classification set of tensorflow_datasets works too.
-WELL_KNOWN = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped", "imagenet2012")
-# Sets whose test labels were never published: papers report their validation split.
-UNLABELLED_TEST = ("imagenet2012",)
+from tf_largebatch.data.sets import SETS
+from tf_largebatch.files import local_path
+
+# Addresses that tensorflow_datasets and TensorFlow read themselves.
+_REMOTE = ("gs://", "s3://")
 
 
 def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
-    """The tensorflow_datasets builder of `name`, with its files in place.
+    """Returns the tensorflow_datasets builder of a set whose files are there.
 
     Args:
         name: As `tfds.builder` takes it, with configuration and version if wanted.
-        data_dir: Directory of prepared sets; default: `TFDS_DATA_DIR`, else tensorflow_datasets' own.
+        data_dir: Directory of prepared sets; by default `TFDS_DATA_DIR`, then tensorflow_datasets' own.
         download: Whether a set that is not prepared may be downloaded.
 
     Raises:
@@ -26,13 +28,15 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     import tensorflow_datasets as tfds
 
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
+    if data_dir is not None and not data_dir.startswith(_REMOTE):
+        data_dir = str(local_path(data_dir, "data_dir"))
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except ValueError as error:
-        near = difflib.get_close_matches(name, ["digits", *tfds.list_builders()], n=1)
+        near = difflib.get_close_matches(name, [*SETS, *tfds.list_builders()], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
-            f"dataset must be one of {', '.join(WELL_KNOWN)} or another image classification set of "
+            f"dataset must be one of {', '.join(SETS)} or another image classification set of "
             f"tensorflow_datasets; received dataset={name!r}{hint}."
         ) from error
     if builder.is_prepared():
@@ -52,7 +56,7 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
 
 
 def image_and_label(name: str, features: Any) -> tuple[str, str]:
-    """Names of the one image and of the class label among a set's features."""
+    """Returns the names of the image and of the class label among the features of a set."""
     import tensorflow_datasets as tfds
 
     keys = dict(features.items()) if hasattr(features, "items") else {}
@@ -67,10 +71,15 @@ def image_and_label(name: str, features: Any) -> tuple[str, str]:
     return images[0], label
 
 
-def test_split(name: str, splits: Any) -> str:
-    """Name of the split to report accuracy on, beside a split named train."""
-    unlabelled = name.split("/")[0].split(":")[0] in UNLABELLED_TEST
-    for split in ("validation", "test") if unlabelled else ("test", "validation"):
+def test_split(name: str, splits: Any, candidates: Sequence[str] = ("test", "validation")) -> str:
+    """Returns the split to report accuracy on.
+
+    Args:
+        name: The set's name, for the message.
+        splits: Its splits, by name.
+        candidates: The names to look for, best first.
+    """
+    for split in candidates:
         if split in splits and "train" in splits:
             return split
     raise ValueError(

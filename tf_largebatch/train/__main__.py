@@ -2,7 +2,7 @@
 
 from absl import app
 
-from tf_largebatch.train.command_line import _quiet_main, define_flags
+from tf_largebatch.train.command_line import define_flags, quiet_main
 
 define_flags()
-app.run(_quiet_main)
+app.run(quiet_main)

@@ -1,99 +1,129 @@
-"""Adversarial training in the command line: its arguments, the wrapper they mean, and accuracy under attack."""
+"""Adversarial training from the command line: its flags, the model that they mean, and robust accuracy."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import Any
 
 import keras
 
 from tf_largebatch import data
+from tf_largebatch.check import require
 from tf_largebatch.conadv import ConAdvModel, accuracy_under_attack
-
-if TYPE_CHECKING:
-    from tf_largebatch.train.config import TrainConfig
+from tf_largebatch.train.flag import flag
 
 ADVERSARIAL = ("none", "conadv", "disadv", "noise")
 AUGMENTED_STREAMS = ("none", "rand_augment")
 EVAL_ATTACKS = ("none", "untargeted", "targeted")
 EPSILON = 4.0
-# Of the attacks that follow a gradient; what conadv and disadv get where nothing is asked for.
-_ATTACK_DEFAULTS = {"attack_steps": 1, "step_size": None, "random_start": 0.8, "targeted": True}
 
 
-def resolved_adversarial(config: TrainConfig) -> dict[str, Any]:
-    """The arguments of adversarial training with defaults filled in; None where they do not apply.
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """Adversarial training, and the attack that the final model is evaluated under."""
 
-    Raises:
-        ValueError: In one sentence that names the argument and its value.
-    """
-    kind = config.adversarial
-    _check_ranges(config)
-    _check_applicable(config, kind)
-    if config.noise_scale and kind != "none":
-        raise ValueError(
-            "noise_scale must be left out with adversarial training, whose images have several gradients each; "
-            f"received noise_scale=True with adversarial={kind!r}."
-        )
-    if config.eval_attack == "none" and config.eval_epsilon is not None:
-        raise ValueError(
-            f"eval_epsilon applies to eval_attack; received eval_epsilon={config.eval_epsilon} with eval_attack='none'."
-        )
+    kind: str = flag(
+        "none",
+        "Train on adversarial images as well. conadv: attack the next batch during the update; disadv: attack before "
+        "the update; noise: random perturbations instead of an attack.",
+        ADVERSARIAL,
+        name="adversarial",
+    )
+    epsilon: float | None = flag(
+        None, "With --adversarial: radius of the L-inf ball in units of 1/255 of the value range; default: 4."
+    )
+    staleness: int | None = flag(
+        None, "With --adversarial=conadv: age in updates of the weights that the attack uses; default: 1."
+    )
+    num_steps: int | None = flag(
+        None, "With --adversarial=conadv or disadv: number of gradient steps of the attack; default: 1."
+    )
+    step_size: float | None = flag(
+        None,
+        "With --adversarial=conadv or disadv: length of a gradient step of the attack in units of 1/255 of the value "
+        "range; default: epsilon / num_steps.",
+    )
+    random_start: float | None = flag(
+        None,
+        "With --adversarial=conadv or disadv: probability that the attack starts at a random point of the ball; "
+        "default: 0.8.",
+    )
+    targeted: bool | None = flag(
+        None,
+        "With --adversarial=conadv or disadv: decrease the loss of a random wrong class instead of increasing that of "
+        "the true class; default: yes.",
+    )
+    augmented_stream: str = flag(
+        "none", "With --adversarial: train on an augmented view of each image as well.", AUGMENTED_STREAMS
+    )
+    eval_attack: str = flag(
+        "none", "Evaluate the final model under a one-step attack on the evaluation images.", EVAL_ATTACKS
+    )
+    eval_epsilon: float | None = flag(
+        None,
+        "With --eval_attack: radius of that attack in units of 1/255 of the value range; default: epsilon, else 4.",
+    )
 
-    def either(name: str, default: Any) -> Any:
-        value = getattr(config, name)
-        return default if value is None else value
 
-    found: dict[str, Any] = {}
-    if kind != "none":
-        found["epsilon"] = either("epsilon", EPSILON)
-    if kind in ("conadv", "disadv"):
-        found.update({name: either(name, default) for name, default in _ATTACK_DEFAULTS.items()})
-        found["staleness"] = either("staleness", 1 if kind == "conadv" else 0)
+# The kinds that follow a gradient; the values that they get where a flag is not given.
+ATTACKS = ("conadv", "disadv")
+_ATTACK_DEFAULTS = {"num_steps": 1, "random_start": 0.8, "targeted": True}
+
+
+def with_defaults(config: AdversarialConfig) -> AdversarialConfig:
+    """Fills in the defaults; arguments that do not apply stay None."""
+    defaults: dict[str, Any] = {}
+    if config.kind != "none":
+        defaults["epsilon"] = EPSILON
+    if config.kind in ATTACKS:
+        defaults.update(_ATTACK_DEFAULTS)
+    if config.kind == "conadv":
+        defaults["staleness"] = 1
     if config.eval_attack != "none":
-        found["eval_epsilon"] = either("eval_epsilon", found.get("epsilon", EPSILON))
-    return found
+        defaults["eval_epsilon"] = EPSILON if config.epsilon is None else config.epsilon
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
 
 
-def wrapped(config: TrainConfig, inner: keras.Model, dataset: data.Dataset) -> ConAdvModel:
-    """The model that trains on adversarial copies as well, of resolved arguments."""
-    arguments: dict[str, Any] = {"epsilon": config.epsilon, "attack": "noise"}
-    if config.adversarial != "noise":
-        arguments = {
-            "epsilon": config.epsilon,
-            "staleness": config.staleness,
-            "num_steps": config.attack_steps,
-            "step_size": config.step_size,
-            "random_start": config.random_start,
-            "targeted": config.targeted,
-        }
-    augment = None
-    if config.augmented_stream == "rand_augment":
-        augment = rand_augment(dataset)
+def wrapped(config: AdversarialConfig, inner: keras.Model, dataset: data.Dataset, **options: Any) -> ConAdvModel:
+    """Wraps a network so that it trains on adversarial images as well.
+
+    Args:
+        config: The arguments, resolved.
+        inner: The network.
+        dataset: The data, whose value range the attack keeps to.
+        **options: Other arguments of `ConAdvModel`.
+    """
+    assert config.epsilon is not None  # it is resolved
+    if config.kind == "noise":
+        options["attack"] = "noise"
+    else:
+        options.update({name: getattr(config, name) for name in ("num_steps", "step_size", "random_start", "targeted")})
+        options["staleness"] = config.staleness or 0
     return ConAdvModel(
         inner,
+        epsilon=config.epsilon,
         value_range=dataset.value_range(),
-        augment=augment,
-        norm_examples=config.norm_examples,
-        micro_batch_size=config.micro_batch_size,
-        seed=config.seed,
-        **arguments,
+        augment=rand_augment(dataset) if config.augmented_stream == "rand_augment" else None,
+        **options,
     )
 
 
 def rand_augment(dataset: data.Dataset) -> keras.Sequential:
-    """Keras's RandAugment with its default strength, from standardised images to standardised images.
+    """Builds Keras's RandAugment at its default strength, from standardized images to standardized images.
 
     Raises:
         ValueError: For images that are neither RGB nor grey.
     """
     channels = dataset.image_shape[-1]
-    if channels not in (1, 3):
-        raise ValueError(
-            f"augmented_stream must be none for images of {channels} channels: RandAugment takes RGB or grey ones; "
-            "received augmented_stream='rand_augment'."
-        )
-    # In pixels of 255, whatever the stored ones were.
+    require(
+        channels in (1, 3),
+        "augmented_stream",
+        "rand_augment",
+        f"none for images of {channels} channels",
+        "RandAugment takes RGB or grey images",
+    )
+    # RandAugment works on values from 0 to 255.
     scale, offset = [255.0 * s for s in dataset.std], [255.0 * m for m in dataset.mean]
     back = [1.0 / s for s in scale], [-o / s for o, s in zip(offset, scale, strict=True)]
     layers = keras.layers
@@ -108,70 +138,44 @@ def rand_augment(dataset: data.Dataset) -> keras.Sequential:
     )
 
 
-def under_attack(config: TrainConfig, model: keras.Model, dataset: data.Dataset, batch_size: int) -> tuple[str, float]:
-    """The attack of --eval_attack in words, and the accuracy of a classifier of logits under it."""
-    epsilon = EPSILON if config.eval_epsilon is None else config.eval_epsilon
-    accuracy = accuracy_under_attack(
+def attack_in_words(config: AdversarialConfig) -> str:
+    """Returns the attack of --eval_attack in words."""
+    return f"one {config.eval_attack} step of {config.eval_epsilon:g} in units of 1/255"
+
+
+def robust_accuracy(
+    config: AdversarialConfig, model: keras.Model, dataset: data.Dataset, batch_size: int, seed: int
+) -> float:
+    """Evaluates a classifier that returns logits under the attack of --eval_attack.
+
+    Args:
+        config: The arguments, resolved.
+        model: The classifier.
+        dataset: The data.
+        batch_size: Images evaluated at once.
+        seed: Seed of the attack's targets.
+    """
+    assert config.eval_epsilon is not None  # it is resolved
+    return accuracy_under_attack(
         model,
         dataset.evaluation(batch_size),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        epsilon=epsilon,
+        epsilon=config.eval_epsilon,
         value_range=dataset.value_range(),
         targeted=config.eval_attack == "targeted",
-        seed=config.seed,
+        seed=seed,
     )
-    return f"one {config.eval_attack} step of {epsilon:g} pixels of 255", accuracy
 
 
-def in_words(config: TrainConfig) -> str:
-    """A line about the copies that a run will train on; empty if there are none."""
-    if config.adversarial == "none":
+def in_words(config: AdversarialConfig) -> str:
+    """Returns a line about the adversarial images that a run trains on; empty if there are none."""
+    if config.kind == "none":
         return ""
-    if config.adversarial == "noise":
-        how = "random noise"
-    else:
+    how = "random noise"
+    if config.kind in ATTACKS:
         targets = "targeted" if config.targeted else "untargeted"
-        steps = "1 step" if config.attack_steps == 1 else f"{config.attack_steps} steps"
-        how = f"{targets} attacks of {steps} with weights {config.staleness} updates old"
-    third = ", and an augmented view" if config.augmented_stream != "none" else ""
-    return f"{config.adversarial}: copies within {config.epsilon:g} pixels of 255, made by {how}{third}.\n"
-
-
-def _check_ranges(config: TrainConfig) -> None:
-    def require(name: str, must: str, holds: Any) -> None:
-        value = getattr(config, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"{name} must be {must}; received {name}={value!r}.")
-
-    for name in ("epsilon", "step_size", "eval_epsilon"):
-        require(name, "finite and 0 or more", lambda v: math.isfinite(v) and v >= 0)
-    require("staleness", "0 or more", lambda v: v >= 0)
-    require("attack_steps", "1 or more", lambda v: v >= 1)
-    require("random_start", "a probability from 0 to 1", lambda v: 0 <= v <= 1)
-
-
-def _check_applicable(config: TrainConfig, kind: str) -> None:
-    received = f"with adversarial={kind!r}"
-    for name in ("staleness", *_ATTACK_DEFAULTS):
-        value = getattr(config, name)
-        if value is not None and kind in ("none", "noise"):
-            raise ValueError(f"{name} applies to adversarial=conadv and disadv; received {name}={value!r} {received}.")
-    if config.epsilon is not None and kind == "none":
-        raise ValueError(
-            "epsilon applies to adversarial training, eval_epsilon to eval_attack; "
-            f"received epsilon={config.epsilon!r} {received}."
-        )
-    if config.augmented_stream != "none" and kind == "none":
-        raise ValueError(
-            "augmented_stream applies to adversarial training, augment to any; received "
-            f"augmented_stream={config.augmented_stream!r} {received}."
-        )
-    if kind == "conadv" and config.staleness == 0:
-        raise ValueError(
-            "staleness must be 1 or more with adversarial=conadv; received staleness=0, which is adversarial=disadv."
-        )
-    if kind == "disadv" and config.staleness:
-        raise ValueError(
-            "staleness must be 0 with adversarial=disadv, whose attack waits for the update; received "
-            f"staleness={config.staleness}: adversarial=conadv takes it."
-        )
+        steps = "1 step" if config.num_steps == 1 else f"{config.num_steps} steps"
+        age = f"weights {config.staleness} updates old" if config.staleness else "the present weights"
+        how = f"{targets} attacks of {steps} with {age}"
+    view = ", and an augmented view" if config.augmented_stream != "none" else ""
+    return f"{config.kind}: adversarial images within {config.epsilon:g}/255 by {how}{view}.\n"

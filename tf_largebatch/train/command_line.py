@@ -1,72 +1,99 @@
-"""The command line: a flag for every argument of `TrainConfig`."""
+"""The command line: a flag for every argument of `TrainConfig`, one sentence and an exit status for every failure."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
 import sys
-import typing
 from collections.abc import Sequence
 from typing import Any
 
+import tensorflow as tf
 from absl import flags, logging
 
 from tf_largebatch.callbacks import TrainingDiverged
+from tf_largebatch.check import require
+from tf_largebatch.files import DamagedFile, local_path
 from tf_largebatch.train import run_directory
-from tf_largebatch.train.config import TrainConfig
-from tf_largebatch.train.run import execute, prepare
+from tf_largebatch.train.config import FLAGS, TrainConfig
+from tf_largebatch.train.execute import execute
+from tf_largebatch.train.prepare import prepare
+
+FAILED = 1
+INTERRUPTED = 130
+_DEFINE: dict[type, Any] = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines a flag for every argument of `TrainConfig`."""
-    types = typing.get_type_hints(TrainConfig)
-    for field in dataclasses.fields(TrainConfig):
-        kind = next(t for t in (typing.get_args(types[field.name]) or (types[field.name],)) if t is not type(None))
-        options = {"default": field.default, "help": field.metadata["help"], "flag_values": flag_values}
-        if field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, enum_values=field.metadata["choices"], **options)
+    for name, one in FLAGS.items():
+        options = {"default": one.default, "help": one.help, "flag_values": flag_values}
+        if one.choices:
+            flags.DEFINE_enum(name, enum_values=one.choices, **options)
         else:
-            define: Any = {
-                bool: flags.DEFINE_bool,
-                int: flags.DEFINE_integer,
-                float: flags.DEFINE_float,
-                str: flags.DEFINE_string,
-            }[kind]
-            define(field.name, **options)
+            _DEFINE[one.type](name, **options)
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> TrainConfig:
-    """The arguments given as flags; with --resume the others come from the run's directory."""
-    given: dict[str, Any] = {field.name: flag_values[field.name].value for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**given)
-    if config.resume and config.output_dir:
-        stored = run_directory.read_arguments(config.output_dir)
-        known = {name: stored[name] for name in stored if name in given and not flag_values[name].present}
-        config = dataclasses.replace(config, **known)
+    """Returns the arguments given as flags; with --resume the others come from the run's directory."""
+    config = TrainConfig.from_flags(**{name: flag_values[name].value for name in FLAGS})
+    if config.run.resume and config.run.output_dir:
+        stored = run_directory.read_arguments(local_path(config.run.output_dir, "output_dir"))
+        missing = {name: stored[name] for name in FLAGS if name in stored and not flag_values[name].present}
+        config = config.with_flags(**missing)
     return config
 
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     """Runs the command line; returns the exit status."""
+    output_dir = None
     try:
-        if len(argv) > 1:
-            raise ValueError(f"every argument must be a flag (--name=value); received {argv[1]!r}.")
+        require(len(argv) < 2, "every argument", argv[-1], "a flag, --name=value")
         run = prepare(config_from_flags(flag_values))
+        output_dir = run.output_dir
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
+    except (OSError, tf.errors.OpError) as error:
+        return _failed(_reason(error))
+    except KeyboardInterrupt:
+        return _interrupted(None)
     try:
         execute(run)
-    except TrainingDiverged as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except (TrainingDiverged, run_directory.DirectoryRefused, DamagedFile) as error:
+        return _failed(str(error))
+    except (OSError, tf.errors.OpError) as error:
+        return _failed(f"{_reason(error)} The run in {output_dir} stopped; --resume continues it.")
     except KeyboardInterrupt:
-        print("\ninterrupted: --resume continues after the last whole epoch", file=sys.stderr)
-        return 130
+        return _interrupted(output_dir)
     return 0
 
 
-def _quiet_main(argv: Sequence[str]) -> int:
-    # absl shows what tensorflow_datasets logs at INFO unless told otherwise; it would break the progress bar.
+def quiet_main(argv: Sequence[str]) -> int:
+    """Runs `main` without what tensorflow_datasets logs, which breaks the progress bar."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return main(argv)
+
+
+def _failed(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return FAILED
+
+
+def _interrupted(output_dir: os.PathLike[str] | None) -> int:
+    begun = output_dir is not None and os.path.exists(os.path.join(output_dir, run_directory.CONFIG))
+    how = "--resume continues after the last whole epoch" if begun else "nothing was written"
+    print(f"\ninterrupted: {how}.", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system or TensorFlow said, on one line, with the file's name."""
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error) or type(error).__name__
+    name = getattr(error, "filename", None)
+    where = f" ({name})" if name else ""
+    return f"{text.strip().splitlines()[0].rstrip('.')}{where}."

@@ -1,67 +1,210 @@
-"""The directory of a run: whole files or none, and whether a run may continue there.
+"""The directory of a run: its files, whether a run may start or continue there, and the lock that keeps others out.
 
-config.json            what was asked for and what it resolved to
+config.json            the arguments, given and resolved, and what they led to
 metrics.csv            one row an epoch
 layerwise_rates.csv    one row a recorded update and tensor (CLARS, LARS)
 noise_scales.csv       one row an epoch and tensor (where the gradient noise scale is measured)
 curves.png             drawn from these
-adversarial.png        images, perturbation and adversarial copies at the end (with --adversarial)
+adversarial.png        images, perturbations and adversarial images at the end (with --adversarial)
 checkpoints/           the last epochs, to resume from
 final.keras            the trained model, when the run is complete
 result.json            the accuracy reached, when the run is complete
+.lock                  the process that trains here, while it runs
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tf_largebatch.files import read_json
+from tf_largebatch.check import require
+from tf_largebatch.files import TEMPORARY, naming_damage, read_json, sweep
 from tf_largebatch.plots.run_files import CURVES, LAYERWISE_RATES, METRICS
+from tf_largebatch.train.config import FLAGS
 
-__all__ = ["CURVES", "LAYERWISE_RATES", "METRICS"]
 CONFIG = "config.json"
 NOISE_SCALES = "noise_scales.csv"
 PICTURES = "adversarial.png"
 CHECKPOINTS = "checkpoints"
 FINAL_MODEL = "final.keras"
 RESULT = "result.json"
+LOCK = ".lock"
+
+__all__ = [
+    "CHECKPOINTS",
+    "CONFIG",
+    "CURVES",
+    "FINAL_MODEL",
+    "LAYERWISE_RATES",
+    "LOCK",
+    "METRICS",
+    "NOISE_SCALES",
+    "PICTURES",
+    "RESULT",
+    "DirectoryRefused",
+    "check_free",
+    "check_new",
+    "check_same_run",
+    "check_writable",
+    "held",
+    "read_arguments",
+]
+
+
+class DirectoryRefused(ValueError):
+    """A run may not start or continue in this directory."""
 
 
 def read_arguments(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The resolved arguments of the run in `output_dir`.
+    """Returns the resolved arguments of the run in a directory, by the flags' names.
 
     Raises:
-        ValueError: If there is no run.
+        ValueError: If there is no run, or its config.json is damaged.
     """
     path = pathlib.Path(output_dir) / CONFIG
-    if not path.is_file():
-        raise ValueError(
-            f"output_dir must hold a run's {CONFIG} to resume from; received output_dir={str(output_dir)!r}."
-        )
-    return read_json(path)["arguments"]
+    require(path.is_file(), "output_dir", str(output_dir), f"a directory with a run's {CONFIG} to resume from")
+    with naming_damage(path):
+        arguments = dict(read_json(path)["arguments"])
+    for name, value in arguments.items():
+        if name in FLAGS and value is not None:
+            kinds = (int, float) if FLAGS[name].type is float else (FLAGS[name].type,)
+            require(
+                isinstance(value, kinds) and (FLAGS[name].type is bool) == isinstance(value, bool),
+                name,
+                value,
+                f"of type {FLAGS[name].type.__name__} in {path}",
+                "the file is damaged; restore it or remove it",
+            )
+    return arguments
 
 
 def check_new(output_dir: str | os.PathLike[str]) -> None:
-    """Raises ValueError unless `output_dir` is missing or empty."""
+    """Raises unless the directory is missing or empty; what a killed run left before its first file does not count.
+
+    Raises:
+        DirectoryRefused: In one sentence.
+    """
     path = pathlib.Path(output_dir)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"output_dir must be a directory; received output_dir={str(output_dir)!r}, a file.")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(one.name != LOCK and not one.name.startswith(TEMPORARY) for one in path.iterdir()):
         state = "holds a run: add --resume to continue it, or" if (path / CONFIG).exists() else "is not empty:"
-        raise ValueError(f"output_dir={str(output_dir)!r} {state} name another directory.")
+        raise DirectoryRefused(f"output_dir={str(output_dir)!r} {state} name another directory.")
+
+
+def check_writable(output_dir: str | os.PathLike[str]) -> None:
+    """Raises unless the directory can be made and written to.
+
+    Raises:
+        DirectoryRefused: In one sentence.
+    """
+    path = pathlib.Path(output_dir).absolute()
+    existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
+    for holds, rule in (
+        (existing.is_dir(), f"a directory, and {existing} is a file"),
+        (os.access(existing, os.W_OK | os.X_OK), f"writable, and {existing} is not"),
+    ):
+        require(holds, "output_dir", str(output_dir), rule, "name another directory", error=DirectoryRefused)
 
 
 def check_same_run(output_dir: str | os.PathLike[str], arguments: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the first argument that differs, unless `output_dir` holds the same run."""
+    """Raises unless the directory holds a run with these arguments.
+
+    Raises:
+        ValueError: Naming the first argument that differs.
+    """
     stored = read_arguments(output_dir)
     # Through JSON, so that types compare as they are stored.
     for name, value in json.loads(json.dumps(dict(arguments))).items():
         if stored.get(name) != value:
-            raise ValueError(
+            raise DirectoryRefused(
                 f"output_dir={str(output_dir)!r} holds another run, with {name}={stored.get(name)!r}; "
                 f"received {name}={value!r}."
             )
+
+
+def check_free(output_dir: str | os.PathLike[str]) -> None:
+    """Raises if another process trains in the directory; writes nothing.
+
+    Raises:
+        DirectoryRefused: Naming the process.
+    """
+    path = pathlib.Path(output_dir) / LOCK
+    if not path.exists():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _lock(descriptor, fcntl.LOCK_SH, path)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(output_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """Makes the directory and keeps other runs out of it while the block runs.
+
+    The lock is the operating system's: it ends with the process however that ends, so that what a killed process left
+    locks nothing. What that process had begun to write is removed.
+
+    Raises:
+        DirectoryRefused: If another process trains in the directory.
+    """
+    directory = pathlib.Path(output_dir)
+    made = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / LOCK
+    descriptor = _locked(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode())
+        sweep(directory)
+        sweep(directory / CHECKPOINTS)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+        if made:
+            # Of a run that ended before it wrote its first file nothing stays.
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+def _locked(path: pathlib.Path) -> int:
+    """Opens the lock file and locks it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(descriptor, fcntl.LOCK_EX, path)
+            # The process that held it may have removed the file in between.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, kind: int, path: pathlib.Path) -> None:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DirectoryRefused(
+            f"output_dir={str(path.parent)!r} is in use by {_holder(path)}: wait until it ends."
+        ) from error
+    except OSError as error:
+        # Some network file systems have no locks: the run goes on without one.
+        if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+            raise
+
+
+def _holder(path: pathlib.Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

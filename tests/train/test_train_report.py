@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import math
 
-import keras
 import pytest
+from train_runs import add_networks
 
-from tf_largebatch import models, train
+from tf_largebatch import train
 from tf_largebatch.callbacks import plot_curves
 from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.callbacks.noise_scale import read_noise_scales, readable_noise_scale
 from tf_largebatch.train import run_directory
-from tf_largebatch.train.config import TrainConfig, resolved
+from tf_largebatch.train.config import TrainConfig
 
 
-@pytest.fixture
-def tiny_model(monkeypatch):
-    def build(image_shape, num_classes):
-        inputs = keras.Input(image_shape)
-        return keras.Model(inputs, keras.layers.Dense(num_classes, name="logits")(keras.layers.Flatten()(inputs)))
-
-    monkeypatch.setitem(models._MODELS, "tiny", build)
-    return "tiny"
+@pytest.fixture(autouse=True)
+def networks(monkeypatch):
+    add_networks(monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -34,15 +29,15 @@ def tiny_model(monkeypatch):
         ({"optimizer": "sgd"}, False),
     ],
 )
-def test_a_run_says_where_its_batch_stands(options, measured, tmp_path, tiny_model, capsys):
+def test_a_run_says_where_its_batch_stands(options, measured, tmp_path, capsys):
     output_dir = tmp_path / "run"
-    train.train(TrainConfig(model=tiny_model, epochs=2, verbose=0, output_dir=str(output_dir), **options))
+    train.train(TrainConfig.from_flags(model="linear", epochs=2, verbose=0, output_dir=str(output_dir), **options))
     printed, rows = capsys.readouterr().out, read_metrics(output_dir / run_directory.METRICS)
     assert ("noise_scale" in rows[0]) == measured
     assert (output_dir / run_directory.NOISE_SCALES).exists() == measured
     if measured:
         value = rows[-1]["noise_scale"]
-        assert f"your batch is 512; the noise scale is {readable_noise_scale(value)}\n" in printed
+        assert f"batch size 512; gradient noise scale {readable_noise_scale(value)}\n" in printed
         # The whole lies between its parts.
         parts = [
             one.noise_scale for update, _, one in read_noise_scales(output_dir / "noise_scales.csv") if update == 4
@@ -50,11 +45,6 @@ def test_a_run_says_where_its_batch_stands(options, measured, tmp_path, tiny_mod
         assert len(parts) == 2 and min(parts) < value < max(parts)
     else:
         assert "noise scale" not in printed
-
-
-def test_the_defaults():
-    assert resolved(TrainConfig()).noise_scale is True
-    assert resolved(TrainConfig(optimizer="lars")).noise_scale is False
 
 
 @pytest.mark.parametrize(

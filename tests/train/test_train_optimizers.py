@@ -1,0 +1,87 @@
+"""The table of optimizers: defaults, weight decay, and that an optimizer takes one file and one row."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from train_runs import add_networks, command_line, rows_of
+
+from tf_largebatch import LARS
+from tf_largebatch.train import TrainConfig
+from tf_largebatch.train.optimizers import (
+    LAYERWISE_ARGUMENTS,
+    OPTIMIZERS,
+    Defaults,
+    Optimizer,
+    build_optimizer,
+    build_schedule,
+)
+from tf_largebatch.train.prepare import prepare
+from tf_largebatch.train.resolve import resolved
+
+
+def optimizer_of(variables, **options):
+    return build_optimizer(resolved(TrainConfig.from_flags(**options)).optimizer, 0.1, variables)
+
+
+def test_defaults_depend_on_the_optimizer_and_the_data_set():
+    digits, cifar10 = (resolved(TrainConfig.from_flags(dataset=name)).optimizer for name in ("digits", "cifar10"))
+    assert digits.base_learning_rate > cifar10.base_learning_rate
+    assert (cifar10.name, cifar10.scaling, cifar10.eta, cifar10.max_rate) == ("clars", "linear", 0.3, 1.0)
+    assert build_schedule(cifar10, 4096, 6, 12).peak_learning_rate == pytest.approx(1.0)
+    adam = resolved(TrainConfig.from_flags(optimizer="Adam")).optimizer
+    assert (adam.name, adam.momentum, adam.eta, adam.classic_momentum) == ("adam", None, None, None)
+
+
+def test_an_infinite_cap_is_none():
+    assert optimizer_of([], max_rate=float("inf")).max_rate is None
+
+
+def test_clars_never_falls_back_to_the_norm_of_a_replicas_gradient():
+    assert optimizer_of([]).get_config()["gradient_norms"] == "per_example"
+
+
+def test_of_conadv_only_kernels_decay_with_any_optimizer(monkeypatch):
+    """One update with zero gradients moves what decays, and nothing else; auxiliary batch norms included."""
+    add_networks(monkeypatch)
+    config = TrainConfig.from_flags(model="tiny", adversarial="conadv", augmented_stream="rand_augment")
+    model = prepare(config.with_flags(optimizer="sgd")).model
+    variables = model.trainable_variables
+    assert sum("gamma" in v.path for v in variables) == 3  # clean, adversarial, augmented
+    for name, row in OPTIMIZERS.items():
+        if not row.layerwise:
+            optimizer = optimizer_of(variables, optimizer=name, weight_decay_rate=0.5)
+            optimizer.build(variables)
+            assert optimizer.weight_decay == 0.5
+            assert [optimizer._use_weight_decay(v) for v in variables] == [len(v.shape) > 1 for v in variables], name
+    before = [np.asarray(v) for v in variables]
+    for name in ("sgd", "adamw", "muon", "lars"):
+        optimizer = optimizer_of(variables, optimizer=name, weight_decay_rate=0.5)
+        optimizer.apply([np.zeros(v.shape, "float32") for v in variables], variables)
+        for variable, old in zip(variables, before, strict=True):
+            moved = not np.array_equal(variable, old)
+            assert moved == (len(variable.shape) > 1), (name, variable.path)
+            variable.assign(old)
+
+
+def test_muon_decays_what_it_trains_by_adam_at_the_same_rate():
+    optimizer = optimizer_of([], optimizer="muon", weight_decay_rate=0.25)
+    assert (optimizer.weight_decay, optimizer.adam_weight_decay) == (0.25, 0.25)
+
+
+def test_an_optimizer_is_added_by_one_row(monkeypatch, tmp_path, capsys):
+    class HalfLARS(LARS):
+        """LARS with half the rate."""
+
+        def __init__(self, learning_rate, eta=0.001, **kwargs):
+            super().__init__(learning_rate, eta=eta / 2, **kwargs)
+
+    row = Optimizer(HalfLARS, Defaults(0.1, "linear", 1e-4, eta=0.01), LAYERWISE_ARGUMENTS, layerwise=True)
+    monkeypatch.setitem(OPTIMIZERS, "half_lars", row)
+    add_networks(monkeypatch)
+    flags = ["--optimizer=half_lars", "--model=linear", "--epochs=1", f"--output_dir={tmp_path / 'run'}"]
+    assert command_line(*flags) == 0, capsys.readouterr().err
+    rates = rows_of(tmp_path / "run" / "layerwise_rates.csv")
+    assert {row["variable"].split("/")[-1] for row in rates} == {"kernel", "bias"}
+    assert isinstance(optimizer_of([], optimizer="half_lars"), keras.optimizers.Optimizer)

@@ -1,0 +1,59 @@
+"""The data sets that are known by name: one row of `SETS` each.
+
+Every image classification set of tensorflow_datasets can be loaded; a row says what differs from the usual. To add a
+set that is not in tensorflow_datasets, write a function that returns its arrays and add a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from tf_largebatch.data.digits import load_digits
+from tf_largebatch.data.memory import Arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownSet:
+    """A row of the table.
+
+    Attributes:
+        arrays: Returns ((images, labels), (images, labels)) of train and test: uint8 `(n, height, width, channels)`
+            and integers `(n,)`. None for a set of tensorflow_datasets.
+        num_classes: Number of classes, of a set with `arrays`.
+        pixel_scale: The largest possible pixel value, of a set with `arrays`.
+        augment: What augment="auto" means while the set fits in memory.
+        test_splits: Splits of tensorflow_datasets to report accuracy on, the first that exists.
+    """
+
+    arrays: Callable[[], tuple[Arrays, Arrays]] | None = None
+    num_classes: int | None = None
+    pixel_scale: float = 255.0
+    augment: str = "none"
+    test_splits: tuple[str, ...] = ("test", "validation")
+
+
+SETS: dict[str, KnownSet] = {
+    "digits": KnownSet(load_digits, num_classes=10, pixel_scale=16.0),
+    "mnist": KnownSet(),
+    "fashion_mnist": KnownSet(),
+    "cifar10": KnownSet(augment="crop_flip"),
+    "cifar100": KnownSet(augment="crop_flip"),
+    "svhn_cropped": KnownSet(),
+    # The test labels were never published: papers report accuracy on the validation split.
+    "imagenet2012": KnownSet(test_splits=("validation", "test")),
+}
+
+
+def known_set(name: str) -> KnownSet:
+    """Returns the row of a set; of any other set of tensorflow_datasets, a row without peculiarities.
+
+    Args:
+        name: As `tfds.builder` takes it, with configuration and version if wanted.
+    """
+    return SETS.get(name) or SETS.get(name.split("/")[0].split(":")[0]) or KnownSet()
+
+
+def is_built_in(name: str) -> bool:
+    """Whether the set comes without tensorflow_datasets."""
+    return name in SETS and SETS[name].arrays is not None

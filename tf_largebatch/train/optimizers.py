@@ -1,0 +1,227 @@
+"""The optimizers of the command line: one row of `OPTIMIZERS` each.
+
+To add an optimizer, write its class and add a row: its defaults, the flags that it takes, and whether it reads
+per-example gradient norms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tf_largebatch.check import message
+from tf_largebatch.core.schedules import WarmupPolynomialDecay, linear_scaling, sqrt_scaling
+from tf_largebatch.optimizers import CLARS, LARS
+from tf_largebatch.train.flag import flag
+
+SCALINGS: dict[str, Callable[[float, int, int], float]] = {
+    "linear": linear_scaling,
+    "sqrt": sqrt_scaling,
+    "none": lambda rate, batch_size, base: rate,
+}
+_MOMENTUM = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer and its learning-rate schedule."""
+
+    name: str = flag("clars", "clars, lars, lamb, sgd, or another Keras optimizer.", name="optimizer")
+    base_learning_rate: float | None = flag(
+        None, "Learning rate for batches of --base_batch_size; default: see train/optimizers.py."
+    )
+    base_batch_size: int = flag(128, "Batch size that --base_learning_rate is meant for.")
+    scaling: str | None = flag(
+        None, "How the learning rate grows with the batch size; default: see train/optimizers.py.", tuple(SCALINGS)
+    )
+    warmup_epochs: float = flag(0.0, "Epochs of linear warmup.")
+    power: float = flag(2.0, "Power of the polynomial decay of the learning rate.")
+    end_learning_rate: float = flag(1e-4, "Learning rate at the end.")
+    momentum: float | None = flag(None, "Momentum, for optimizers that have it; default: 0.9.")
+    weight_decay_rate: float | None = flag(
+        None, "Weight decay of tensors of two or more dimensions; default: see train/optimizers.py."
+    )
+    eta: float | None = flag(None, "Trust coefficient of clars and lars; default: see train/optimizers.py.")
+    max_rate: float | None = flag(
+        None, "Cap on the layer-wise rates of clars and lars, inf for none; default: see train/optimizers.py."
+    )
+    classic_momentum: bool | None = flag(
+        None, "For clars and lars: multiply by the learning rate inside the velocity; default: yes."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """Values of the flags that are not given; `base_learning_rate` is meant for batches of 128 images."""
+
+    base_learning_rate: float
+    scaling: str
+    weight_decay_rate: float | None = None
+    eta: float | None = None
+    max_rate: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A row of the table.
+
+    Attributes:
+        make: The class.
+        defaults: Values of the flags that are not given.
+        arguments: The flags that apply, besides those of the learning rate, and the constructor arguments that
+            each of them sets.
+        defaults_of: Other defaults for some data sets, by name.
+        fixed: Constructor arguments that are no flags.
+        reads_norms: Whether it reads per-example gradient norms, which `LargeBatchModel` measures.
+        layerwise: Whether it has layer-wise rates to record.
+    """
+
+    make: Callable[..., keras.optimizers.Optimizer]
+    defaults: Defaults
+    arguments: Mapping[str, tuple[str, ...]]
+    defaults_of: Mapping[str, Defaults] = dataclasses.field(default_factory=dict)
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reads_norms: bool = False
+    layerwise: bool = False
+
+    def defaults_on(self, dataset: str) -> Defaults:
+        """Returns the defaults for a data set."""
+        return self.defaults_of.get(dataset, self.defaults)
+
+
+LAYERWISE_ARGUMENTS = {
+    name: (name,) for name in ("momentum", "weight_decay_rate", "eta", "max_rate", "classic_momentum")
+}
+
+
+def _keras_row(make: type, defaults: Defaults, **defaults_of: Defaults) -> Optimizer:
+    parameters = inspect.signature(make).parameters
+    # Muon trains convolutions by Adam, with a weight decay of its own.
+    names = {"momentum": ("momentum",), "weight_decay_rate": ("weight_decay", "adam_weight_decay")}
+    arguments = {flag: tuple(name for name in taken if name in parameters) for flag, taken in names.items()}
+    return Optimizer(make, defaults, {flag: taken for flag, taken in arguments.items() if taken}, defaults_of)
+
+
+def _other_keras_optimizers() -> dict[str, Optimizer]:
+    # These are built from other optimizers, not from a learning rate.
+    wrappers = ("optimizer", "lossscaleoptimizer", "multioptimizer")
+    return {
+        name.lower(): _keras_row(value, OTHER_DEFAULTS)
+        for name, value in vars(keras.optimizers).items()
+        if inspect.isclass(value) and issubclass(value, keras.optimizers.Optimizer) and name.lower() not in wrappers
+    }
+
+
+# results/README.md says how the values were chosen. CLARS's and LARS's weight decay is that of CLARS's authors. Their
+# other values (base rate 0.1, eta 0.01, cap 0.1) are meant for 90 epochs and more: within the 72 updates of a short run
+# at batch size 4096 the kernels hardly move, while the tensors without layer adaptation take the whole learning rate. A
+# smaller learning rate with a larger eta suits both. The cap keeps a layer's rate below the plain learning rate:
+# without it, CLARS's rates grow without bound as the training loss vanishes, and the weight decay that they multiply
+# shrinks the weights. On the digits an epoch has two updates. The others have customary values; adaptive optimizers
+# scale with the square root of the batch size, as LAMB's authors do.
+OTHER_DEFAULTS = Defaults(1e-3, "sqrt")
+OPTIMIZERS: dict[str, Optimizer] = {
+    "clars": Optimizer(
+        CLARS,
+        Defaults(1 / 32, "linear", 2e-4, eta=0.3, max_rate=1.0),
+        LAYERWISE_ARGUMENTS,
+        {"digits": Defaults(1.0, "linear", 2e-4, eta=0.01, max_rate=0.1)},
+        # Measured norms or an error: the fallback to a replica's gradient norm would make it LARS.
+        fixed={"gradient_norms": "per_example"},
+        reads_norms=True,
+        layerwise=True,
+    ),
+    "lars": Optimizer(
+        LARS,
+        Defaults(1 / 32, "linear", 2e-4, eta=0.03, max_rate=1.0),
+        LAYERWISE_ARGUMENTS,
+        {"digits": Defaults(2.0, "linear", 2e-4, eta=0.001)},
+        layerwise=True,
+    ),
+    **_other_keras_optimizers(),
+    "sgd": _keras_row(keras.optimizers.SGD, Defaults(0.1, "linear", 2e-4)),
+    "lamb": _keras_row(keras.optimizers.Lamb, Defaults(1e-3, "sqrt", 1e-2), digits=Defaults(5e-3, "sqrt", 1e-2)),
+}
+
+
+def canonical_name(name: str) -> str:
+    """Returns the lower-case name of an optimizer.
+
+    Raises:
+        ValueError: If the table has no such row.
+    """
+    if name.lower() in OPTIMIZERS:
+        return name.lower()
+    near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
+    remedy = f"did you mean {near[0]}?" if near else ""
+    raise ValueError(message("optimizer", f"one of {', '.join(OPTIMIZERS)}", name, remedy).replace("?.", "?"))
+
+
+def with_defaults(config: OptimizerConfig, dataset: str) -> OptimizerConfig:
+    """Fills in the defaults of the optimizer for a data set; arguments that do not apply stay None.
+
+    Args:
+        config: The arguments, with the canonical name.
+        dataset: Name of the data set.
+    """
+    row = OPTIMIZERS[config.name]
+    defaults = dataclasses.asdict(row.defaults_on(dataset))
+    if "momentum" in row.arguments:
+        defaults["momentum"] = _MOMENTUM
+    if "classic_momentum" in row.arguments:
+        defaults["classic_momentum"] = True
+    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **missing)
+
+
+def build_schedule(
+    config: OptimizerConfig, batch_size: int, epochs: int, steps_per_epoch: int
+) -> WarmupPolynomialDecay:
+    """Builds the learning rate: scaled to the batch size, with linear warmup and polynomial decay to the end.
+
+    Args:
+        config: The arguments, resolved.
+        batch_size: Images in one update.
+        epochs: Epochs of the run.
+        steps_per_epoch: Updates of one epoch.
+    """
+    assert config.scaling is not None and config.base_learning_rate is not None  # they are resolved
+    peak = SCALINGS[config.scaling](config.base_learning_rate, batch_size, config.base_batch_size)
+    steps = steps_per_epoch * epochs
+    return WarmupPolynomialDecay(
+        peak_learning_rate=peak,
+        total_steps=steps,
+        warmup_steps=min(round(steps_per_epoch * config.warmup_epochs), steps - 1),
+        power=config.power,
+        end_learning_rate=min(config.end_learning_rate, peak),
+    )
+
+
+def build_optimizer(config: OptimizerConfig, schedule: Any, variables: Sequence[Any]) -> keras.optimizers.Optimizer:
+    """Builds the optimizer.
+
+    Tensors of fewer than two dimensions get no weight decay with any optimizer, so that comparisons are fair.
+
+    Args:
+        config: The arguments, resolved.
+        schedule: The learning rate.
+        variables: All variables to train: those of the network, and those of a wrapper such as `ConAdvModel`.
+    """
+    row = OPTIMIZERS[config.name]
+    options = {"learning_rate": schedule, **row.fixed}
+    for name, arguments in row.arguments.items():
+        value = getattr(config, name)
+        # No cap is a value too; of the other arguments None means the class's own default.
+        if value is not None or name == "max_rate":
+            options.update(dict.fromkeys(arguments, None if value == math.inf else value))
+    optimizer = row.make(**options)
+    if not row.layerwise:
+        # As CLARS and LARS do by themselves.
+        optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
+    return optimizer

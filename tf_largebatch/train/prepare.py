@@ -1,0 +1,212 @@
+"""Builds everything that a run needs from its arguments, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import pathlib
+import sys
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from tf_largebatch import data, models
+from tf_largebatch.callbacks import GradientNoiseScale, load_checkpoint
+from tf_largebatch.callbacks.checkpoint import DamagedCheckpoint, list_checkpoints
+from tf_largebatch.callbacks.metrics import read_metrics
+from tf_largebatch.check import require
+from tf_largebatch.distribute import strategies
+from tf_largebatch.norms import KERAS, check_supported
+from tf_largebatch.train import adversarial, run_directory
+from tf_largebatch.train.config import TrainConfig
+from tf_largebatch.train.optimizers import OPTIMIZERS, build_optimizer, build_schedule
+from tf_largebatch.train.resolve import resolved
+from tf_largebatch.train.result import Result
+from tf_largebatch.training import LargeBatchModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run whose arguments have been checked: everything is built, no step is taken.
+
+    Attributes:
+        config: The resolved arguments.
+        dataset: The data.
+        inner: The network to train and to save.
+        model: The model to fit, compiled: `inner`, or a wrapper around it.
+        schedule: The learning rate.
+        noise_scale: The callback that measures the gradient noise scale, attached to `model`; None without it.
+        first_epoch: Epochs already done.
+        output_dir: Directory of the run; on workers other than the first, a directory that is removed at the end.
+        checkpoints: The checkpoints that were there when the run was prepared.
+        finished: The result of a run that is complete already; None of a run that has epochs to go.
+        is_chief: Whether this is the first worker, or the only process.
+    """
+
+    config: TrainConfig
+    dataset: data.Dataset
+    inner: keras.Model
+    model: keras.Model
+    schedule: Any
+    noise_scale: GradientNoiseScale | None
+    first_epoch: int
+    output_dir: pathlib.Path
+    checkpoints: tuple[pathlib.Path, ...] = ()
+    finished: Result | None = None
+    is_chief: bool = True
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Updates of one epoch."""
+        return self.dataset.steps_per_epoch(self.config.run.batch_size)
+
+
+def prepare(config: TrainConfig) -> Run:
+    """Checks the arguments, loads the data, builds the model and restores what is resumed; writes nothing.
+
+    Raises:
+        ValueError: In one sentence that names the argument and its value.
+    """
+    config = resolved(config)
+    settings = config.run
+    output_dir = pathlib.Path(settings.output_dir or _fresh_directory(config))
+    is_chief = strategies.is_chief(settings.strategy)
+    if is_chief:
+        run_directory.check_writable(output_dir)
+        run_directory.check_free(output_dir)
+    if settings.resume:
+        run_directory.check_same_run(output_dir, config.of_the_run())
+        read_metrics(output_dir / run_directory.METRICS)
+    elif is_chief:
+        run_directory.check_new(output_dir)
+    strategy = strategies.build(settings.strategy, settings.replicas, settings.tpu)
+    if settings.strategy != "one_device":
+        strategies.check_batch(settings.batch_size, strategy.num_replicas_in_sync, settings.micro_batch_size)
+    dataset = data.load(**vars(config.data))
+    require(
+        settings.batch_size <= dataset.train_size,
+        "batch_size",
+        settings.batch_size,
+        f"at most the {dataset.train_size} training images of {dataset.name}",
+    )
+    steps = dataset.steps_per_epoch(settings.batch_size)
+    schedule = build_schedule(config.optimizer, settings.batch_size, settings.epochs, steps)
+    written = output_dir if is_chief else output_dir / f".{strategies.task_name()}"
+    noise_scale = GradientNoiseScale(written / run_directory.NOISE_SCALES) if settings.noise_scale else None
+    keras.utils.set_random_seed(settings.seed)
+    with strategy.scope():
+        inner, model = _built(config, dataset, schedule)
+        if noise_scale is not None:  # before its averages are restored
+            noise_scale.attach(model)
+        finished = Result.read(output_dir) if settings.resume else None
+        checkpoints = checkpoints_of(output_dir) if settings.resume else ()
+        first_epoch = _restored(checkpoints, model) if finished is None else finished.epochs
+        if finished is not None and needs_evaluation(config, finished):
+            _load_trained(output_dir, checkpoints, model, inner)
+    return Run(
+        config, dataset, inner, model, schedule, noise_scale, first_epoch, written, checkpoints, finished, is_chief
+    )
+
+
+def needs_evaluation(config: TrainConfig, finished: Result) -> bool:
+    """Whether a finished run lacks the evaluation that --eval_attack asks for."""
+    return config.adversarial.eval_attack != "none" and finished.attack != adversarial.attack_in_words(
+        config.adversarial
+    )
+
+
+def with_targets(batches: tf.data.Dataset, label_smoothing: float, num_classes: int) -> tf.data.Dataset:
+    """Makes labels one-hot where the loss smooths them, since Keras's sparse loss cannot."""
+    if not label_smoothing:
+        return batches
+    return batches.map(lambda image, label: (image, tf.one_hot(label, num_classes)))
+
+
+def _built(config: TrainConfig, dataset: data.Dataset, schedule: Any) -> tuple[keras.Model, keras.Model]:
+    """Builds the network, and the compiled model to fit."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(config.model.mixed_precision)
+    try:
+        inner = models.build(config.model.name, dataset.image_shape, dataset.num_classes)
+        return inner, _compiled(config, inner, dataset, schedule)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _compiled(config: TrainConfig, inner: keras.Model, dataset: data.Dataset, schedule: Any) -> keras.Model:
+    settings = config.run
+    measures = OPTIMIZERS[config.optimizer.name].reads_norms or settings.noise_scale
+    if measures:
+        check_supported(inner, KERAS)
+    # Keras detects an overflow on the first of several replicas only.
+    scaled = settings.strategy != "one_device" and config.model.mixed_precision == "mixed_float16"
+    options: dict[str, Any] = {"norm_examples": settings.norm_examples, "micro_batch_size": settings.micro_batch_size}
+    model = inner
+    if config.adversarial.kind != "none":
+        model = adversarial.wrapped(config.adversarial, inner, dataset, seed=settings.seed, **options)
+    elif measures or scaled or settings.micro_batch_size is not None:
+        model = LargeBatchModel(inner, **options)
+    if settings.label_smoothing:
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # The wrapper's variables too: the auxiliary batch norms of adversarial training.
+    optimizer = build_optimizer(config.optimizer, schedule, model.trainable_variables)
+    # Keras's "auto" compiles with XLA on CPUs too, where that makes convolutions several times slower.
+    accelerated = bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile="auto" if accelerated else False)
+    return model
+
+
+def checkpoints_of(output_dir: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Returns the checkpoints of a run, oldest first."""
+    return tuple(path for _, path in list_checkpoints(output_dir / run_directory.CHECKPOINTS))
+
+
+def _restored(checkpoints: tuple[pathlib.Path, ...], model: keras.Model) -> int:
+    """Restores the newest checkpoint that is not damaged; returns the epochs done."""
+    for path in reversed(checkpoints):
+        try:
+            epochs = load_checkpoint(path, model)
+        except DamagedCheckpoint:
+            print(f"warning: {path} is damaged.", file=sys.stderr)
+            continue
+        if path != checkpoints[-1]:
+            print(f"warning: the run continues from {path.name}, an older checkpoint.", file=sys.stderr)
+        return epochs
+    if checkpoints:
+        where = checkpoints[0].parent
+        raise ValueError(f"every checkpoint in {where} is damaged: remove them to train again from the first epoch.")
+    return 0
+
+
+def _load_trained(
+    output_dir: pathlib.Path, checkpoints: tuple[pathlib.Path, ...], model: keras.Model, inner: keras.Model
+) -> None:
+    """Loads the weights of a finished run: those of final.keras, else of its last checkpoint."""
+    path = output_dir / run_directory.FINAL_MODEL
+    if not path.is_file():
+        if not checkpoints:
+            raise ValueError(
+                f"output_dir must hold {run_directory.FINAL_MODEL} or a checkpoint for eval_attack; received "
+                f"output_dir={str(output_dir)!r}, which holds neither."
+            )
+        load_checkpoint(checkpoints[-1], model)
+        return
+    try:
+        trained = keras.models.load_model(path, compile=False)
+    except Exception as error:  # whatever a damaged archive makes Keras raise
+        raise ValueError(f"{path} is damaged: restore the file or remove it.") from error
+    inner.set_weights(trained.get_weights())
+
+
+def _fresh_directory(config: TrainConfig) -> pathlib.Path:
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    dataset = config.data.name.replace("/", "-").replace(":", "-")
+    stem = f"{dataset}-{config.model.name}-{config.optimizer.name}-{config.run.batch_size}-{now}"
+    path, count = pathlib.Path("runs") / stem, 1
+    while path.exists():
+        count += 1
+        path = pathlib.Path("runs") / f"{stem}-{count}"
+    return path
