@@ -1,11 +1,136 @@
-"""The package as a whole: what importing it needs and does."""
+"""The package as a whole: what importing it needs and does, and which module imports which."""
 
 from __future__ import annotations
 
+import ast
+import pathlib
 import subprocess
 import sys
 
 import tf_largebatch
+
+ROOT = pathlib.Path(tf_largebatch.__file__).parent
+# Files that share a name, and the job that they share.
+SAME_JOB = {
+    "base": "what LARS and CLARS have in common, in either Keras",
+    "clars": "the optimizer CLARS, in either Keras",
+    "command_line": "a program's flags, messages and exit status",
+    "conadv": "concurrent adversarial training, in either Keras",
+    "convolution": "norms of convolutions: the rules, and the kernels that compute them",
+    "dense": "norms of dense layers, in either Keras",
+    "generic": "norms of layers without a rule, in either Keras",
+    "lars": "the optimizer LARS, in either Keras",
+    "micro_batches": "a step in micro-batches, in either Keras",
+    "noise_scale": "the gradient noise scale: its equations, its averages, its callback",
+    "normalization": "norms of normalization layers, in either Keras",
+    "norms": "per-example gradient norms, in either Keras",
+    "optimizers": "the optimizers, in either Keras and by their names on the command line",
+    "pipeline": "the attack on the next batch beside the update, in either Keras",
+    "registry": "the table of rules, in either Keras",
+    "rules": "the rules of layers, in either Keras and for Model Garden's layers",
+    "schedules": "learning-rate schedules",
+    "streams": "the passes of one step, in either Keras",
+    "train": "the program that trains",
+}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(path): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imported(module, node):
+    """The modules of the package that one import statement names."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names if alias.name in TREES}
+    assert not node.level, f"{module}: relative import"
+    # `from package import name` imports a module if there is one of that name, else the package.
+    named = {f"{node.module}.{alias.name}" for alias in node.names}
+    return (named & TREES.keys()) or ({node.module} & TREES.keys())
+
+
+def imports_of(module):
+    """The modules that are imported with this one, and those that it imports later or for its annotations alone."""
+    early, late = set(), set()
+
+    def visit(node, deferred):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import | ast.ImportFrom):
+                (late if deferred else early).update(imported(module, child))
+            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            annotations = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            visit(child, deferred or inside or annotations)
+
+    visit(TREES[module], False)
+    return early - {module}, late - early - {module}
+
+
+EARLY = {module: imports_of(module)[0] for module in TREES}
+LATE = {module: imports_of(module)[1] for module in TREES}
+
+
+def cycles(graph):
+    """The groups of nodes that reach each other (Tarjan's strongly connected components)."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for target in sorted(graph[node]):
+            if target not in index:
+                visit(target)
+                low[node] = min(low[node], low[target])
+            elif target in stack:
+                low[node] = min(low[node], index[target])
+        if low[node] == index[node]:
+            group = [stack.pop()]
+            while group[-1] != node:
+                group.append(stack.pop())
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_no_modules_import_each_other():
+    assert cycles(EARLY) == []
+
+
+def test_imports_inside_functions_close_no_cycle():
+    assert cycles({module: EARLY[module] | LATE[module] for module in TREES}) == []
+
+
+def test_cycles_are_found():
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a", "d"}}) == [["b", "c"]]
+
+
+def rooms_used_by(room):
+    """The rooms that the modules of a room import, at any time."""
+    targets = set().union(*(EARLY[m] | LATE[m] for m in TREES if m.split(".")[1:2] == [room]))
+    return {target.split(".")[1] for target in targets if "." in target} - {room}
+
+
+def test_a_room_uses_no_room_above_it():
+    assert rooms_used_by("core") <= {"check"}
+    assert rooms_used_by("files") <= {"check"}
+    assert rooms_used_by("data") <= {"check", "files"}
+    for room in {module.split(".")[1] for module in TREES if "." in module}:
+        used = rooms_used_by(room)
+        assert "train" not in used, f"{room} imports the program"
+        assert "tf_keras" not in used or room == "model_garden", f"{room} imports the other Keras"
+        assert "model_garden" not in used, f"{room} imports the plug-in"
+
+
+def test_files_of_one_name_do_one_job():
+    names = [module.split(".")[-1] for module in TREES]
+    repeated = {name for name in names if names.count(name) > 1} - {"__main__"}
+    assert repeated <= set(SAME_JOB), "rename one of the files, or say here what job they share"
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
