@@ -1,8 +1,9 @@
 """Algorithm 1 of the ConAdv paper written out: plain loops, the weights of every step kept, a whole model a stream.
 
-It knows nothing of auxiliary batch norms, interception, the pipeline or stale weights: each stream has a plain Keras model of its own, whose
-weights other than batch norm's are overwritten with the shared ones after every update. Random targets and starting
-points are drawn with the seeds of the steps, everything else is NumPy and one eager gradient tape a pass.
+It knows nothing of auxiliary batch norms, interception, the pipeline or stale weights: each stream has a plain Keras
+model of its own, whose weights other than batch norm's are overwritten with the shared ones after every update. Random
+targets and starting points are drawn with the seeds of the steps, everything else is NumPy and one eager gradient tape
+for each pass.
 """
 
 from __future__ import annotations

@@ -10,7 +10,12 @@ import pytest
 from conadv_cases import SHAPE, images, nested, network, subclassed
 from keras import layers as L
 
-from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
+from tf_largebatch.conadv import ConAdvModel
+from tf_largebatch.conadv.auxiliary_batch_norm import (
+    AuxiliaryBatchNorms,
+    batch_normalizations,
+    variables_without_decay,
+)
 
 # Keras has it from 3.13 on.
 RENORM = {"renorm": True} if "renorm" in inspect.signature(L.BatchNormalization).parameters else {}
@@ -108,3 +113,25 @@ def test_auxiliary_layers_freeze_with_their_main_layers():
     model.trainable = True
     auxiliary_norms.follow_trainable()
     assert len(auxiliary_norms.trainable_variables) == 4
+
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.SGD, keras.optimizers.AdamW, keras.optimizers.Lamb])
+def test_no_auxiliary_variable_decays(optimizer):
+    """One update with zero gradients moves what decays, and nothing else."""
+    model = ConAdvModel(nested(), augment=lambda x: x)
+    found = optimizer(0.1, weight_decay=0.5)
+    found.exclude_from_weight_decay(var_list=variables_without_decay(model))
+    found.build(model.trainable_variables)
+    rng = np.random.default_rng(0)
+    for v in model.trainable_variables:
+        v.assign(rng.uniform(1, 2, v.shape))
+    before = [v.numpy() for v in model.trainable_variables]
+    found.apply([np.zeros(v.shape, "float32") for v in model.trainable_variables])
+    for v, old in zip(model.trainable_variables, before, strict=True):
+        assert (np.abs(v.numpy() - old).max() > 0) == (len(v.shape) > 1), v.path
+    assert sum("augmented" in v.path or "adversarial" in v.path for v in variables_without_decay(model)) == 16
+
+
+def test_an_unbuilt_model_has_no_variables_to_list():
+    with pytest.raises(ValueError, match="model must be built, so that its variables exist"):
+        variables_without_decay(keras.Sequential([L.Dense(3)]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -87,3 +89,44 @@ def test_refusals(arguments, message):
     x, y = images(4)
     with pytest.raises(ValueError, match=message):
         accuracy_under_attack(**{"model": network(), "batches": batches(x, y), "loss": LOSS, **arguments})
+
+
+def test_a_range_that_does_not_fit_is_warned_of():
+    x, y = images(10)
+    with pytest.warns(UserWarning, match="value_range.*far wider than the data"):
+        accuracy_under_attack(linear(1.0), batches(x / 255, y), LOSS, 4.0)
+    with pytest.warns(UserWarning, match="value_range.*does not contain the data"):
+        accuracy_under_attack(linear(1.0), batches(x / 127.5 - 1, y), LOSS, 4.0, (0.0, 1.0))
+
+
+def test_vanished_gradients_are_warned_of():
+    """A layer of dead units, whose gradient no loss can bring back."""
+    x, y = images(10)
+    dead = keras.Sequential(
+        [
+            keras.Input(SHAPE),
+            keras.layers.Flatten(),
+            keras.layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-1e6)),
+            keras.layers.Dense(CLASSES),
+        ]
+    )
+    with pytest.warns(
+        UserWarning, match=r"gradient is zero for 10 of 10 images \(100 %\).*Let the model return logits"
+    ):
+        accuracy_under_attack(dead, batches(x, y), LOSS, 4.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accuracy_under_attack(dead, batches(x, y), LOSS, 0.0)  # no attack, no warning
+        accuracy_under_attack(linear(1e4), batches(x, y), LOSS, 4.0)
+
+
+def test_inputs_of_integers_are_refused_wherever_they_are():
+    x, y = images(4)
+    integers = keras.Sequential([keras.Input(SHAPE, dtype="uint8"), keras.layers.Rescaling(1 / 255), network(False)])
+    nested = keras.Sequential([keras.Input(SHAPE), integers])
+    for model in (integers, nested):
+        with pytest.raises(ValueError, match=r"model must be a model of floating-point images.*inputs are uint8"):
+            accuracy_under_attack(model, batches(x, y), LOSS)
+    rounding = keras.layers.Lambda(lambda x: keras.ops.cast(keras.ops.cast(x, "int32"), "float32"))
+    with pytest.raises(ValueError, match="no gradient reaches them: a layer casts or rounds them to integers"):
+        accuracy_under_attack(keras.Sequential([keras.Input(SHAPE), rounding, network(False)]), batches(x, y), LOSS)

@@ -376,5 +376,5 @@ def test_bad_arguments_are_named(arguments, named):
 
 
 def test_integer_images_are_refused():
-    with pytest.raises(ValueError, match="x must be floating.*received x='uint8'"):
+    with pytest.raises(ValueError, match=r"x must be floating.*received x='uint8'"):
         attacked(tf.zeros([6, 4, 3, 3], tf.uint8), gradient=tf.ones_like)

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from tf_largebatch.check import require
 from tf_largebatch.norms.intercept import intercept
 
 
@@ -87,6 +88,24 @@ class AuxiliaryBatchNorms(keras.layers.Layer):
     def distance(self) -> tf.Tensor:
         """Returns how far the moving averages are from the model's own; see the function `distance`."""
         return distance(self.replacements().items())
+
+
+def variables_without_decay(model: keras.Model) -> list[Any]:
+    """Returns every variable that should get no weight decay: biases, and gamma and beta of all batch normalizations.
+
+    These are the variables of fewer than two dimensions, which CLARS and LARS exclude by default. For a wrapper such as
+    `ConAdvModel` they include the auxiliary batch normalizations'. Give them to any Keras optimizer before it is built:
+
+        optimizer.exclude_from_weight_decay(var_list=variables_without_decay(model))
+
+    Args:
+        model: A built model or wrapper.
+
+    Raises:
+        ValueError: If the model is not built: its variables do not exist yet.
+    """
+    require(model.built, "model", model.name, "built, so that its variables exist", "call model.build(input_shape)")
+    return [variable for variable in model.weights if len(variable.shape) < 2]
 
 
 def distance(pairs: Iterable[tuple[Any, Any]]) -> tf.Tensor:

@@ -39,8 +39,8 @@ def classification_loss(loss: Any) -> Any:
         ValueError: If there is none, if there are several, or if it is one of Keras's that is not for classes.
     """
     needed = (
-        "An adversarial attack needs one classification loss, such as 'sparse_categorical_crossentropy' for integer labels or "
-        "'categorical_crossentropy' for one-hot ones"
+        "An adversarial attack needs one classification loss, such as 'sparse_categorical_crossentropy' for integer "
+        "labels or 'categorical_crossentropy' for one-hot ones"
     )
     flat = [part for part in keras.tree.flatten(loss) if part is not None]
     if len(flat) != 1:

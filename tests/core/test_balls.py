@@ -1,0 +1,75 @@
+"""Balls: a random start within, a direction of full length, an idempotent projection, a distance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from tf_largebatch.core import pgd
+from tf_largebatch.core.balls import BALLS, Ball, ball
+
+SEED = tf.constant([3, 5])
+SHAPE = (50, 2, 2, 3)
+
+
+class L1(Ball):
+    """Sum of absolute changes; a step changes the one value with the largest gradient."""
+
+    def start(self, x, seed):
+        u = BALLS["linf"].start(x, seed)
+        return u / ops.maximum(self.distance(u)[:, None, None, None], 1.0)
+
+    def direction(self, gradient, step_size):
+        largest = ops.max(ops.abs(gradient), axis=(1, 2, 3), keepdims=True)
+        return ops.where((ops.abs(gradient) == largest) & (largest > 0), ops.sign(gradient), 0.0)
+
+    def project(self, moved, x, epsilon):
+        length = self.distance((moved - x) / epsilon)[:, None, None, None]
+        return x + (moved - x) / ops.maximum(length, 1.0)
+
+    def distance(self, difference):
+        return ops.sum(ops.abs(difference), axis=(1, 2, 3))
+
+
+@pytest.fixture(params=["linf", "l2", "l1"])
+def name(request, monkeypatch):
+    monkeypatch.setitem(BALLS, "l1", L1())  # adding a ball: one class and one row of the table
+    return request.param
+
+
+def test_what_every_ball_does(name):
+    rng = np.random.default_rng(0)
+    x, g = (tf.constant(rng.normal(size=SHAPE).astype("float32")) for _ in range(2))
+    found = ball(name)
+    seeds = tf.random.split(SEED, 2, alg="philox")
+    assert np.all(found.distance(found.start(x, seeds)) <= 1 + 1e-6)
+    np.testing.assert_allclose(found.distance(found.direction(g, 1.0)), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(found.direction(tf.zeros_like(g), 1.0), tf.zeros_like(g))
+    far = found.project(x + 100 * g, x, 0.5)
+    np.testing.assert_allclose(found.distance(far - x), 0.5, rtol=1e-5)
+    np.testing.assert_allclose(found.project(far, x, 0.5), far, atol=1e-6)
+    # A direction is the steepest one: no random point of the ball increases the loss more.
+    gain = np.sum(g * found.direction(g, 1.0), axis=(1, 2, 3))
+    assert np.all(gain >= np.sum(g * found.start(x, seeds), axis=(1, 2, 3)))
+
+
+def test_an_attack_in_every_ball(name):
+    x = tf.random.uniform(SHAPE, seed=0)
+    arguments = {"epsilon": 0.3, "step_size": 0.2, "num_steps": 3, "lower": 0.0, "upper": 1.0, "seed": SEED}
+    moved = pgd.perturb(x, tf.ones_like, descend=False, norm=name, random_start_probability=0.5, **arguments)
+    assert np.all(ball(name).distance(moved - x) <= 0.3 + 1e-5)
+    assert np.all(np.sum(moved - x, axis=(1, 2, 3)) > 0)
+
+
+def test_the_size_that_is_logged():
+    difference = tf.constant(np.arange(12, dtype="float32").reshape(1, 2, 2, 3))
+    assert float(BALLS["linf"].size(difference)[0]) == 5.5
+    assert float(BALLS["linf"].distance(difference)[0]) == 11.0
+    np.testing.assert_allclose(BALLS["l2"].size(difference)[0], np.sqrt(np.sum(np.arange(12) ** 2)), rtol=1e-6)
+
+
+def test_an_unknown_ball_is_refused():
+    with pytest.raises(ValueError, match=r"norm must be one of 'linf', 'l2'; received norm='l3'"):
+        ball("l3")
