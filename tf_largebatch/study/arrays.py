@@ -1,0 +1,174 @@
+"""The data of a study: images and labels as arrays, split into training, validation and test."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import os
+import pathlib
+import struct
+from collections.abc import Callable
+
+import numpy as np
+
+from tf_largebatch.check import require
+
+AUGMENTATIONS = ("none", "crop_flip")
+# crop_flip pads this many pixels on each side, as in the large-batch papers.
+CROP_MARGIN = 4
+# Which training images are held out does not depend on a study's seeds.
+_SPLIT_SEED = 42
+
+Labelled = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A data set of a study; images are standardised float32 [n, height, width, channels], labels int32 [n].
+
+    Attributes:
+        training: Images and labels to train on.
+        validation: Images and labels to choose hyper-parameters on.
+        test: Images and labels for the final runs alone.
+        num_classes: Number of classes.
+    """
+
+    training: Labelled
+    validation: Labelled
+    test: Labelled
+    num_classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.training[0].shape[1:]
+
+
+@functools.lru_cache(maxsize=1)
+def load(dataset: str, data_dir: str | None, validation_examples: int, image_size: int | None = None) -> Data:
+    """Loads a data set and splits it.
+
+    Pixels are standardised with the mean and standard deviation of each channel over the training images.
+
+    Args:
+        dataset: A row of `DATASETS`, or the path of an .npz file with `x_train`, `y_train`, `x_test`, `y_test`.
+        data_dir: Directory of the data set's files.
+        validation_examples: How many training images to hold out: the same ones for every study.
+        image_size: Height and width to average images down to; None to keep theirs.
+
+    Raises:
+        ValueError: In one sentence that names the argument and its value.
+    """
+    if dataset in DATASETS:
+        training, test = DATASETS[dataset](data_dir)
+    else:
+        require(
+            dataset.endswith(".npz"), "dataset", dataset, f"one of {', '.join(DATASETS)}, or the path of an .npz file"
+        )
+        training, test = _npz(dataset)
+    if image_size is not None:
+        training, test = ((_averaged(x, image_size), y) for x, y in (training, test))
+    x, y = training
+    require(
+        validation_examples < len(y) // 2,
+        "validation_examples",
+        validation_examples,
+        f"below half of the {len(y)} training images",
+    )
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(y))
+    held_out, kept = order[:validation_examples], order[validation_examples:]
+    mean = x[kept].mean((0, 1, 2), dtype=np.float64)
+    std = np.sqrt(np.square(x[kept] - mean).mean((0, 1, 2), dtype=np.float64))
+    scaled = lambda images: ((images - mean) / np.maximum(std, 1e-6)).astype(np.float32)  # noqa: E731
+    labels = y.astype(np.int32)
+    return Data(
+        (scaled(x[kept]), labels[kept]),
+        (scaled(x[held_out]), labels[held_out]),
+        (scaled(test[0]), test[1].astype(np.int32)),
+        int(labels.max()) + 1,
+    )
+
+
+def crop_and_flip(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Images padded by `CROP_MARGIN`, cropped at random to their own size, and flipped left to right at random."""
+    n, height, width, _ = images.shape
+    margin = ((0, 0), (CROP_MARGIN, CROP_MARGIN), (CROP_MARGIN, CROP_MARGIN), (0, 0))
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(images, margin), (height, width), axis=(1, 2))
+    top, left = random.integers(0, 2 * CROP_MARGIN + 1, (2, n))
+    cropped = windows[np.arange(n), top, left].transpose(0, 2, 3, 1)
+    flipped = random.random(n) < 0.5
+    return np.where(flipped[:, None, None, None], cropped[:, :, ::-1], cropped)
+
+
+def _averaged(images: np.ndarray, size: int) -> np.ndarray:
+    n, height, width, channels = images.shape
+    require(
+        height % size == 0 and width % size == 0,
+        "image_size",
+        size,
+        f"a divisor of the images' {height} x {width} pixels",
+    )
+    blocks = images.reshape(n, size, height // size, size, width // size, channels)
+    return blocks.mean((2, 4), dtype=np.float32)
+
+
+def _digits(data_dir: str | None) -> tuple[Labelled, Labelled]:
+    from sklearn.datasets import load_digits
+
+    require(data_dir is None, "data_dir", data_dir, "left out for digits, which scikit-learn ships")
+    digits = load_digits()
+    images, labels = digits.images[..., None].astype(np.float32), digits.target
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(labels))
+    test, rest = order[:360], order[360:]
+    return (images[rest], labels[rest]), (images[test], labels[test])
+
+
+def _fashion_mnist(data_dir: str | None) -> tuple[Labelled, Labelled]:
+    require(data_dir is not None, "data_dir", data_dir, "the directory of Fashion-MNIST's four idx files (.gz)")
+    directory = pathlib.Path(str(data_dir)).expanduser()
+    parts = []
+    for prefix in ("train", "t10k"):
+        images = _idx(directory / f"{prefix}-images-idx3-ubyte.gz")
+        parts.append((images[..., None].astype(np.float32), _idx(directory / f"{prefix}-labels-idx1-ubyte.gz")))
+    return parts[0], parts[1]
+
+
+def _idx(path: pathlib.Path) -> np.ndarray:
+    """An array of bytes in the idx format: two zeros, the type, the rank, the sizes, the values."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError) as error:
+        raise ValueError(f"data_dir must hold the file {path.name}, whole; {path} cannot be read: {error}.") from error
+    rank = content[3]
+    sizes = struct.unpack(f">{rank}I", content[4 : 4 + 4 * rank])
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes)
+
+
+def _cifar10(data_dir: str | None) -> tuple[Labelled, Labelled]:
+    import tensorflow_datasets as tfds
+
+    parts = tfds.load("cifar10", data_dir=data_dir or os.environ.get("TFDS_DATA_DIR"), download=False, batch_size=-1)
+    train, test = (tfds.as_numpy(parts[split]) for split in ("train", "test"))
+    return tuple((part["image"].astype(np.float32), part["label"]) for part in (train, test))  # type: ignore[return-value]
+
+
+def _npz(path: str) -> tuple[Labelled, Labelled]:
+    try:
+        with np.load(pathlib.Path(path).expanduser(), allow_pickle=False) as content:
+            arrays = {key: content[key] for key in ("x_train", "y_train", "x_test", "y_test")}
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            "dataset must be an .npz file with x_train, y_train, x_test and y_test; received "
+            f"dataset={path!r}: {error}."
+        ) from error
+    images = {key: value.astype(np.float32) for key, value in arrays.items() if key.startswith("x")}
+    images = {key: value[..., None] if value.ndim == 3 else value for key, value in images.items()}
+    return (images["x_train"], arrays["y_train"]), (images["x_test"], arrays["y_test"])
+
+
+DATASETS: dict[str, Callable[[str | None], tuple[Labelled, Labelled]]] = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+}

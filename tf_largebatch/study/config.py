@@ -1,0 +1,218 @@
+"""The configuration of a study: a YAML file, read into dataclasses and checked before any work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from tf_largebatch import models
+from tf_largebatch.check import message, require
+from tf_largebatch.study.arms import OPTIMIZERS
+from tf_largebatch.study.arrays import AUGMENTATIONS
+from tf_largebatch.study.schedules import SHAPES
+
+
+@dataclasses.dataclass(frozen=True)
+class Dimension:
+    """One dimension of an arm's search space.
+
+    Attributes:
+        scale: "log" or "linear" between `low` and `high`, or "choice" among `choices`.
+        low: Lower end.
+        high: Upper end.
+        choices: The values to choose from.
+    """
+
+    scale: str
+    low: float = math.nan
+    high: float = math.nan
+    choices: tuple[Any, ...] = ()
+
+    def at(self, u: float) -> Any:
+        """The value at a point `u` of the unit interval [0, 1)."""
+        if self.scale == "choice":
+            return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
+        if self.scale == "log":
+            return self.low * (self.high / self.low) ** u
+        return self.low + (self.high - self.low) * u
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One contestant: an optimizer with a schedule, fixed hyper-parameters and a search space.
+
+    Attributes:
+        name: What tables call it.
+        optimizer: A row of `arms.OPTIMIZERS`.
+        warmup: Share of the updates in which the learning rate grows linearly from 0; 0 for none.
+        schedule: A row of `schedules.SHAPES`, the shape of the decay after the warmup.
+        fixed: Hyper-parameters that all trials share.
+        space: Hyper-parameters to search.
+    """
+
+    name: str
+    optimizer: str
+    warmup: float = 0.0
+    schedule: str = "polynomial"
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    space: Mapping[str, Dimension] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A whole study.
+
+    Attributes:
+        name: Name of the study, and of its directory under `results/`.
+        dataset: A row of `arrays.DATASETS`, or a path to an .npz file.
+        model: A network that `tf_largebatch.models.build` knows.
+        batch_sizes: Examples of an update; every arm is searched at each.
+        updates: Updates of every run.
+        trials: Trials of every arm at every batch size.
+        final_seeds: Seeds with which the best point of each search is trained again and tested.
+        arms: The contestants.
+        data_dir: Directory of the data set's files, where it has any.
+        validation_examples: Training images held out, on which points are chosen.
+        augment: "none" or "crop_flip".
+        image_size: Images are averaged down to this height and width; None for their own.
+        evaluations: How many times a run is evaluated on the validation images, equally spaced.
+        targets: Accuracies for which the updates needed are reported.
+        trains_at: Validation accuracy from which a trial counts as one that trains.
+        mixed_precision: Keras dtype policy.
+        norm_examples: Examples of a batch whose norms CLARS measures; None for all.
+        seed: Seed of all searches: of the sequence of points, the initial weights and the order of the images.
+    """
+
+    name: str
+    dataset: str
+    model: str
+    batch_sizes: tuple[int, ...]
+    updates: int
+    trials: int
+    final_seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    data_dir: str | None = None
+    validation_examples: int = 5000
+    augment: str = "none"
+    image_size: int | None = None
+    evaluations: int = 16
+    targets: tuple[float, ...] = ()
+    trains_at: float = 0.5
+    mixed_precision: str = "float32"
+    norm_examples: int | None = None
+    seed: int = 0
+
+    def describe(self) -> dict[str, Any]:
+        """The study as JSON types, the content of its `study.yaml`."""
+        content = dataclasses.asdict(self)
+        content["arms"] = {arm.name: _plain_arm(arm) for arm in self.arms}
+        for key in ("batch_sizes", "final_seeds", "targets"):
+            content[key] = list(content[key])
+        return content
+
+
+def read_study(path: str | os.PathLike[str], **changes: Any) -> Study:
+    """Reads and checks a study.
+
+    Args:
+        path: The YAML file.
+        **changes: Values that replace those of the file, where they are not None.
+
+    Raises:
+        ValueError: In one sentence that names the field and its value.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"config must be a readable YAML file; received {os.fspath(path)!r}: {reason}.") from error
+    return make_study(content, default_name=path.stem, **changes)
+
+
+def make_study(content: Any, default_name: str = "study", **changes: Any) -> Study:
+    """Makes a study of a file's content; see `read_study`."""
+    require(isinstance(content, Mapping), "config", type(content).__name__, "a mapping of fields to values")
+    content = {"name": default_name, **content, **{k: v for k, v in changes.items() if v is not None}}
+    known = {field.name: field for field in dataclasses.fields(Study)}
+    unknown = sorted(set(content) - set(known))
+    require(not unknown, "fields", unknown, f"among {', '.join(known)}")
+    missing = [name for name, field in known.items() if field.default is dataclasses.MISSING and name not in content]
+    require(not missing, "fields", sorted(content), f"complete; {', '.join(missing)} are missing")
+    for key in ("batch_sizes", "final_seeds", "targets"):
+        if key in content:
+            require(isinstance(content[key], (list, tuple)), key, content[key], "a list of numbers")
+            content[key] = tuple(content[key])
+    require(
+        isinstance(content["arms"], Mapping) and bool(content["arms"]), "arms", content["arms"], "a mapping of arms"
+    )
+    content["arms"] = tuple(_make_arm(name, arm) for name, arm in content["arms"].items())
+    study = Study(**content)
+    _check(study)
+    return study
+
+
+def _make_arm(name: str, content: Any) -> Arm:
+    where = f"arms.{name}"
+    require(isinstance(content, Mapping), where, content, "a mapping")
+    allowed = {field.name for field in dataclasses.fields(Arm)} - {"name"}
+    unknown = sorted(set(content) - allowed)
+    require(not unknown, where, unknown, f"made of {', '.join(sorted(allowed))}")
+    require("optimizer" in content, where, dict(content), "given an optimizer")
+    space = {key: _make_dimension(f"{where}.space.{key}", value) for key, value in (content.get("space") or {}).items()}
+    return Arm(**{**content, "name": str(name), "fixed": dict(content.get("fixed") or {}), "space": space})
+
+
+def _make_dimension(where: str, value: Any) -> Dimension:
+    if isinstance(value, (list, tuple)):
+        require(len(value) > 0, where, value, "a list of choices, or {log: [low, high]} or {linear: [low, high]}")
+        return Dimension("choice", choices=tuple(value))
+    pair = next(iter(value.values())) if isinstance(value, Mapping) and len(value) == 1 else None
+    scale = next(iter(value)) if pair is not None else None
+    ordered = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
+    rule = "a list of choices, or {log: [low, high]} or {linear: [low, high]} with low below high, and above 0 for log"
+    require(ordered and scale in ("log", "linear"), where, value, rule)
+    low, high = map(float, pair)  # type: ignore[union-attr]  # a list of two numbers, checked above
+    require(low < high and (scale == "linear" or low > 0), where, value, rule)
+    return Dimension(str(scale), low, high)
+
+
+def _check(study: Study) -> None:
+    for name in ("updates", "trials", "evaluations", "validation_examples"):
+        value = getattr(study, name)
+        require(isinstance(value, int) and value > 0, name, value, "a whole number above 0")
+    for name in ("batch_sizes", "final_seeds"):
+        values = getattr(study, name)
+        fits = values and all(isinstance(v, int) and v >= (name == "batch_sizes") for v in values)
+        require(bool(fits) and len(set(values)) == len(values), name, values, "different whole numbers, at least one")
+    require(study.seed not in study.final_seeds, "final_seeds", study.final_seeds, f"other than the seed {study.seed}")
+    require(study.augment in AUGMENTATIONS, "augment", study.augment, f"one of {', '.join(AUGMENTATIONS)}")
+    require(study.evaluations <= study.updates, "evaluations", study.evaluations, f"at most updates={study.updates}")
+    models.canonical_name(study.model)
+    for arm in study.arms:
+        where = f"arms.{arm.name}"
+        require(arm.optimizer in OPTIMIZERS, f"{where}.optimizer", arm.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+        require(arm.schedule in SHAPES, f"{where}.schedule", arm.schedule, f"one of {', '.join(SHAPES)}")
+        require(0 <= arm.warmup < 1, f"{where}.warmup", arm.warmup, "a share of the updates from 0 to below 1")
+        given, row = {*arm.fixed, *arm.space}, OPTIMIZERS[arm.optimizer]
+        both = sorted(set(arm.fixed) & set(arm.space))
+        require(not both, where, both, "free of hyper-parameters that are both fixed and searched")
+        wrong = sorted(given - row.parameters)
+        require(not wrong, where, wrong, f"made of the hyper-parameters {', '.join(sorted(row.parameters))}")
+        lacking = sorted(row.required - given)
+        if lacking:
+            raise ValueError(message(where, f"given {', '.join(lacking)}", sorted(given)))
+
+
+def _plain_arm(arm: Arm) -> dict[str, Any]:
+    space = {
+        name: list(d.choices) if d.scale == "choice" else {d.scale: [d.low, d.high]} for name, d in arm.space.items()
+    }
+    plain = {"optimizer": arm.optimizer, "warmup": arm.warmup, "schedule": arm.schedule}
+    return {**plain, "fixed": dict(arm.fixed), "space": space}

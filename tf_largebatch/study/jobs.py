@@ -1,0 +1,104 @@
+"""The runs of a study: which there are, and which of them are still to be done."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from scipy.stats import qmc
+
+from tf_largebatch.study.config import Arm, Study
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        arm: Name of the arm.
+        batch_size: Examples of an update.
+        phase: "search" or "final".
+        trial: Number of the point in the arm's search.
+        seed: Seed of the initial weights and of the order of the images.
+        point: All hyper-parameters, fixed ones included.
+    """
+
+    arm: str
+    batch_size: int
+    phase: str
+    trial: int
+    seed: int
+    point: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """A name that only the same run has."""
+        content = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def points(study: Study, arm: Arm) -> list[dict[str, Any]]:
+    """The points of an arm's search: the same quasi-random sequence of the unit cube for every arm.
+
+    Halton, "On the efficiency of certain quasi-random sequences of points", 1960, scrambled by the study's seed.
+    """
+    if not arm.space:
+        return [dict(arm.fixed) for _ in range(study.trials)]
+    cube = qmc.Halton(len(arm.space), scramble=True, seed=study.seed).random(study.trials)
+    return [
+        {
+            **arm.fixed,
+            **{name: dimension.at(float(u)) for (name, dimension), u in zip(arm.space.items(), row, strict=True)},
+        }
+        for row in cube
+    ]
+
+
+def search_jobs(study: Study) -> list[Job]:
+    """All runs of all searches, in an order in which every arm has about as many runs at any time."""
+    spaces = {arm.name: points(study, arm) for arm in study.arms}
+    return [
+        Job(arm.name, batch_size, "search", trial, study.seed, spaces[arm.name][trial])
+        for trial in range(study.trials)
+        for batch_size in study.batch_sizes
+        for arm in study.arms
+    ]
+
+
+def best_job(study: Study, arm: str, batch_size: int, rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The search run with the best validation accuracy at the end; None before the search is complete.
+
+    Of equal accuracies the first trial is the best.
+    """
+    found = [r for r in rows if (r["arm"], r["batch_size"], r["phase"]) == (arm, batch_size, "search")]
+    if len({row["trial"] for row in found}) < study.trials:
+        return None
+    return max(found, key=lambda row: (row["validation_accuracy"], -row["trial"]))
+
+
+def final_jobs(study: Study, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
+    """The runs with new seeds of the best points, for every arm and batch size whose search is complete."""
+    rows = list(rows)
+    jobs = []
+    for batch_size in study.batch_sizes:
+        for arm in study.arms:
+            best = best_job(study, arm.name, batch_size, rows)
+            if best is not None:
+                point = points(study, arm)[best["trial"]]
+                jobs += [Job(arm.name, batch_size, "final", best["trial"], seed, point) for seed in study.final_seeds]
+    return jobs
+
+
+def pending(study: Study, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
+    """The runs that can be done now and are not."""
+    rows = list(rows)
+    done = {row["key"] for row in rows}
+    return [job for job in (*search_jobs(study), *final_jobs(study, rows)) if job.key not in done]
+
+
+def total(study: Study) -> int:
+    """How many runs the whole study has."""
+    return len(study.arms) * len(study.batch_sizes) * (study.trials + len(study.final_seeds))

@@ -1,0 +1,133 @@
+"""Pictures of a study."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import statistics
+from typing import Any
+
+import matplotlib
+import matplotlib.figure
+
+from tf_largebatch.files import replacing
+from tf_largebatch.study.config import Study
+from tf_largebatch.study.report import Rows, summary
+
+# Told apart in grey by their markers and dashes.
+MARKERS = "osD^vPX*<>hd"
+DASHES = ("-", "--", "-.", ":")
+SIZE, DPI = (8.0, 5.0), 120
+
+
+def write_plots(study: Study, rows: Rows, directory: str | os.PathLike[str]) -> None:
+    """Draws `accuracy.png`, `learning_curves.png`, `trials.png` and, of several batch sizes, `learning_rate.png`."""
+    directory = pathlib.Path(directory)
+    _save(_accuracy(study, rows), directory / "accuracy.png")
+    _save(_curves(study, rows), directory / "learning_curves.png")
+    _save(_trials(study, rows), directory / "trials.png")
+    if len(study.batch_sizes) > 1:
+        _save(_learning_rate(study, rows), directory / "learning_rate.png")
+
+
+def _accuracy(study: Study, rows: Rows) -> matplotlib.figure.Figure:
+    """Test accuracy of the final runs, a bar for each arm and a dot for each seed, at each batch size."""
+    figure, axes = _panels(len(study.batch_sizes))
+    for axis, batch_size in zip(axes, study.batch_sizes, strict=True):
+        found = {arm.name: summary(study, arm, batch_size, rows) for arm in study.arms}
+        tested = {name: values["test"] for name, values in found.items() if values and values["test"]}
+        names = sorted(tested, key=lambda name: statistics.mean(tested[name]))
+        axis.barh(names, [100 * statistics.mean(tested[name]) for name in names], color="0.8", edgecolor="0.3")
+        for name in names:
+            axis.plot([100 * value for value in tested[name]], [name] * len(tested[name]), "k.", markersize=5)
+        if tested:
+            low = min(100 * value for values in tested.values() for value in values)
+            axis.set_xlim(left=max(0.0, low - 5))
+        axis.set_title(f"batch {batch_size}")
+        axis.set_xlabel("test accuracy, %")
+    return figure
+
+
+def _curves(study: Study, rows: Rows) -> matplotlib.figure.Figure:
+    """Validation accuracy of the final runs over the updates, the mean over the seeds."""
+    figure, axes = _panels(len(study.batch_sizes))
+    for axis, batch_size in zip(axes, study.batch_sizes, strict=True):
+        for number, arm in enumerate(study.arms):
+            final = [
+                row["curve"]
+                for row in rows
+                if (row["arm"], row["batch_size"], row["phase"]) == (arm.name, batch_size, "final")
+                and row["status"] == "trained"
+            ]
+            if final:
+                updates = [point[0] for point in final[0]]
+                means = [100 * statistics.mean(curve[k][2] for curve in final) for k in range(len(updates))]
+                axis.plot(updates, means, label=arm.name, **_style(number))
+        axis.set_title(f"batch {batch_size}")
+        axis.set_xlabel("updates")
+        axis.set_ylabel("validation accuracy, %")
+    _legend(axes[0])
+    return figure
+
+
+def _trials(study: Study, rows: Rows) -> matplotlib.figure.Figure:
+    """Validation accuracies of all trials in falling order: how much of the search space trains."""
+    figure, axes = _panels(len(study.batch_sizes))
+    for axis, batch_size in zip(axes, study.batch_sizes, strict=True):
+        for number, arm in enumerate(study.arms):
+            search = [
+                100 * row["validation_accuracy"]
+                for row in rows
+                if (row["arm"], row["batch_size"], row["phase"]) == (arm.name, batch_size, "search")
+            ]
+            if search:
+                axis.plot(range(1, len(search) + 1), sorted(search, reverse=True), label=arm.name, **_style(number))
+        axis.set_title(f"batch {batch_size}")
+        axis.set_xlabel("trials, best first")
+        axis.set_ylabel("validation accuracy, %")
+    _legend(axes[0])
+    return figure
+
+
+def _learning_rate(study: Study, rows: Rows) -> matplotlib.figure.Figure:
+    """The best learning rate of each arm over the batch size; of layer-wise optimizers that of the adapted tensors."""
+    figure, axes = _panels(1)
+    for number, arm in enumerate(study.arms):
+        found = [(batch_size, summary(study, arm, batch_size, rows)) for batch_size in study.batch_sizes]
+        points = [(b, v["point"].get("adapted_learning_rate", v["point"]["learning_rate"])) for b, v in found if v]
+        if points:
+            axes[0].loglog(*zip(*points, strict=True), label=arm.name, **_style(number))
+    axes[0].set_xlabel("batch size, examples")
+    axes[0].set_ylabel("best learning rate")
+    axes[0].set_xticks(study.batch_sizes, [str(b) for b in study.batch_sizes])
+    axes[0].minorticks_off()
+    _legend(axes[0])
+    return figure
+
+
+def _style(number: int) -> dict[str, Any]:
+    marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
+    return {"marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 1.5}
+
+
+def _panels(count: int) -> tuple[matplotlib.figure.Figure, list[Any]]:
+    columns = min(count, 2)
+    lines = -(-count // columns)
+    size = (SIZE[0] * (1 if columns == 1 else 1.6), SIZE[1] * lines)
+    figure = matplotlib.figure.Figure(figsize=size, dpi=DPI, layout="constrained")
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis in axes[count:]:
+        axis.remove()
+    for axis in axes[:count]:
+        axis.grid(alpha=0.3)
+    return figure, axes[:count]
+
+
+def _legend(axis: Any) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize="small", ncols=2)
+
+
+def _save(figure: matplotlib.figure.Figure, path: pathlib.Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
