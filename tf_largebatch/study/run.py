@@ -35,6 +35,7 @@ def train(study: Study, job: Job) -> dict[str, Any]:
     """
     began = time.monotonic()
     data = arrays.load(study.dataset, study.data_dir, study.validation_examples, study.image_size)
+    keras.utils.clear_session()  # of the run before
     keras.utils.set_random_seed(job.seed)
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(study.mixed_precision)

@@ -179,16 +179,9 @@ def _limit_threads(threads: int) -> None:
 
 
 def _work(study: Study, job: Job) -> dict[str, Any]:
-    import gc
+    from tf_largebatch.study import run
 
-    import keras
-
-    from tf_largebatch.study.run import train
-
-    row = train(study, job)
-    keras.utils.clear_session(free_memory=False)
-    gc.collect()
-    return row
+    return run.train(study, job)
 
 
 def main_line(text: str) -> None:
