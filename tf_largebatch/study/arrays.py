@@ -80,8 +80,11 @@ def load(dataset: str, data_dir: str | None, validation_examples: int, image_siz
     held_out, kept = order[:validation_examples], order[validation_examples:]
     mean = x[kept].mean((0, 1, 2), dtype=np.float64)
     std = np.sqrt(np.square(x[kept] - mean).mean((0, 1, 2), dtype=np.float64))
-    scaled = lambda images: ((images - mean) / np.maximum(std, 1e-6)).astype(np.float32)  # noqa: E731
     labels = y.astype(np.int32)
+
+    def scaled(images: np.ndarray) -> np.ndarray:
+        return ((images - mean) / np.maximum(std, 1e-6)).astype(np.float32)
+
     return Data(
         (scaled(x[kept]), labels[kept]),
         (scaled(x[held_out]), labels[held_out]),
@@ -97,8 +100,8 @@ def crop_and_flip(images: np.ndarray, random: np.random.Generator) -> np.ndarray
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(images, margin), (height, width), axis=(1, 2))
     top, left = random.integers(0, 2 * CROP_MARGIN + 1, (2, n))
     cropped = windows[np.arange(n), top, left].transpose(0, 2, 3, 1)
-    flipped = random.random(n) < 0.5
-    return np.where(flipped[:, None, None, None], cropped[:, :, ::-1], cropped)
+    flipped: np.ndarray = random.random((n, 1, 1, 1)) < 0.5
+    return np.where(flipped, cropped[:, :, ::-1], cropped)
 
 
 def _averaged(images: np.ndarray, size: int) -> np.ndarray:

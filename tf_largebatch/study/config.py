@@ -173,12 +173,12 @@ def _make_dimension(where: str, value: Any) -> Dimension:
     if isinstance(value, (list, tuple)):
         require(len(value) > 0, where, value, "a list of choices, or {log: [low, high]} or {linear: [low, high]}")
         return Dimension("choice", choices=tuple(value))
-    pair = next(iter(value.values())) if isinstance(value, Mapping) and len(value) == 1 else None
-    scale = next(iter(value)) if pair is not None else None
-    ordered = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
+    scale, pair = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else (None, None)
+    pair = pair if isinstance(pair, (list, tuple)) else ()
+    ordered = len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)
     rule = "a list of choices, or {log: [low, high]} or {linear: [low, high]} with low below high, and above 0 for log"
     require(ordered and scale in ("log", "linear"), where, value, rule)
-    low, high = map(float, pair)  # type: ignore[union-attr]  # a list of two numbers, checked above
+    low, high = map(float, pair)
     require(low < high and (scale == "linear" or low > 0), where, value, rule)
     return Dimension(str(scale), low, high)
 

@@ -78,9 +78,11 @@ def markdown(study: Study, rows: Rows) -> str:
     lines = [
         f"# {study.name}",
         "",
-        f"{study.dataset}, {study.model}, {study.updates} updates. {study.trials} trials an arm, the best by "
-        f"validation accuracy trained again with {len(study.final_seeds)} new seeds and then tested. Test accuracy: mean "
-        f"(standard deviation). Trains: share of the trials with a validation accuracy of {study.trains_at:g} or more.",
+        f"{study.dataset}, {study.model}, {study.updates} updates. {study.trials}"
+        f" trials an arm; the best by validation accuracy is trained again with {len(study.final_seeds)} new seeds and then tested.",
+        "",
+        "Test accuracy: mean (standard deviation). Trains: share of the trials with a validation accuracy of "
+        f"{study.trains_at:g} or more.",
     ]
     for batch_size in study.batch_sizes:
         found = [(arm, summary(study, arm, batch_size, rows)) for arm in study.arms]
