@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["tf_largebatch", "tf_largebatch.*"]),
     license_files=["LICENSE"],
-    package_data={"tf_largebatch": ["py.typed"], "tf_largebatch.norms": ["README.md"]},
+    package_data={"": ["README.md"], "tf_largebatch": ["py.typed"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         "tensorflow>=2.20",
@@ -30,6 +30,9 @@ setup(
         # The command line: its default data set (digits) and its curves.
         "scikit-learn",
         "matplotlib",
+        # Studies: their configuration and their search.
+        "pyyaml",
+        "scipy",
     ],
     extras_require={
         # TensorFlow Model Garden lives in tf_keras and pins TensorFlow 2.20.

@@ -78,8 +78,8 @@ def markdown(study: Study, rows: Rows) -> str:
     lines = [
         f"# {study.name}",
         "",
-        f"{study.dataset}, {study.model}, {study.updates} updates. {study.trials}"
-        f" trials an arm; the best by validation accuracy is trained again with {len(study.final_seeds)} new seeds and then tested.",
+        f"{study.dataset}, {study.model}, {study.updates} updates, {study.trials} trials an arm. The best "
+        f"by validation accuracy is trained again with {len(study.final_seeds)} new seeds and then tested.",
         "",
         "Test accuracy: mean (standard deviation). Trains: share of the trials with a validation accuracy of "
         f"{study.trains_at:g} or more.",
