@@ -5,7 +5,8 @@ reason why a particular layer cannot be measured; `covers` the layers inside it 
 rule that runs for the sake of the layers inside. `methods` are the methods that a subclass must not override, where the
 rule runs the layer's own code for some that `call` reaches.
 
-Layers of your own need no row: `tf_largebatch.norms.register` is a decorator for their rules.
+The rows of keras_hub.py name classes of KerasHub, which need not be installed. Layers of your own need no row:
+`tf_largebatch.norms.register` is a decorator for their rules.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import keras
 from keras import layers as L
 
 from tf_largebatch.norms.registry import KERAS, Rule
+from tf_largebatch.norms.rules import keras_hub
 from tf_largebatch.norms.rules.attention import additive_attention, attention
 from tf_largebatch.norms.rules.convolution import convolution, depthwise_convolution, separable_convolution
 from tf_largebatch.norms.rules.convolution_transpose import transposed_convolution
@@ -58,5 +60,5 @@ TABLE: tuple[tuple[Rule, tuple[type | str, ...], dict[str, Any]], ...] = (
     (spectral_normalization, (L.SpectralNormalization,), {"wraps": True}),
 )
 
-for _rule, _layer_classes, _options in TABLE:
+for _rule, _layer_classes, _options in (*TABLE, *keras_hub.TABLE):
     KERAS.register(*_layer_classes, **_options)(_rule)

@@ -9,9 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_largebatch.norms.patched import patched
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.elementwise import scaled
+from tf_largebatch.norms.view import view
 
 
 def attention(layer: Any, recorder: Recorder, inputs: list[tf.Tensor], **kwargs: Any) -> Any:
@@ -25,8 +25,7 @@ def attention(layer: Any, recorder: Recorder, inputs: list[tf.Tensor], **kwargs:
         )
         return _times_scalar(recorder, layer.concat_score_weight, tf.reduce_sum(hidden, axis=-1))
 
-    with patched(layer, _calculate_scores=scores):
-        return type(layer).call(layer, inputs, **kwargs)
+    return type(layer).call(view(layer, _calculate_scores=scores), inputs, **kwargs)
 
 
 def additive_attention(layer: Any, recorder: Recorder, inputs: list[tf.Tensor], **kwargs: Any) -> Any:
@@ -38,8 +37,7 @@ def additive_attention(layer: Any, recorder: Recorder, inputs: list[tf.Tensor], 
             hidden = scaled(recorder, layer.scale, hidden)
         return tf.reduce_sum(hidden, axis=-1)
 
-    with patched(layer, _calculate_scores=scores):
-        return type(layer).call(layer, inputs, **kwargs)
+    return type(layer).call(view(layer, _calculate_scores=scores), inputs, **kwargs)
 
 
 def _times_scalar(recorder: Recorder, variable: Any, t: tf.Tensor) -> tf.Tensor:

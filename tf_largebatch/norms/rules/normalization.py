@@ -21,19 +21,13 @@ from tf_largebatch.norms.overrides import overridden_method, reached_methods
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.elementwise import wide_dtype
 from tf_largebatch.norms.shapes import static_or_dynamic_size
+from tf_largebatch.norms.view import view
 
 
 def without_scale_and_center(layer: Any) -> Any:
-    """A view of the layer whose `call` returns the normalized inputs, neither scaled nor shifted.
-
-    It shares all variables with the layer, which stays as it is: another replica's thread may be in the middle of it.
-    """
-    view = object.__new__(type(layer))
-    # Past Keras's tracking, which would take the missing variables for a new state.
-    vars(view).update(vars(layer))
+    """A view of the layer whose `call` returns the normalized inputs, neither scaled nor shifted."""
     plain = {"scale": False, "center": False, "gamma": None, "beta": None}
-    vars(view).update({name: value for name, value in plain.items() if hasattr(layer, name)})
-    return view
+    return view(layer, **{name: value for name, value in plain.items() if hasattr(layer, name)})
 
 
 def per_example_affine(layer: Any, recorder: Recorder, dtype: Any, rank: int, axes: list[int]) -> tuple[Any, Any]:
