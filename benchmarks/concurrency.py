@@ -71,7 +71,7 @@ def build_model(form: str) -> Any:
 
             with tf.GradientTape() as tape:
                 with contextlib.ExitStack() as stack:
-                    for main, twin in self.adversarial_set.substitutes().items():
+                    for main, twin in self.adversarial_batch_norms.substitutes().items():
                         stack.enter_context(intercept(main, split(main, twin)))
                     scores = self(tf.concat([x, copies], axis=0), training=True)
                 loss = self.compute_loss(y=y, y_pred=scores[:half]) + self.compute_loss(y=y, y_pred=scores[half:])
@@ -98,7 +98,7 @@ def build_programs(form: str) -> dict[str, Callable[[Any], Any]]:
         return tf.function(step, input_signature=signature, autograph=False)
 
     def concurrent(batch: Any) -> Any:
-        coming = model.copies_of_next(batch)
+        coming = model.attack_next(batch)
         return model.train_on_pair(batch, batch[0]), coming
 
     def attacked(batch: Any) -> Any:

@@ -118,7 +118,7 @@ def build_step(case: Case) -> tuple[Any, list[Any]]:
     model.get_ready((np.zeros((2, PIXELS, PIXELS, 3), np.float32), np.zeros(2, np.int32)))
 
     def train_and_attack(x: Any, y: Any, copies: Any, next_x: Any, next_y: Any) -> Any:
-        next_copies = model.copies_of_next((next_x, next_y))
+        next_copies = model.attack_next((next_x, next_y))
         return model.train_on_pair((x, y), copies)["loss"], next_copies
 
     step = tf.function(train_and_attack, jit_compile=True, autograph=False)

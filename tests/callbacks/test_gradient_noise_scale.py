@@ -250,8 +250,8 @@ def test_the_model_is_left_as_it_was_and_a_second_fit_goes_on():
 def test_steps_are_traced_once():
     x, y = data(30)
     model = compiled()
-    traces, step = [], model._step
-    model._step = lambda *args: traces.append(1) or step(*args)
+    traces, step = [], model._update
+    model._update = lambda *args: traces.append(1) or step(*args)
     watched(model, x, y, batch_size=12, epochs=3)
     # Keras traces once for the batch size it was given and once for any.
     assert len(traces) <= 2

@@ -33,7 +33,7 @@ def test_without_a_perturbation_it_is_clean_training_on_doubled_batches(batch_no
     # Six updates of float32 sums in another order.
     assert_close(model.model, doubled.model, rtol=1e-4, atol=1e-5)
     if batch_norm:
-        for twin, main in model.adversarial_set.replacements().items():
+        for twin, main in model.adversarial_batch_norms.replacements().items():
             for a, b in zip(twin.weights, main.weights, strict=True):
                 np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
 
@@ -46,7 +46,7 @@ def test_kinds_of_models(make, twins):
     history = model.fit(x, y, epochs=2, **FIT).history
     assert np.all(np.isfinite([v for values in history.values() for v in values]))
     assert set(history) == (LOGS if twins else LOGS - {"bn_distance"})
-    replacements = model.adversarial_set.replacements()
+    replacements = model.adversarial_batch_norms.replacements()
     assert len(replacements) == twins and int(model.optimizer.iterations.numpy()) == 6
     for main, twin in replacements.items():
         for a, b in zip(main.weights, twin.weights, strict=True):
@@ -84,7 +84,7 @@ def test_the_main_set_sees_clean_images_only():
     plain.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, **FIT)
     copies = model.adversarial_images(x, y, step=0)
-    for images_, bn_set in ((x, None), (copies, model.adversarial_set), (255 - x, model.augmented_set)):
+    for images_, bn_set in ((x, None), (copies, model.adversarial_batch_norms), (255 - x, model.augmented_batch_norms)):
         alone = network()
         alone(images_, training=True)
         expected = [layer for layer in alone.layers if isinstance(layer, L.BatchNormalization)]
@@ -100,7 +100,7 @@ def test_the_attack_changes_nothing_and_can_be_done_again():
     model.fit(x, y, **FIT)
     before = [v.numpy() for v in model.variables]
     first = model.adversarial_images(x, y)
-    again = tf.function(lambda: model.copies_of_next((x, y)))
+    again = tf.function(lambda: model.attack_next((x, y)))
     again()
     for v, b in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(v.numpy(), b, err_msg=v.path)
@@ -220,7 +220,7 @@ def test_augmentation_by_a_keras_layer_depends_on_the_step_alone():
     histories = [model.fit(x, y, **FIT).history for model in models]
     assert_close(*models)
     assert set(histories[0]) == LOGS | {"augmented_loss"}
-    assert np.abs(models[0].augmented_set.layers[0].weights[0].numpy() - 1).max() > 0
+    assert np.abs(models[0].augmented_batch_norms.layers[0].weights[0].numpy() - 1).max() > 0
 
 
 def test_weight_regularisers_count_once():
@@ -261,7 +261,7 @@ def test_frozen_batch_norm_is_frozen_in_all_sets():
         layer.trainable = not isinstance(layer, L.BatchNormalization)
     model = conadv(net)
     model.fit(x, y, **FIT)
-    twin = model.adversarial_set.layers[0]
+    twin = model.adversarial_batch_norms.layers[0]
     np.testing.assert_array_equal(twin.gamma.numpy(), 1.0)
     np.testing.assert_array_equal(twin.moving_mean.numpy(), 0.0)
 
@@ -286,7 +286,7 @@ def test_after_forget_the_earlier_weights_are_the_present_ones():
     model.fit(x, y, **FIT)
     model.forget()
     batch = (tf.constant(x[:12]), tf.constant(y[:12]))
-    np.testing.assert_array_equal(model.copies_of_present(batch), model.adversarial_images(*batch))
+    np.testing.assert_array_equal(model.attack_present(batch), model.adversarial_images(*batch))
 
 
 def test_random_labels_do_not_reach_the_evaluation():

@@ -21,14 +21,12 @@ def ancestors(ops):
     return found
 
 
-def traced(model, concurrent):
+def traced(model):
     x, y = images()
     batch = (tf.constant(x), tf.constant(y))
     model.make_train_function()
     model.get_ready(batch)
-    step = model.train_function._concurrent if concurrent else model.train_function._sequential
-    arguments = (batch, batch[0], batch) if concurrent else (batch,)
-    graph = step.get_concrete_function(*arguments).graph
+    graph = tf.function(model.train_function.step).get_concrete_function(batch, batch[0], batch).graph
     assert not any("PartitionedCall" in op.type for op in graph.get_operations())  # nothing is hidden in a function
     # What is run: tracing leaves ops behind that nothing needs.
     ends = [*(t.op for t in graph.outputs), *graph.control_outputs]
@@ -47,7 +45,7 @@ OPTIMIZERS = {"sgd": lambda: None, "clars": lambda: lb.CLARS(0.1)}
 @pytest.mark.parametrize("staleness", [1, 2, 3])
 def test_attack_and_training_of_a_step_do_not_wait_for_each_other(staleness, optimizer):
     model = conadv(network(dropout=0.2), OPTIMIZERS[optimizer](), staleness=staleness, num_steps=2)
-    ops = traced(model, concurrent=True)
+    ops = traced(model)
     attack, train = of(ops, "attack"), of(ops, "train")
     assert any("Conv2DBackpropInput" in op.type for op in attack)
     gradients = [op for op in train if "gradient_tape" in op.name]
@@ -61,15 +59,15 @@ def test_attack_and_training_of_a_step_do_not_wait_for_each_other(staleness, opt
 
 
 def test_the_sequential_step_waits_for_its_attack():
-    ops = traced(conadv(staleness=0), concurrent=False)
+    ops = traced(conadv(staleness=0))
     attack = set(of(ops, "attack"))
     gradients = [op for op in of(ops, "train") if "gradient_tape" in op.name]
     assert any("Conv2DBackpropInput" in op.type for op in ancestors(gradients) & attack)
 
 
 def test_the_attack_computes_no_weight_gradient():
-    for staleness, concurrent in ((0, False), (1, True)):
-        ops = traced(conadv(staleness=staleness), concurrent=concurrent)
+    for staleness in (0, 1):
+        ops = traced(conadv(staleness=staleness))
         assert any(op.type == "Conv2DBackpropFilter" for op in of(ops, "train"))
         assert not any(op.type == "Conv2DBackpropFilter" for op in of(ops, "attack"))
         writes = {op for op in ops if op.type.startswith("Assign")}

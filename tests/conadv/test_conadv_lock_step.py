@@ -66,7 +66,10 @@ def run_both(make_optimizer, reference_optimizer, **arguments):
 
 def assert_same_weights(wrapper, slow):
     sets = [(wrapper.model.weights, slow.clean.weights)]
-    for twins, model in ((wrapper.adversarial_set, slow.adversarial), (wrapper.augmented_set, slow.augmented)):
+    for twins, model in (
+        (wrapper.adversarial_batch_norms, slow.adversarial),
+        (wrapper.augmented_batch_norms, slow.augmented),
+    ):
         if twins is not None:
             norms = [layer for layer in model.layers if isinstance(layer, L.BatchNormalization)]
             sets.append((twins.weights, [v for layer in norms for v in layer.weights]))

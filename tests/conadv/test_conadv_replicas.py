@@ -43,5 +43,5 @@ def test_replicas_draw_different_numbers_and_count_every_batch(two_replicas):
     assert all(np.isfinite(v.numpy()).all() for v in model.weights)
     same = (np.repeat(x[:1], 8, 0), np.repeat(y[:1], 8))
     batch = next(iter(two_replicas.experimental_distribute_dataset(tf.data.Dataset.from_tensors(same))))
-    first, second = two_replicas.experimental_local_results(two_replicas.run(model.copies_of_present, (batch,)))
+    first, second = two_replicas.experimental_local_results(two_replicas.run(model.attack_present, (batch,)))
     assert np.abs(first.numpy() - second.numpy()).max() > 0

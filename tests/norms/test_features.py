@@ -281,8 +281,8 @@ def test_compiled_by_xla_it_agrees_and_no_step_is_traced_again():
     )
     model = lb.LargeBatchModel(net)
     model.compile(lb.CLARS(0.0), CROSS_ENTROPY, jit_compile=True)
-    traces, step = [], model._step
-    model._step = lambda *args: traces.append(1) or step(*args)
+    traces, step = [], model._update
+    model._update = lambda *args: traces.append(1) or step(*args)
     data = tf.data.Dataset.from_tensor_slices((inputs, y)).batch(BATCH, drop_remainder=True)
     model.fit(data.take(1), verbose=0)
     assert len(traces) <= 2  # tf.function traces twice where the first time made variables

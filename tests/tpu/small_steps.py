@@ -66,7 +66,7 @@ def step(name):
     model.get_ready((np.zeros((2, PIXELS, PIXELS, 3), np.float32), np.zeros(2, np.int32)))
 
     def train_and_attack(x, y, copies, next_x, next_y):
-        next_copies = model.copies_of_next((next_x, next_y))
+        next_copies = model.attack_next((next_x, next_y))
         return model.train_on_pair((x, y), copies), next_copies
 
     arguments = [images, labels, images, images, labels]

@@ -218,8 +218,8 @@ def test_steps_are_traced_once_and_a_ragged_last_batch_is_trained_on():
     x, y = images(30)
     model = compiled(lb.LargeBatchModel(network(), norm_examples=10), lb.CLARS(0.1))
     traces = []
-    step = model._step
-    model._step = lambda *args: traces.append(1) or step(*args)
+    step = model._update
+    model._update = lambda *args: traces.append(1) or step(*args)
     model.fit(x, y, batch_size=12, epochs=3, verbose=0)
     assert int(model.optimizer.iterations) == 9
     # Keras traces once for the batch size it was given and once for any.
@@ -347,10 +347,10 @@ class Unknown(L.Layer):
 @pytest.mark.parametrize(
     "arguments, fit, words",
     [
-        ({"norm_examples": 0}, {}, r"norm_examples must be a positive integer or None, got norm_examples=0"),
-        ({"norm_examples": 2.5}, {}, r"norm_examples must be a positive integer or None, got norm_examples=2.5"),
-        ({"micro_batch_size": -1}, {}, r"micro_batch_size must be .* got micro_batch_size=-1"),
-        ({"norm_examples": 13}, {"batch_size": 12}, r"norm_examples must be at most the batch size 12, got .*13"),
+        ({"norm_examples": 0}, {}, r"norm_examples must be a positive integer or None; received norm_examples=0"),
+        ({"norm_examples": 2.5}, {}, r"norm_examples must be a positive integer or None; received norm_examples=2.5"),
+        ({"micro_batch_size": -1}, {}, r"micro_batch_size must be .* received micro_batch_size=-1"),
+        ({"norm_examples": 13}, {"batch_size": 12}, r"norm_examples must be at most the batch size 12; received .*13"),
         ({"micro_batch_size": 13}, {"batch_size": 12}, r"micro_batch_size must be at most the batch size 12"),
     ],
 )

@@ -1,11 +1,65 @@
-"""What the arguments of ConAdvModel may be."""
+"""What the arguments of ConAdvModel may be, and what happens when one is set later."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-from tf_largebatch.core import pgd as attacks
+from tf_largebatch.check import message, plain, require
+from tf_largebatch.conadv.attack import ATTACKS
+from tf_largebatch.core import pgd
+from tf_largebatch.core.balls import BALLS
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_NUMBER = (lambda v: _is_number(v) and v >= 0, "a finite number of 0 or more")
+
+# name: what its value must fulfil, and that in words.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epsilon": _NUMBER,
+    "adversarial_weight": _NUMBER,
+    "step_size": (lambda v: v is None or (_is_number(v) and v >= 0), "a finite number of 0 or more, or None"),
+    "num_steps": (lambda v: _is_integer(v) and v >= 1, "a positive integer"),
+    "staleness": (lambda v: _is_integer(v) and v >= 0, "an integer of 0 or more"),
+    "targeted": (lambda v: isinstance(v, bool), "True or False"),
+    "random_start": (lambda v: _is_number(v) and 0 <= v <= 1, "a probability in [0, 1]"),
+    "augment": (lambda v: v is None or callable(v), "a Keras layer, another callable or None"),
+    "num_classes": (lambda v: v is None or (_is_integer(v) and v >= 2), "an integer of 2 or more, or None"),
+    "attack": (lambda v: v in ATTACKS, f"one of {', '.join(map(repr, ATTACKS))}"),
+    "norm": (lambda v: v in BALLS, f"one of {', '.join(map(repr, BALLS))}"),
+    "seed": (_is_integer, "an integer"),
+}
+
+# What the model's variables and snapshots depend on.
+_FIXED = ("staleness", "augment", "attack", "num_classes")
+# Read by the traced step from a variable: a new value needs no new trace.
+VARIABLES = ("epsilon", "step_size", "adversarial_weight")
+# Read while the step is traced: a new value traces it anew.
+TRACED = ("num_steps", "targeted", "random_start", "norm", "seed", "value_range")
+
+
+def check_argument(name: str, value: Any) -> Any:
+    """Returns the value of an argument as plain Python.
+
+    Raises:
+        ValueError: If it is out of its range; see `ConAdvModel`.
+    """
+    if name == "value_range":
+        return plain_range(value)
+    if name not in _RULES:
+        return value
+    value = plain(value)
+    holds, rule = _RULES[name]
+    require(holds(value), name, value, rule)
+    return value
 
 
 def check_arguments(
@@ -23,49 +77,24 @@ def check_arguments(
     norm: Any,
     seed: Any,
 ) -> None:
-    """Raises:
-    ValueError: if one of the arguments is out of its range; see `ConAdvModel`.
-    """
-    for name, value in {"epsilon": epsilon, "adversarial_weight": adversarial_weight}.items():
-        if not _is_number(value) or value < 0:
-            raise ValueError(f"{name} must be a finite number of 0 or more, got {name}={value!r}.")
-    if step_size is not None and (not _is_number(step_size) or step_size < 0):
-        raise ValueError(f"step_size must be a finite number of 0 or more, or None, got step_size={step_size!r}.")
-    if not _is_integer(num_steps) or num_steps < 1:
-        raise ValueError(f"num_steps must be a positive integer, got num_steps={num_steps!r}.")
-    if not _is_integer(staleness) or staleness < 0:
-        raise ValueError(f"staleness must be an integer of 0 or more, got staleness={staleness!r}.")
-    if not isinstance(targeted, bool):
-        raise ValueError(f"targeted must be True or False, got targeted={targeted!r}.")
-    if not _is_number(random_start) or not 0 <= random_start <= 1:
-        raise ValueError(f"random_start must be a probability in [0, 1], got random_start={random_start!r}.")
-    if augment is not None and not callable(augment):
-        raise ValueError(f"augment must be a Keras layer, another callable or None, got augment={augment!r}.")
-    if num_classes is not None and (not _is_integer(num_classes) or num_classes < 2):
-        raise ValueError(f"num_classes must be an integer of 2 or more, or None, got num_classes={num_classes!r}.")
-    if attack not in ("pgd", "noise"):
-        raise ValueError(f"attack must be 'pgd' or 'noise', got attack={attack!r}.")
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm must be 'linf' or 'l2', got norm={norm!r}.")
-    if not _is_integer(seed):
-        raise ValueError(f"seed must be an integer, got seed={seed!r}.")
+    """Raises ValueError if one of the arguments is out of its range; see `ConAdvModel`."""
+    for name, value in dict(locals()).items():
+        check_argument(name, value)
+
+
+def check_fixed(name: str, value: Any, present: Any) -> None:
+    """Raises ValueError if an argument that cannot change any more is set to another value."""
+    if name in _FIXED and value is not present and value != present:
+        raise ValueError(message(name, f"the {present!r} of the constructor", value, "make a new ConAdvModel"))
 
 
 def plain_range(value_range: Any) -> list[Any]:
     """The range as lists of floats: [lower, upper], or one such list for each channel.
 
     Raises:
-        ValueError: unless every pair is of finite numbers with lower < upper.
+        ValueError: Unless every pair is of finite numbers with lower < upper.
     """
-    lower, upper = attacks.bounds(value_range)
+    lower, upper = pgd.bounds(value_range)
     if isinstance(lower, float):
         return [lower, upper]
     return [[float(a), float(b)] for a, b in value_range]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

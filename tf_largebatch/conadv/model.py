@@ -1,29 +1,35 @@
-"""ConAdvModel: a model wrapper that trains on adversarial copies of the images, made beside the training."""
+"""ConAdvModel: a model wrapper that trains on adversarial images, made while it trains."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_largebatch.check import require
 from tf_largebatch.conadv import images as image_checks
-from tf_largebatch.conadv.arguments import check_arguments, plain_range
-from tf_largebatch.conadv.attack import ImageAttack
+from tf_largebatch.conadv.arguments import TRACED, VARIABLES, check_argument, check_fixed
+from tf_largebatch.conadv.attack import ImageAttack, attack_named
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
-from tf_largebatch.conadv.class_labels import are_sparse, classification_loss
+from tf_largebatch.conadv.class_labels import are_right, are_sparse, classification_loss
 from tf_largebatch.conadv.pipeline import InFlight, TrainFunction
 from tf_largebatch.conadv.stale_weights import StaleWeights
+from tf_largebatch.norms.shapes import Size
+from tf_largebatch.training import delegation
+from tf_largebatch.training.large_batch_model import LargeBatchModel
 from tf_largebatch.training.micro_batches import mapped_over_micro_batches
+from tf_largebatch.training.step import Pass, Stream
 from tf_largebatch.training.step_seed import Purpose, step_seed
-from tf_largebatch.training.streams import ADVERSARIAL, AUGMENTED, CLEAN, StreamsModel
+
+CLEAN, ADVERSARIAL, AUGMENTED = "clean", "adversarial", "augmented"
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
-class ConAdvModel(StreamsModel):
+class ConAdvModel(LargeBatchModel):
     """Wraps an image classifier so that it trains on adversarial copies made concurrently with the training.
 
     Step t, with theta_t the weights before it and x^ the adversarial copies of the very images x of its batch B_t:
@@ -138,21 +144,22 @@ class ConAdvModel(StreamsModel):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        check_arguments(
-            epsilon=epsilon,
-            step_size=step_size,
-            num_steps=num_steps,
-            staleness=staleness,
-            targeted=targeted,
-            random_start=random_start,
-            adversarial_weight=adversarial_weight,
-            augment=augment,
-            num_classes=num_classes,
-            attack=attack,
-            norm=norm,
-            seed=seed,
-        )
-        value_range = plain_range(value_range)
+        arguments = {
+            "epsilon": epsilon,
+            "step_size": step_size,
+            "num_steps": num_steps,
+            "staleness": staleness,
+            "targeted": targeted,
+            "random_start": random_start,
+            "value_range": value_range,
+            "adversarial_weight": adversarial_weight,
+            "augment": augment,
+            "num_classes": num_classes,
+            "attack": attack,
+            "norm": norm,
+            "seed": seed,
+        }
+        arguments = {argument: check_argument(argument, value) for argument, value in arguments.items()}
         super().__init__(
             model,
             norm_examples=norm_examples,
@@ -161,33 +168,41 @@ class ConAdvModel(StreamsModel):
             name=name or f"conadv_{model.name}",
             **kwargs,
         )
-        self.epsilon = epsilon
-        self.step_size = step_size
-        self.num_steps = num_steps
-        self.staleness = staleness
-        self.targeted = targeted
-        self.random_start = random_start
-        self.value_range = value_range
-        self.adversarial_weight = adversarial_weight
-        self.augment = augment
-        self.num_classes = num_classes
-        self.attack = attack
-        self.norm = norm
-        self.seed = seed
-        self.adversarial_set = AuxiliaryBatchNorms(f"{self.name}/adversarial", name="adversarial")
-        self.augmented_set = (
-            None if augment is None else AuxiliaryBatchNorms(f"{self.name}/augmented", name="augmented")
-        )
-        # Noise asks no weights.
-        self.stale = StaleWeights(staleness if attack == "pgd" else 0, prefix=self.name, name="stale")
-        self._watch_streams([CLEAN, ADVERSARIAL] if augment is None else [CLEAN, ADVERSARIAL, AUGMENTED])
+        for argument, value in arguments.items():
+            setattr(self, argument, value)
+        self.adversarial_batch_norms = AuxiliaryBatchNorms(f"{self.name}/adversarial", name="adversarial")
+        self.augmented_batch_norms = None
+        if augment is not None:
+            self.augmented_batch_norms = AuxiliaryBatchNorms(f"{self.name}/augmented", name="augmented")
+        self.stale = StaleWeights(staleness if attack_named(attack).reads_weights else 0, prefix=self.name, name="stale")
+        names = [CLEAN, ADVERSARIAL] if augment is None else [CLEAN, ADVERSARIAL, AUGMENTED]
+        self.stream_losses = {name: keras.metrics.Mean(name=f"{name}_loss") for name in names}
+        self.adversarial_accuracy = keras.metrics.Mean(name="adversarial_accuracy")
+        self.perturbation = keras.metrics.Mean(name="perturbation")
         self._classes: Any = None  # an int once the first batch is seen
-        self._checked = self._range_checked = False
+        self._checked = self._range_checked = self._has_trained = False
         self._in_flight = InFlight()
+        # Past Keras's tracking: arguments of the constructor are no state to save.
+        settings = tf.Variable(self._settings_values(), trainable=False, dtype=_settings_dtype(), name="settings")
+        object.__setattr__(self, "_attack_functions", {})
+        object.__setattr__(self, "_settings", settings)
         self.built = False
         if all(layer.built for layer in model._flatten_layers()):
             self._create_state()
             self.built = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checks arguments that are set after the constructor, and has the step use them; see the class."""
+        if "_settings" not in vars(self):
+            super().__setattr__(name, value)
+            return
+        value = check_argument(name, value)
+        check_fixed(name, value, getattr(self, name, None))
+        super().__setattr__(name, value)
+        if name in (*VARIABLES, "num_steps"):
+            self._settings.assign(self._settings_values())
+        if name in TRACED:
+            self._trace_anew()
 
     def build(self, input_shape: Any) -> None:
         """Builds the wrapped model under its own names, and what belongs to the wrapper."""
@@ -203,22 +218,23 @@ class ConAdvModel(StreamsModel):
         """What `build` needs where the wrapped model does not know its input."""
         return None if self._build_shapes_dict is None else {"input_shape": self._build_shapes_dict["input_shape"]}
 
-    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`, after checks that need no step to fail."""
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `keras.Model.fit` does, with its arguments, after checks that need no step to fail."""
+        arguments = delegation.fit_arguments(args, kwargs)
         if self.compiled:
             classification_loss(self._compiled_loss())
-        steps = kwargs.get("steps_per_epoch")
-        self.start_training(steps and steps * (kwargs.get("epochs", 1) - kwargs.get("initial_epoch", 0)))
+        steps = arguments["steps_per_epoch"]
+        self.start_training(steps and steps * (arguments["epochs"] - arguments["initial_epoch"]))
         try:
-            return super().fit(x=x, y=y, batch_size=batch_size, **kwargs)
+            return super().fit(*args, **kwargs)
         finally:
             self._in_flight.clear()
 
     def start_training(self, updates: int | None = None) -> None:
-        """Forgets the batch in flight. `fit` calls this; so must a loop that calls the train function itself.
+        """Drops the batch in flight. `fit` calls this; so must a loop that calls the train function itself.
 
         Args:
-            updates: how many there will be, so that no batch is drawn that will not be trained on; None if the data
+            updates: How many there will be, so that no batch is drawn that will not be trained on; None if the data
                 end by themselves.
         """
         self._checked = False
@@ -229,22 +245,18 @@ class ConAdvModel(StreamsModel):
         if self.train_function is None or force:
             self.train_function: Any = TrainFunction(self, self._in_flight, ahead=self.stale.staleness > 0)
 
-    def export(self, *args: Any, **kwargs: Any) -> Any:
-        """Exports the clean classifier: `keras.Model.export` of `.model`."""
-        return self.model.export(*args, **kwargs)
-
     def forget(self) -> None:
         """Takes the present weights for those of all earlier steps, after the model got other ones."""
-        self.stale.forget()
+        self.stale.reset()
 
     def adversarial_images(self, x: Any, y: Any, step: int | None = None, main: bool = False) -> tf.Tensor:
-        """Adversarial copies of images, made with the present weights.
+        """Adversarial images of images, made with the present weights.
 
         Args:
-            x: images, [batch, height, width, channels], in `value_range`.
-            y: their labels, as in training.
-            step: number of the step whose random numbers to use; None for the present one.
-            main: whether to attack the classifier as it is evaluated, by its main batch normalisations in inference
+            x: Images, [batch, height, width, channels], in `value_range`.
+            y: Their labels, as in training.
+            step: Number of the step whose random numbers to use; None for the present one.
+            main: Whether to attack the classifier as it is evaluated, by its own batch normalizations in inference
                 mode; else as in training.
 
         Returns:
@@ -252,71 +264,72 @@ class ConAdvModel(StreamsModel):
         """
         data = keras.tree.map_structure(tf.convert_to_tensor, (x, y))
         self.get_ready(data)
-        # Compiled, since a graph shows the logits behind a softmax; see `probability_logarithms`.
-        attack = self._copies if self.run_eagerly else tf.function(self._copies, autograph=False)
-        return attack(data, self.stale.step if step is None else step, None, main)
+        step = tf.cast(self.stale.step if step is None else step, tf.int64)
+        return self._attack_of(main)(data, step)
 
     def get_ready(self, data: Any) -> None:
-        """What must be done outside of the compiled step, given the first batch of `fit`.
+        """Does what must be done outside of the compiled step, given a batch.
 
         Raises:
-            ValueError: if images, labels, loss or model do not fit together.
+            ValueError: If images, labels, loss or model do not fit together.
         """
-        if self._checked:
-            return
-        strategy = self.distribute_strategy
-        data = keras.tree.map_structure(
-            lambda t: None if t is None else strategy.experimental_local_results(t)[0], data
-        )
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        image_checks.check_are_images(x)
-        x = keras.tree.flatten(x)[0]
-        image_checks.check_channels(self.value_range, x)
-        classification_loss(self._compiled_loss())
-        # Also in a step that a loop of the user's traces.
-        with tf.init_scope(), contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope():
-            if not self.built:
-                self.build((None, *x.shape[1:]))
-            self._infer_classes(x)
-            are_sparse(y, self._classes)
-            self._make_state_current()
-        if not self._range_checked and hasattr(x, "numpy"):
-            self._range_checked = True
-            image_checks.warn_unless_in_range(x, self.value_range)
-        self._checked = True
+        if not self._checked:
+            self._check(data)
+            self._checked = True
+        if not self._has_trained:
+            with self._outside_of_the_step():
+                self._make_state_current()
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch with the stale weights of its step, then makes one update; see the class."""
         self.get_ready(data)
-        return self.train_on_pair(data, self.copies_of_present(data))
+        return self.train_on_pair(data, self.attack_present(data))
 
-    def copies_of_present(self, data: Any) -> tf.Tensor:
-        """The adversarial copies of the present step's batch, made with theta_{t - staleness}."""
-        return self._copies(data, self.stale.step, self.stale.staleness or None)
+    def attack_present(self, data: Any) -> tf.Tensor:
+        """The adversarial images of the present step's batch, made with theta_{t - staleness}."""
+        return self._attacked(data, self.stale.step, lag=self.stale.staleness)
 
-    def copies_of_next(self, data: Any) -> tf.Tensor:
-        """The adversarial copies of the next step's batch, made with theta_{t + 1 - staleness}, before the update."""
-        return self._copies(data, self.stale.step + 1, (self.stale.staleness - 1) or None)
+    def attack_next(self, data: Any) -> tf.Tensor:
+        """The adversarial images of the next step's batch, made with theta_{t + 1 - staleness}, before the update."""
+        return self._attacked(data, self.stale.step + 1, lag=self.stale.staleness - 1)
 
-    def train_on_pair(self, data: Any, copies: tf.Tensor) -> dict[str, Any]:
-        """One update on a batch and its adversarial copies."""
+    def train_on_pair(self, data: Any, adversarial: tf.Tensor) -> dict[str, Any]:
+        """One update on a batch and its adversarial images."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = image_checks.as_floating(keras.tree.flatten(x)[0])
-        augmented = None if self.augment is None else self._augmented(x)
-        self.stale.advance()
+        streams = [
+            Stream(x, CLEAN),
+            Stream(
+                adversarial, ADVERSARIAL, self._settings[2], replacements=self.adversarial_batch_norms.replacements()
+            ),
+        ]
+        if self.augmented_batch_norms is not None:
+            replacements = self.augmented_batch_norms.replacements()
+            streams.append(Stream(self._augmented(x), AUGMENTED, replacements=replacements))
+        self.stale.push()
         with tf.name_scope("train"):
-            logs = self._update((x, y, sample_weight, copies, augmented))
-        self.perturbation.update_state(self._image_attack().sizes(copies, x))
-        for metric in self._own_metrics():
+            logs = self._update(streams, y, sample_weight)
+        self.perturbation.update_state(self._image_attack().sizes(adversarial, x))
+        return {**logs, **self.step_logs()}
+
+    def step_logs(self) -> dict[str, Any]:
+        """The logs after a step: the metrics, those that there are in training alone included."""
+        logs = self.get_metrics_result()
+        for metric in self._training_metrics():
             logs[metric.name] = metric.result()
         if batch_normalizations(self.model):
-            logs["bn_distance"] = self.adversarial_set.distance()
+            logs["bn_distance"] = self.adversarial_batch_norms.distance()
         return logs
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """The compiled metrics and the loss; what there is in training alone is left to `fit`."""
-        own = {metric.name for metric in self._own_metrics()}
+        """The compiled metrics and the loss. What there is in training alone is left to `fit`."""
+        own = {metric.name for metric in self._training_metrics()}
         return {name: value for name, value in super().get_metrics_result().items() if name not in own}
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The wrapped model's, and those of training."""
+        return [*super().metrics, *self._training_metrics()]
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -345,63 +358,127 @@ class ConAdvModel(StreamsModel):
             augment = keras.saving.deserialize_keras_object(augment, custom_objects=custom_objects)
         return super().from_config({**config, "augment": augment}, custom_objects)
 
+    def _training_metrics(self) -> list[keras.metrics.Metric]:
+        if "perturbation" not in vars(self):  # while the constructor runs
+            return []
+        return [*self.stream_losses.values(), self.adversarial_accuracy, self.perturbation]
+
+    def _update_metrics(self, stream: Stream, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
+        """The compiled metrics see the clean images."""
+        if stream.name == CLEAN:
+            return super()._update_metrics(stream, x, y, y_pred, sample_weight)
+        if stream.name == ADVERSARIAL:
+            self.adversarial_accuracy.update_state(tf.cast(are_right(y, y_pred, self._classes), tf.float32))
+        return {}
+
+    def _update_losses(self, streams: Sequence[Stream], result: Pass, batch_size: Size) -> None:
+        """Updates the loss, and each stream's without weight regularizers."""
+        super()._update_losses(streams, result, batch_size)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        penalties = [tf.cast(v.regularizer(v), tf.float32) for v in self.trainable_weights if v.regularizer is not None]
+        for number, stream in enumerate(streams):
+            loss = result.losses[number]
+            if number == 0 and penalties:
+                loss -= tf.add_n(penalties)
+            self.stream_losses[stream.name].update_state(loss * replicas, sample_weight=batch_size)
+
     def _create_state(self) -> None:
-        """The twins and the stale copies, once the wrapped model has its variables."""
-        for bn_set in self._sets():
-            bn_set.create(self.model)
-            bn_set.built = True
+        """Creates the auxiliary batch norms and the snapshots, once the wrapped model has its variables."""
+        for batch_norms in self._auxiliary_batch_norms():
+            batch_norms.create(self.model)
+            batch_norms.built = True
         self.stale.create(self._attacked_variables())
         self.stale.built = True
 
     def _make_state_current(self) -> None:
-        for bn_set in self._sets():
-            bn_set.follow_trainable()
+        """Before the first step: auxiliary batch norms and snapshots are those of the model's present weights."""
+        for batch_norms in self._auxiliary_batch_norms():
+            batch_norms.follow_trainable()
         augment: Any = self.augment
-        if getattr(augment, "trainable_variables", None):
-            raise ValueError(
-                f"augment must have no weights to train, got {augment.name!r} with "
-                f"{len(augment.trainable_variables)}: freeze it."
-            )
+        count = len(getattr(augment, "trainable_variables", None) or ())
+        require(count == 0, "augment", augment, f"a layer without weights to train (it has {count})", "freeze it")
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        if int(self.stale.step.numpy()) == 0:
-            for bn_set in self._sets():
-                bn_set.copy_from_main()
-            self.stale.forget()
+        if int(self.stale.step.numpy()):
+            self._has_trained = True
+            return
+        for batch_norms in self._auxiliary_batch_norms():
+            batch_norms.copy_from_main()
+        self.stale.reset()
+
+    @contextlib.contextmanager
+    def _outside_of_the_step(self) -> Iterator[None]:
+        """Also in a step that a loop of the user's traces."""
+        strategy = self.distribute_strategy
+        with tf.init_scope(), contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope():
+            yield
+
+    def _check(self, data: Any) -> None:
+        """Raises ValueError if images, labels, loss or model do not fit together; builds the model."""
+        strategy = self.distribute_strategy
+        data = keras.tree.map_structure(
+            lambda t: None if t is None else strategy.experimental_local_results(t)[0], data
+        )
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        image_checks.check_are_images(x)
+        x = keras.tree.flatten(x)[0]
+        image_checks.check_channels(self.value_range, x)
+        classification_loss(self._compiled_loss())
+        with self._outside_of_the_step():
+            if not self.built:
+                self.build((None, *x.shape[1:]))
+            self._infer_classes(x)
+            are_sparse(y, self._classes)
+        if not self._range_checked and hasattr(x, "numpy"):
+            self._range_checked = True
+            image_checks.warn_unless_in_range(x, self.value_range)
 
     def _compiled_loss(self) -> Any:
         return getattr(self, "loss", None) if self.compiled else None
 
-    def _sets(self) -> list[AuxiliaryBatchNorms]:
-        return [s for s in (self.adversarial_set, self.augmented_set) if s is not None]
+    def _auxiliary_batch_norms(self) -> list[AuxiliaryBatchNorms]:
+        return [bns for bns in (self.adversarial_batch_norms, self.augmented_batch_norms) if bns is not None]
 
     def _attacked_variables(self) -> list[Any]:
         """What the attack reads, seeds excepted."""
         mains = {id(v) for layer in batch_normalizations(self.model) for v in layer.weights}
-        return [*(v for v in self.model.weights if id(v) not in mains), *self.adversarial_set.weights]
+        return [*(v for v in self.model.weights if id(v) not in mains), *self.adversarial_batch_norms.weights]
 
     def _infer_classes(self, x: Any) -> None:
         output = self.model.compute_output_spec(keras.KerasTensor((None, *x.shape[1:]), keras.config.floatx()))
         shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(output)]
         if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
             raise ValueError(
-                f"model must give one score per class, [batch, classes] with 2 classes or more, got output {shapes}."
+                f"model must give one score per class, [batch, classes] with 2 classes or more; received output {shapes}."
             )
-        if self.num_classes not in (None, shapes[0][1]):
-            raise ValueError(
-                f"num_classes must be the number of the model's outputs, {shapes[0][1]}, or None, got "
-                f"num_classes={self.num_classes}."
-            )
+        fits = self.num_classes in (None, shapes[0][1])
+        require(fits, "num_classes", self.num_classes, f"the number of the model's outputs, {shapes[0][1]}, or None")
         self._classes = shapes[0][1]
 
     # The attack.
 
-    def _copies(self, data: Any, step: Any, steps_ago: int | None, main: bool = False) -> tf.Tensor:
-        """Adversarial copies for a step, made with the weights of so many steps ago; None for the present ones."""
+    def _attack_of(self, main: bool) -> Callable[..., tf.Tensor]:
+        """The attack with the present weights, compiled: a graph shows the logits behind a softmax."""
+
+        def attack(data: Any, step: Any) -> tf.Tensor:
+            return self._attacked(data, step, lag=0, main=main)
+
+        if self.run_eagerly:
+            return attack
+        # What is read while the attack is traced.
+        read = [self._compiled_loss(), *(getattr(self, name) for name in TRACED), self.micro_batch_size]
+        read += [layer.trainable for layer in batch_normalizations(self.model)]
+        known = self._attack_functions.get(main)
+        if known is None or known[0] != read:
+            known = self._attack_functions[main] = read, tf.function(attack, reduce_retracing=True, autograph=False)
+        return known[1]
+
+    def _attacked(self, data: Any, step: Any, lag: int, main: bool = False) -> tf.Tensor:
+        """Adversarial images for a step, made with the weights of `lag` steps ago."""
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         x = image_checks.as_floating(keras.tree.flatten(x)[0])
         with tf.name_scope("attack"):
-            weights = [] if steps_ago is None else self.stale.ago(steps_ago)
+            weights = self.stale.lag(lag)
             if self.micro_batch_size is None:
                 return self._perturbed(x, y, step, weights, main)
             return mapped_over_micro_batches(
@@ -419,7 +496,7 @@ class ConAdvModel(StreamsModel):
         def scores(x: tf.Tensor) -> Any:
             with keras.StatelessScope(state), contextlib.ExitStack() as stack:
                 if not main:
-                    stack.enter_context(self.adversarial_set.intercept())
+                    stack.enter_context(self.adversarial_batch_norms.intercept())
                 return self.model(x, training=not main)
 
         loss = classification_loss(self._compiled_loss())
@@ -428,15 +505,20 @@ class ConAdvModel(StreamsModel):
 
     def _image_attack(self) -> ImageAttack:
         return ImageAttack(
-            epsilon=self.epsilon,
+            epsilon=self._settings[0],
             value_range=self.value_range,
-            step_size=self.step_size,
+            step_size=self._settings[1],
             num_steps=self.num_steps,
             targeted=self.targeted,
             random_start=self.random_start,
             kind=self.attack,
             norm=self.norm,
         )
+
+    def _settings_values(self) -> list[float]:
+        """Radius, step and weight of the adversarial loss: what may change without a new trace."""
+        step_size = self.epsilon / self.num_steps if self.step_size is None else self.step_size
+        return [float(self.epsilon), float(step_size), float(self.adversarial_weight)]
 
     def _augmented(self, x: tf.Tensor) -> tf.Tensor:
         augment: Any = self.augment
@@ -460,3 +542,7 @@ class ConAdvModel(StreamsModel):
         seed = self._seed(step, purpose, part)
         fold = tf.random.experimental.stateless_fold_in
         return [(v, tf.cast(fold(seed, i, alg="philox"), v.dtype)) for i, v in enumerate(states)]
+
+
+def _settings_dtype() -> str:
+    return "float64" if keras.config.floatx() == "float64" else "float32"

@@ -1,7 +1,8 @@
-"""The train function of ConAdvModel: trains on one batch while the adversarial copies of the next one are made."""
+"""The train function of ConAdvModel: trains on one batch while the next one is attacked."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 _END = object()
+_ENDLESS = sys.maxsize
 
 
 class Steps(Protocol):
@@ -21,23 +23,26 @@ class Steps(Protocol):
     steps_per_execution: int
 
     def get_ready(self, data: Any) -> None:
-        """What must be done outside of the compiled step, given the first batch."""
+        """Does what must be done outside of the compiled step, given a batch."""
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch, then trains on it."""
 
-    def train_on_pair(self, data: Any, copies: Any) -> dict[str, Any]:
-        """Trains on a batch and its adversarial copies."""
+    def train_on_pair(self, data: Any, adversarial: Any) -> dict[str, Any]:
+        """Trains on a batch and its adversarial images."""
 
-    def copies_of_present(self, data: Any) -> Any:
-        """The adversarial copies of the batch of the present step."""
+    def attack_present(self, data: Any) -> Any:
+        """Returns the adversarial images of the batch of the present step."""
 
-    def copies_of_next(self, data: Any) -> Any:
-        """The adversarial copies of the batch of the next step; to be called before the update."""
+    def attack_next(self, data: Any) -> Any:
+        """Returns the adversarial images of the batch of the next step; to be called before the update."""
+
+    def step_logs(self) -> dict[str, Any]:
+        """Returns the logs after a step."""
 
 
 class InFlight:
-    """A batch that was drawn and attacked and not yet trained on, and how many batches `fit` will train on still.
+    """The batch that was drawn and not yet trained on, its adversarial images, and how many batches are still to come.
 
     It outlives the train function, which Keras makes anew when a model is compiled.
     """
@@ -45,109 +50,172 @@ class InFlight:
     def __init__(self) -> None:
         self.clear()
 
-    def clear(self, calls_left: int | None = None) -> None:
-        """Forgets the batch, before and after a `fit`, which will train on `calls_left` of them, None if unknown."""
-        self.calls_left = calls_left
+    def clear(self, batches_left: int | None = None) -> None:
+        """Drops the batch, before and after a `fit` over `batches_left` batches, None if that is unknown."""
+        self.batches_left = batches_left
         self.hold(None, None, None)
 
-    def hold(self, iterator: Any, batch: Any, copies: Any) -> None:
-        """Keeps a batch, its copies, and the iterator it was drawn from."""
-        self.iterator, self.batch, self.copies = iterator, batch, copies
+    def hold(self, iterator: Any, batch: Any, adversarial: Any) -> None:
+        """Keeps a batch, its adversarial images, and the iterator it was drawn from."""
+        self.iterator, self.batch, self.adversarial = iterator, batch, adversarial
 
 
 class TrainFunction:
-    """Called by `fit` once for each step, with the iterator of the data.
+    """Called by `fit` for each execution of one or several steps, with the iterator of the data.
 
-    A call trains on the batch in flight and, beside that, attacks the next one: the two share no tensor but the
-    weights that both read. The first call of an epoch attacks the batch it trains on itself, the last one attacks none.
-    So N batches make N calls and N updates. Batches are drawn here, outside the compiled step, so that the step which
-    has no next batch is another program and no branch, which could not hold the replicas' communication.
+    A step trains on the batch in flight, draws the next one and attacks it: training and attack share no tensor but the
+    weights that both read. So N batches make N updates. One program does every step. The first batch of an epoch is
+    attacked by a program of its own; where the data end, the last step attacks what it trains on once more, and the
+    result is dropped: cheaper than another program, and a branch could not hold the replicas' communication.
 
     Args:
-        model: what to run.
-        in_flight: what one call leaves for the next.
-        ahead: whether to attack ahead; else each step attacks its own batch first.
+        model: What to run.
+        in_flight: What one call leaves for the next.
+        ahead: Whether to attack the next batch during a step; else each step attacks its own batch first.
     """
 
     def __init__(self, model: Steps, in_flight: InFlight, ahead: bool) -> None:
         self._model = model
         self._in_flight = in_flight
         self._ahead = ahead
-        self._sequential = self._compiled(model.train_step)
-        self._first_copies = self._compiled(model.copies_of_present, logs=False)
-        self._last = self._compiled(model.train_on_pair)
-        self._concurrent = self._compiled(self._train_and_attack)
+        self._first_attack = self._compiled(lambda batch: self._on_replicas(model.attack_present, batch))
+        self._one_step = self._compiled(self.step, jit_alone=True)
+        self._alone = self._compiled(lambda batch: self._averaged(self._on_replicas(model.train_step, batch)))
+        self._steps = self._compiled(self._run, jit=False)
 
     def __call__(self, iterator: Iterable[Any]) -> dict[str, Any]:
         """Does `steps_per_execution` steps, fewer if the data end; StopIteration if there are no more data."""
-        logs = None
-        for _ in range(self._model.steps_per_execution):
-            found = self._step(iterator)
-            if found is None:
-                break
-            logs = found
-        if logs is None:
-            raise StopIteration
-        return logs
-
-    def _step(self, iterator: Any) -> dict[str, Any] | None:
-        """One update; None if there are no data."""
-        if not self._ahead or not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
-            batch = self._drawn(iterator)
-            return None if batch is _END else self._sequential(batch)
+        if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):  # train_on_batch
+            return self._alone(self._drawn(iterator))
         held = self._in_flight
+        spec = keras.tree.map_structure(_none_for_optional, iterator.element_spec)
         if held.iterator is not iterator:
             batch = self._drawn(iterator)
-            if batch is _END:
-                return None
-            held.hold(iterator, batch, self._first_copies(batch))
-        # Drawing a batch that will not be trained on would lose it, where the iterator is the user's generator.
-        coming = _END if held.calls_left == 1 else self._drawn(iterator)
-        if held.calls_left is not None:
-            held.calls_left -= 1
-        if coming is _END:
-            logs = self._last(held.batch, held.copies)
-            held.hold(None, None, None)
-            return logs
-        logs, copies = self._concurrent(held.batch, held.copies, coming)
-        held.hold(iterator, coming, copies)
+            held.hold(iterator, batch, self._first(batch, spec) if self._ahead else None)
+        left = _ENDLESS if held.batches_left is None else held.batches_left
+        arguments = held.batch, held.adversarial, iterator, tf.constant(left, tf.int64)
+        logs, batch, adversarial, goes_on, done = self._of_any_size(self._steps, spec, arguments)(*arguments)
+        if held.batches_left is not None:
+            held.batches_left -= int(done)
+        held.hold(*((iterator, batch, adversarial) if goes_on else (None, None, None)))
         return logs
 
+    @tf.autograph.experimental.do_not_convert
+    def step(self, batch: Any, adversarial: Any, coming: Any) -> tuple[dict[str, Any], Any]:
+        """One step on all replicas: the logs, and the adversarial images of the coming batch."""
+        if not self._ahead:
+            return self._averaged(self._on_replicas(self._model.train_step, batch)), None
+        logs, adversarial = self._on_replicas(self._train_and_attack, batch, adversarial, coming)
+        return self._averaged(logs), adversarial
+
+    def _train_and_attack(self, batch: Any, adversarial: Any, coming: Any) -> tuple[dict[str, Any], Any]:
+        # The attack first: it reads the weights before the update writes them, and nothing else ties the two.
+        images = self._model.attack_next(coming)
+        return self._model.train_on_pair(batch, adversarial), images
+
+    def _run(self, batch: Any, adversarial: Any, iterator: Any, left: tf.Tensor) -> tuple[Any, ...]:
+        """The steps of one call: logs, the batch in flight, its adversarial images, whether there is one, steps."""
+        steps = self._model.steps_per_execution
+        if steps == 1:
+            coming, goes_on = self._draw(iterator, batch, left > 1)
+            logs, adversarial = self._one_step(batch, adversarial, coming)
+            return logs, coming, adversarial, goes_on, tf.ones((), tf.int64)
+
+        pack, flat = _packing(batch)
+
+        def body(done: tf.Tensor, goes_on: tf.Tensor, batch: Any, adversarial: Any) -> tuple[Any, ...]:
+            del goes_on
+            coming, goes_on = self._draw(iterator, pack(batch), left > done + 1)
+            _, images = self._one_step(pack(batch), adversarial[0] if self._ahead else None, coming)
+            return done + 1, goes_on, flat(coming), [images] if self._ahead else []
+
+        done, goes_on, batch, adversarial = tf.while_loop(
+            lambda done, goes_on, *_: tf.logical_and(done < steps, goes_on),
+            body,
+            [tf.zeros((), tf.int64), tf.constant(True), flat(batch), [adversarial] if self._ahead else []],
+            parallel_iterations=1,
+        )
+        logs = self._averaged(self._on_replicas(self._model.step_logs))
+        return logs, pack(batch), adversarial[0] if self._ahead else None, goes_on, done
+
+    def _draw(self, iterator: Any, batch: Any, wanted: tf.Tensor) -> tuple[Any, tf.Tensor]:
+        """The next batch and True; where there is none or none is wanted, a stand-in and False.
+
+        Drawing a batch that will not be trained on would lose it, where the iterator is the user's generator.
+        """
+        pack, flat = _packing(batch)
+
+        def draw() -> tuple[tf.Tensor, list[Any]]:
+            optional = iterator.get_next_as_optional()
+            there_is = optional.has_value()
+            return there_is, tf.cond(there_is, lambda: flat(optional.get_value()), stand_in)
+
+        def stand_in() -> list[Any]:
+            return [self._stand_in(t) for t in flat(batch)]
+
+        goes_on, coming = tf.cond(wanted, draw, lambda: (tf.constant(False), stand_in()))
+        return pack(coming), goes_on
+
+    def _stand_in(self, t: Any) -> Any:
+        """One example where the program takes any number, else all: their attack costs time and is dropped."""
+        of_any_size = isinstance(t, tf.Tensor) and not tf.executing_eagerly() and t.shape.rank and t.shape[0] is None
+        return t[:1] if of_any_size and not self._model.jit_compile else t
+
     def _drawn(self, iterator: Any) -> Any:
-        """The next batch, with None where Keras's data adapters have an empty optional; `_END` if there is none."""
+        """The next batch, with None where Keras's data adapters have an empty optional."""
         batch = next(iterator, _END)
         if batch is _END:
-            return _END
+            raise StopIteration
         batch = keras.tree.map_structure(_tensor_or_none, batch)
         self._model.get_ready(batch)
         return batch
 
-    @tf.autograph.experimental.do_not_convert
-    def _train_and_attack(self, batch: Any, copies: Any, coming: Any) -> tuple[dict[str, Any], Any]:
-        # The attack first: it reads the weights before the update writes them, and nothing else ties the two.
-        coming_copies = self._model.copies_of_next(coming)
-        return self._model.train_on_pair(batch, copies), coming_copies
+    def _first(self, batch: Any, spec: Any) -> Any:
+        """The adversarial images of the first batch."""
+        return self._of_any_size(self._first_attack, spec, (batch,))(batch)
 
-    def _compiled(self, step: Any, logs: bool = True) -> Any:
-        """The step on all replicas, compiled as the model is; logs are averaged over the replicas."""
+    def _of_any_size(self, function: Any, spec: Any, arguments: tuple[Any, ...]) -> Any:
+        """The function, traced for batches of the data's spec, so that a smaller last batch needs no other trace."""
+        if not self._model.run_eagerly and not function.experimental_get_tracing_count():
+            others = list(arguments[1:])
+            if others and self._ahead:
+                others[0] = self._first_attack.get_concrete_function(spec).structured_outputs
+                others[0] = tf.nest.map_structure(tf.type_spec_from_value, others[0])
+            function.get_concrete_function(spec, *others)
+        return function
+
+    def _on_replicas(self, step: Any, *arguments: Any) -> Any:
+        return self._model.distribute_strategy.run(tf.autograph.experimental.do_not_convert(step), args=arguments)
+
+    def _compiled(self, function: Any, jit: bool = True, jit_alone: bool = False) -> Any:
+        """The function, compiled as the model is; `jit_alone` if only XLA makes it a program of its own."""
         model = self._model
-
-        @tf.autograph.experimental.do_not_convert
-        def run(*arguments: Any) -> Any:
-            found = model.distribute_strategy.run(tf.autograph.experimental.do_not_convert(step), args=arguments)
-            if not logs:
-                return found
-            if isinstance(found, tuple):
-                return self._averaged(found[0]), found[1]
-            return self._averaged(found)
-
-        if model.run_eagerly:
-            return run
-        return tf.function(run, reduce_retracing=True, jit_compile=model.jit_compile)
+        function = tf.autograph.experimental.do_not_convert(function)
+        if model.run_eagerly or (jit_alone and not model.jit_compile):
+            return function
+        return tf.function(function, reduce_retracing=True, jit_compile=model.jit_compile if jit else None)
 
     def _averaged(self, logs: dict[str, Any]) -> dict[str, Any]:
         strategy = self._model.distribute_strategy
         return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
+
+
+def _packing(batch: Any) -> tuple[Any, Any]:
+    """Functions that pack a batch like this one from the list of its tensors, and that list its tensors."""
+    present = [leaf is not None for leaf in tf.nest.flatten(batch)]
+
+    def pack(tensors: Any) -> Any:
+        rest = iter(tensors)
+        return tf.nest.pack_sequence_as(batch, [next(rest) if there else None for there in present])
+
+    def flat(batch: Any) -> list[Any]:
+        return [leaf for leaf, there in zip(tf.nest.flatten(batch), present, strict=True) if there]
+
+    return pack, flat
+
+
+def _none_for_optional(spec: Any) -> Any:
+    return None if isinstance(spec, tf.OptionalSpec) or type(spec).__name__ == "NoneTensorSpec" else spec
 
 
 def _tensor_or_none(value: Any) -> Any:

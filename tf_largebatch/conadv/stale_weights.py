@@ -1,4 +1,4 @@
-"""Copies of a model's variables as they were some steps ago."""
+"""Snapshots of a model's variables as they were some steps ago."""
 
 from __future__ import annotations
 
@@ -10,39 +10,49 @@ import tensorflow as tf
 
 
 class StaleWeights(keras.layers.Layer):
-    """The variables of the last `staleness` steps, and the number of the present one.
+    """Snapshots of the variables before each of the last `staleness` updates, and the number of the present step.
 
-    Before the update of step t, copy number k (from 0) holds theta_{t-1-k}; where that would be before the first step,
-    theta_0. The copies and the counter are non-trainable weights: mirrored under a distribution strategy, and saved in
-    every checkpoint.
+    Before the update of step t, `lag(k)` gives theta_{t-k}; where that would be before the first step, theta_0.
+
+        push()     before the update of step t:  snapshot k <- snapshot k-1, ..., snapshot 1 <- theta_t;  t <- t + 1
+        lag(k)     theta_{t-k},  lag(0) the present weights
+        reset()    every snapshot <- the present weights
+
+    Snapshots are non-trainable weights: mirrored under a distribution strategy, and saved in every checkpoint. The
+    step is saved too, but is none of the weights: a callback that restores earlier weights (EarlyStopping) does not set
+    it back, so that no step draws the random numbers of another one again.
 
     Args:
-        staleness: how many steps back to keep, 0 or more.
-        prefix: first part of the copies' paths.
-        name: the layer's name.
+        staleness: How many snapshots to keep, tau, 0 or more.
+        prefix: First part of the snapshots' paths.
+        name: The layer's name.
+
+    Attributes:
+        step: Number of the present step, an int64 variable.
     """
 
     def __init__(self, staleness: int, prefix: str, name: str) -> None:
         super().__init__(name=name, autocast=False)
         self.staleness = staleness
         self._prefix = prefix
-        self._copied: list[Any] = []
-        self._copies: list[list[Any]] = []
+        self._originals: list[Any] = []
+        self._snapshots: list[list[Any]] = []
 
     def create(self, variables: Sequence[Any]) -> None:
-        """Makes the counter, at 0, and the copies of these variables, at their present values."""
+        """Creates the step, at 0, and the snapshots of these variables."""
         with keras.name_scope(self._prefix, override_parent=""):
-            self.step = self.add_weight(shape=(), dtype="int64", initializer="zeros", trainable=False, name="step")
-            copies = [
-                [self._copy_of(variable, lag, number) for number, variable in enumerate(variables)]
+            step = keras.Variable(0, trainable=False, dtype="int64", aggregation="only_first_replica", name="step")
+            snapshots = [
+                [self._snapshot_of(variable, lag, number) for number, variable in enumerate(variables)]
                 for lag in range(1, self.staleness + 1)
             ]
-        # Past Keras's tracking: the variables are others', and the copies have attributes of their own.
-        object.__setattr__(self, "_copied", list(variables))
-        object.__setattr__(self, "_copies", copies)
+        # Past Keras's tracking: the step is no weight, the variables are others', the snapshots have attributes.
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "_originals", list(variables))
+        object.__setattr__(self, "_snapshots", snapshots)
 
-    def _copy_of(self, variable: Any, lag: int, number: int) -> Any:
-        copy = self.add_weight(
+    def _snapshot_of(self, variable: Any, lag: int, number: int) -> Any:
+        snapshot = self.add_weight(
             shape=variable.shape,
             dtype=variable.dtype,
             initializer="zeros",
@@ -50,36 +60,62 @@ class StaleWeights(keras.layers.Layer):
             autocast=False,
             name=f"{variable.path.replace('/', '_')}_{lag}_ago",
         )
-        # tf.train.Checkpoint finds attributes alone.
-        setattr(self, f"copy_{number}_{lag}_ago", copy)
-        return copy
+        # tf.train.Checkpoint finds attributes alone, and nothing in lists.
+        setattr(self, f"snapshot_{number}_{lag}_ago", snapshot)
+        return snapshot
 
-    def forget(self) -> None:
-        """Makes the present values those of all earlier steps, as they are before the first one."""
-        for copies in self._copies:
-            for copy, variable in zip(copies, self._copied, strict=True):
-                copy.assign(variable)
+    def reset(self) -> None:
+        """Makes the present weights those of all earlier steps, as they are before the first one."""
+        for snapshots in self._snapshots:
+            for snapshot, variable in zip(snapshots, self._originals, strict=True):
+                snapshot.assign(variable)
 
-    def ago(self, steps: int) -> list[tuple[Any, tf.Tensor]]:
-        """The variables as they were `steps` steps ago, 1 to `staleness`, as pairs of variable and value."""
-        copies = self._copies[steps - 1]
-        return [(v, tf.convert_to_tensor(copy.value)) for v, copy in zip(self._copied, copies, strict=True)]
+    def lag(self, steps: int) -> list[tuple[Any, tf.Tensor]]:
+        """The weights of `steps` steps ago, as pairs of variable and value.
 
-    def advance(self) -> None:
-        """Counts the step and takes the present values as those of one step ago; to be called before the update.
-
-        Every replica writes its own copy with its own values: nothing is sent between them.
+        Args:
+            steps: 0 to `staleness`. 0 are the present weights, for which no pair is needed.
         """
-        newer = [self._copied, *self._copies[:-1]] if self._copies else []
+        if steps == 0:
+            return []
+        snapshots = self._snapshots[steps - 1]
+        return [(v, tf.convert_to_tensor(old.value)) for v, old in zip(self._originals, snapshots, strict=True)]
+
+    def push(self) -> None:
+        """Makes the present weights those of one step ago and counts the step; to be called before the update.
+
+        Every replica writes its own snapshots with its own values: nothing is sent between them.
+        """
+        newer = [self._originals, *self._snapshots[:-1]] if self._snapshots else []
 
         def on_all_replicas(strategy: tf.distribute.Strategy) -> None:
             # The oldest first: each is overwritten once it has been read.
-            for sources, targets in reversed(list(zip(newer, self._copies, strict=True))):
+            for sources, targets in reversed(list(zip(newer, self._snapshots, strict=True))):
                 for source, target in zip(sources, targets, strict=True):
                     strategy.extended.update(target.value, _assign, args=(source.value,), group=False)
             strategy.extended.update(self.step.value, _increment, group=False)
 
         _in_cross_replica_context(on_all_replicas)
+
+    @property
+    def variables(self) -> list[Any]:
+        """The snapshots and the step."""
+        return [*super().variables, *([self.step] if self.built else [])]
+
+    def save_own_variables(self, store: Any) -> None:
+        """Saves the snapshots and the step."""
+        super().save_own_variables(store)
+        store["step"] = self.step.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Loads the snapshots and the step."""
+        rest = {name: store[name] for name in store if name != "step"}
+        self.step.assign(store["step"][()])
+        super().load_own_variables(rest)
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        children = super()._trackable_children(save_type, **kwargs)
+        return {**children, "step": self.step.value} if self.built else children
 
 
 def _assign(target: tf.Variable, source: tf.Variable) -> tf.Operation:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_largebatch.core.rates import l2_norm
-from tf_largebatch.norms import KERAS, Registry, check_supported, measure
-from tf_largebatch.norms.intercept import intercept
-from tf_largebatch.norms.shapes import Size, static_or_dynamic_size
+from tf_largebatch.check import require
+from tf_largebatch.norms import KERAS, Registry, check_supported
+from tf_largebatch.norms.shapes import Size
 from tf_largebatch.optimizers import CLARS
 from tf_largebatch.optimizers.loss_scaling import agree_on_overflow
-from tf_largebatch.training.micro_batches import StepResult, averaged_over_micro_batches, count
-from tf_largebatch.training.noise_scale import NoiseScaleAverages, packed_mean_squares
+from tf_largebatch.training import delegation
+from tf_largebatch.training.micro_batches import batch_size_of, number_of_micro_batches
+from tf_largebatch.training.noise_scale import NoiseScaleAverages
+from tf_largebatch.training.step import Measuring, Pass, Stream, passes_over, run_pass
+
+# Read while the step is traced: a new value traces it anew.
+_TRACED = ("norm_examples", "micro_batch_size", "allow_generic")
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
@@ -27,29 +31,32 @@ class LargeBatchModel(keras.Model):
 
         s_k = (1/B) sum_i || grad_k f_i(w) ||_2
 
-    within the one forward and backward pass that gives the gradient, and hands it to the optimizer
-    (`tf_largebatch.CLARS`). With an optimizer that does not ask for the norms nothing is measured and the step is
-    Keras's own. The wrapped model keeps its weights, names and checkpoints; `.model` gives it back. What exactly a
-    norm is under batch normalization is said in `tf_largebatch.norms.per_example_gradient_norms`.
+    within the one forward and backward pass that computes the gradient, and passes it to the optimizer
+    (`tf_largebatch.CLARS`). With an optimizer that does not read the norms nothing is measured and the update is that
+    of plain Keras. The wrapped model keeps its weights, names and checkpoints; `.model` returns it.
+    `tf_largebatch.norms.per_example_gradient_norms` defines a norm under batch normalization.
+
+    The wrapped model's own `compute_loss`, `compute_metrics`, `metrics`, `get_metrics_result`, `test_step` and
+    `predict_step` are called, with the loss, metrics and optimizer that the wrapper was compiled with. A model with a
+    `train_step` of its own is refused. `export` exports the wrapped model.
 
     Args:
-        model: the model to train: Functional, Sequential, nested or subclassed.
-        norm_examples: how many examples of each batch (of each replica's share of it) are measured; None for all,
-            which is exact. The first `b` examples are taken, which is a random sample if the data are shuffled: their
+        model: The model to train: Functional, Sequential, nested or subclassed.
+        norm_examples: How many examples of each batch (of each replica's share of it) are measured; None for all,
+            which is exact. The first `b` examples are taken, which are a random sample if the data are shuffled: their
             mean is an unbiased estimate of `s_k` with the relative error (std / mean) / sqrt(b), at about b/B of the
-            price: in a large batch 128 to 512 examples err by a few percent. A last, smaller batch is
-            measured whole.
-        micro_batch_size: splits each batch into micro-batches of this many examples, worked off one after the other
+            cost: in a large batch 128 to 512 examples err by a few percent. A last, smaller batch is measured whole.
+        micro_batch_size: Splits each batch into micro-batches of this many examples, which run one after the other
             within the step; None for no split. Gradient and norms are those of the whole batch. Batch normalization
-            takes its statistics from one micro-batch at a time, and updates its moving averages once for each. Needs
-            losses with the reduction "sum_over_batch_size" (Keras's default).
-        allow_generic: whether layers without a rule are measured by differentiating them alone, example by example,
+            takes its statistics from one micro-batch at a time, and updates its moving averages once for each.
+        allow_generic: Whether layers without a rule are measured by differentiating them alone, example by example,
             at two to three times their own cost, instead of being refused.
-        name: the wrapper's name.
+        name: The wrapper's name.
 
     Raises:
-        ValueError: if `norm_examples` or `micro_batch_size` is not a positive integer or exceeds the batch; in `fit`,
-            before the first step, if a layer with trainable variables has no per-example norm rule.
+        ValueError: If `norm_examples` or `micro_batch_size` is not a positive integer or exceeds the batch, or the
+            model has a `train_step` of its own; in `fit`, before the first step, if a layer with trainable variables
+            has no per-example norm rule.
 
     Source: Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup", arXiv 2002.01576, equation of the layer-wise
     rate.
@@ -64,8 +71,7 @@ class LargeBatchModel(keras.Model):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_positive_integer("norm_examples", norm_examples)
-        _check_positive_integer("micro_batch_size", micro_batch_size)
+        delegation.check_trainable_by_wrapper(model)
         kwargs.setdefault("dtype", model.dtype_policy)
         # The wrapped model casts its inputs itself; the wrapper must not do so first.
         super().__init__(name=name or f"large_batch_{model.name}", autocast=False, **kwargs)
@@ -79,58 +85,96 @@ class LargeBatchModel(keras.Model):
         if model.built:
             self.built = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Checks arguments that are set after the constructor, and has the step traced anew with them."""
+        if name in ("norm_examples", "micro_batch_size"):
+            _check_positive_integer(name, value)
+        changes = name in _TRACED and name in vars(self) and getattr(self, name) != value
+        super().__setattr__(name, value)
+        if changes:
+            self._trace_anew()
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """The wrapped model's output."""
-        del training, mask  # the call context hands them on
+        del training, mask  # the call context passes them on
         return self.model(inputs)
 
-    def fit(self, x: Any = None, y: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`, after checks that need no step to fail."""
-        self._check_before_training(_known_batch_size(x, batch_size))
-        return super().fit(x=x, y=y, batch_size=batch_size, **kwargs)
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `keras.Model.fit` does, with its arguments, after checks that need no step to fail."""
+        arguments = delegation.fit_arguments(args, kwargs)
+        self._check_before_training(_known_batch_size(arguments["x"], arguments["batch_size"]))
+        return super().fit(*args, **kwargs)
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """Exports the wrapped model: `keras.Model.export` of `.model`."""
+        return self.model.export(*args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One update; see the class."""
-        if self.micro_batch_size is None and not self._measures() and not self._must_agree_on_overflow():
-            return super().train_step(data)
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._build_wrapped(x)
-        return self._update((x, y, sample_weight))
+        return self._update([Stream(x)], y, sample_weight)
 
-    def _update(self, data: tuple[Any, ...]) -> dict[str, Any]:
-        """One update on a batch whose first part is x, whole or in micro-batches."""
-        batch_size = static_or_dynamic_size(keras.tree.flatten(data[0])[0], 0)
-        if self.micro_batch_size is None:
-            result = self._step(data, self.norm_examples)
-        else:
-            self._check_losses_are_means()
-            examples = self._norm_examples_per_micro_batch(batch_size)
-            result = averaged_over_micro_batches(
-                lambda part: self._step(part, examples),
-                data,
-                self.trainable_variables,
-                batch_size,
-                self.micro_batch_size,
-            )
-        self._record_noise_scale(result, batch_size)
-        self._apply(result)
-        for metric in self.metrics:
-            if metric.name == "loss":
-                metric.update_state(_undo_replica_share(result.loss), sample_weight=batch_size)
-        return self.get_metrics_result()
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """One batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
+        if not delegation.overrides(self.model, "test_step"):
+            return super().test_step(data)
+        with delegation.compiled_as(self.model, self) as model:
+            return model.test_step(data)
+
+    def predict_step(self, data: Any) -> Any:
+        """One batch of `predict`: the wrapped model's own `predict_step` if it has one."""
+        own = delegation.overrides(self.model, "predict_step")
+        return self.model.predict_step(data) if own else super().predict_step(data)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """The compiled loss and the layers' losses, or the wrapped model's own `compute_loss`."""
+        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight, "training": training}
+        if not delegation.overrides(self.model, "compute_loss"):
+            return super().compute_loss(**arguments)
+        return delegation.compute_loss(self.model, self, arguments)
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """Updates the metrics, by the wrapped model's own `compute_metrics` if it has one, and returns the logs."""
+        if not delegation.overrides(self.model, "compute_metrics"):
+            return super().compute_metrics(x, y, y_pred, sample_weight)
+        with delegation.compiled_as(self.model, self) as model:
+            return model.compute_metrics(x, y, y_pred, sample_weight)
+
+    def get_metrics_result(self) -> dict[str, Any]:
+        """The metrics' values by name."""
+        if not delegation.overrides(self.model, "get_metrics_result"):
+            return super().get_metrics_result()
+        with delegation.compiled_as(self.model, self) as model:
+            return model.get_metrics_result()
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The loss, the compiled metrics and the wrapped model's own ones."""
+        if not hasattr(self, "model"):  # while the constructor runs
+            return super().metrics
+        with delegation.compiled_as(self.model, self) as model:
+            return list(model.metrics)
 
     @property
     def noise_scale_averages(self) -> NoiseScaleAverages | None:
-        """What the steps add to; see `record_noise_scale`."""
+        """The averages that the steps update; see `record_noise_scale`."""
         return self._noise_scale
 
     def record_noise_scale(self, averages: NoiseScaleAverages | None) -> None:
-        """Makes every step add to these averages; None ends it. `callbacks.GradientNoiseScale` calls this.
+        """Makes every step update these averages; None ends it. `callbacks.GradientNoiseScale` calls this.
 
         Norms are then measured whatever the optimizer, and Keras traces the step anew.
         """
         self._noise_scale = averages
-        self.train_function = None
+        self._trace_anew()
+
+    def _trace_anew(self) -> None:
+        """Has the next step traced anew, also in the middle of a `fit`."""
+        if getattr(self, "train_function", None) is not None:
+            self.make_train_function(force=True)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -153,63 +197,77 @@ class LargeBatchModel(keras.Model):
         if not all(layer.built for layer in self.model._flatten_layers()):
             self.model(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype.name), x))
 
-    def _step(self, data: tuple[Any, ...], examples: int | None) -> StepResult:
-        """Forward and backward pass over a batch or micro-batch, and its update of the metrics."""
-        x, y, sample_weight = data
-        unscaled: list[tf.Tensor] = []
-
-        def loss(y_pred: Any) -> tf.Tensor:
-            unscaled.append(self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True))
-            return self.optimizer.scale_loss(unscaled[0])
-
-        y_pred, gradients, norms, mean_squares = self._differentiate(x, loss, examples)
-        self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-        if not self._reads_norms():
-            norms = self._replica_norms(gradients)
-        return StepResult(tf.cast(unscaled[0], tf.float32), gradients, norms, mean_squares)
-
-    def _differentiate(
-        self,
-        x: Any,
-        loss: Callable[[Any], tf.Tensor],
-        examples: int | None,
-        replacements: Mapping[Any, Any] | None = None,
-    ) -> tuple[Any, list[Any], list[Any], tf.Tensor | None]:
-        """Output and gradients of one pass; per-example norms and mean squares if somebody reads them, else [], None.
-
-        In the pass the replacements are called in place of the layers that they are given for.
-        """
+    def _update(self, streams: Sequence[Stream], y: Any, sample_weight: Any) -> dict[str, Any]:
+        """One update on the streams of a batch; returns the logs."""
+        batch_size = batch_size_of(streams[0].inputs)
+        size = self._size_of_micro_batches(batch_size)
+        measuring = self._measuring(batch_size, size)
         variables = self.trainable_variables
-        if self._measures():
-            batch_size = static_or_dynamic_size(keras.tree.flatten(x)[0], 0)
-            y_pred, measured = measure(
-                self.model,
+        logs: dict[str, Any] = {}
+
+        def run(stream: Stream, x: Any, targets: tuple[Any, Any]) -> Pass:
+            y, sample_weight = targets
+            is_first = stream is streams[0]
+
+            def loss(y_pred: Any) -> tf.Tensor:
+                once = contextlib.nullcontext() if is_first else self._without_weight_regularizers()
+                with once:
+                    return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+            def scale(loss: tf.Tensor) -> tf.Tensor:
+                return self.optimizer.scale_loss(loss if is_first else stream.weight * loss)
+
+            one = run_pass(
                 lambda: self(x, training=True),
                 loss,
+                scale,
                 variables,
-                batch_size,
-                self._registry,
-                examples,
-                replacements,
+                batch_size_of(x),
+                measuring,
+                stream.replacements,
             )
-            mean_squares = None if self._noise_scale is None else packed_mean_squares(measured)
-            return y_pred, measured.gradients, measured.norm_sums(), mean_squares
-        with tf.GradientTape() as tape:
-            with contextlib.ExitStack() as stack:
-                for layer, replacement in (replacements or {}).items():
-                    stack.enter_context(intercept(layer, replacement.call))
-                y_pred = self(x, training=True)
-            target = loss(y_pred)
-        return y_pred, tape.gradient(target, [v.value for v in variables]), [], None
+            found = self._update_metrics(stream, x, y, one.outputs[0], sample_weight)
+            if size is None:
+                logs.update(found)
+            return one
 
-    def _replica_norms(self, gradients: list[Any]) -> list[Any]:
-        """The norm of this micro-batch's gradient, for `gradient_norms="replica"`."""
-        if self._clars() is None:
-            return []
-        return [None if g is None else tf.cast(l2_norm(tf.convert_to_tensor(g)), tf.float32) for g in gradients]
+        replica_norms = self._clars() is not None and not self._reads_norms()
+        result = passes_over(streams, (y, sample_weight), run, variables, batch_size, size, replica_norms)
+        self._record_noise_scale(result, batch_size)
+        self._update_losses(streams, result, batch_size)
+        self._apply(result)
+        return {**logs, **self.get_metrics_result()}
 
-    def _record_noise_scale(self, result: StepResult, batch_size: Size) -> None:
-        """Adds a batch to the averages, if anybody asked for them; before the update, which may change the scale."""
+    def _without_weight_regularizers(self) -> contextlib.AbstractContextManager[None]:
+        return delegation.without_weight_regularizers(self, self.model)
+
+    def _update_metrics(self, stream: Stream, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
+        """Updates the metrics by what a stream's pass over a batch or micro-batch gave; returns logs."""
+        del stream  # the only one
+        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+    def _update_losses(self, streams: Sequence[Stream], result: Pass, batch_size: Size) -> None:
+        """Updates the loss that `fit` shows."""
+        losses = _undo_replica_share(result.losses)
+        weights = [1.0, *(stream.weight for stream in streams[1:])]
+        total = losses[0] if len(weights) == 1 else tf.reduce_sum(tf.stack(weights) * losses)
+        self._loss_tracker.update_state(total, sample_weight=batch_size)
+
+    def _measuring(self, batch_size: Size, size: Size | None) -> Measuring | None:
+        """How the passes measure norms; None if neither the optimizer nor the noise scale reads them."""
+        if self._noise_scale is None and not self._reads_norms():
+            return None
+        examples = self.norm_examples
+        if examples is not None and self.micro_batch_size is not None:
+            examples = -(-examples // number_of_micro_batches(batch_size, self.micro_batch_size))
+        return Measuring(self.model, self._registry, examples, self._noise_scale is not None)
+
+    def _size_of_micro_batches(self, batch_size: Size) -> Size | None:
+        """How many examples run at a time; None for all."""
+        return self.micro_batch_size
+
+    def _record_noise_scale(self, result: Pass, batch_size: Size) -> None:
+        """Adds a batch to the averages; before the update, which may change the loss scale."""
         if self._noise_scale is not None:
             if result.mean_squares is None:
                 raise ValueError(
@@ -221,14 +279,14 @@ class LargeBatchModel(keras.Model):
             unit = self.optimizer.scale_loss(tf.ones(())) / tf.distribute.get_strategy().num_replicas_in_sync
             self._noise_scale.update(result.mean_squares, result.gradients, batch_size, unit)
 
-    def _apply(self, result: StepResult) -> None:
-        """Hands gradients and norms to the optimizer."""
-        variables = self.trainable_variables
+    def _apply(self, result: Pass) -> None:
+        """Passes gradients and norms to the optimizer."""
+        variables, gradients = result.variables, result.gradients
         clars = self._clars()
-        gradients, norms = result.gradients, result.norms
+        norms = [] if clars is None or result.norms is None else result.norms.unpack()
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            # It unscales the gradients itself, and knows nothing of the norms: a contribution that overflows where
-            # the gradient does not must skip the step just the same.
+            # It unscales the gradients itself and knows nothing of the norms. A contribution that overflows where the
+            # gradient does not must skip the step all the same.
             scale = self.optimizer.scale_loss(tf.ones(()))
             norms = [None if s is None else s / scale for s in norms]
             gradients = agree_on_overflow(gradients, norms)
@@ -247,55 +305,30 @@ class LargeBatchModel(keras.Model):
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         return optimizer if isinstance(optimizer, CLARS) else None
 
-    def _must_agree_on_overflow(self) -> bool:
-        """Whether Keras's own step would skip an overflow of the first replica alone."""
-        several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-        return several and isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
-
-    def _measures(self) -> bool:
-        """Whether anybody reads per-example norms: the optimizer or the noise scale."""
-        return self._noise_scale is not None or self._reads_norms()
-
     def _reads_norms(self) -> bool:
         """Whether the optimizer reads per-example norms."""
         clars = self._clars()
         return clars is not None and clars.reads_per_example_norms
 
-    def _norm_examples_per_micro_batch(self, batch_size: Size) -> int | None:
-        if self.norm_examples is None or self.micro_batch_size is None:
-            return self.norm_examples
-        parts = count(batch_size, self.micro_batch_size)
-        return -(-self.norm_examples // parts)
-
     def _check_before_training(self, batch_size: int | None) -> None:
-        if batch_size is not None:
-            for name in ("norm_examples", "micro_batch_size"):
-                value = getattr(self, name)
-                if value is not None and value > batch_size:
-                    raise ValueError(
-                        f"{name} must be at most the batch size {batch_size}, got {name}={value}: "
-                        "lower it or pass None."
-                    )
-        if self.optimizer is not None and self.model.built and self._measures():
+        """Checks what can be checked without data. A model that is not compiled is left to Keras's own message."""
+        if not self.compiled:
+            return
+        for name in ("norm_examples", "micro_batch_size"):
+            value = getattr(self, name)
+            fits = batch_size is None or value is None or value <= batch_size
+            require(fits, name, value, f"at most the batch size {batch_size}", "lower it or pass None")
+        if self.model.built and (self._noise_scale is not None or self._reads_norms()):
             check_supported(self.model, self._registry)
-
-    def _check_losses_are_means(self) -> None:
-        for loss in keras.tree.flatten(self.loss):
-            reduction = getattr(loss, "reduction", "sum_over_batch_size")
-            if reduction not in ("sum_over_batch_size", "mean"):
-                raise ValueError(
-                    f"micro_batch_size={self.micro_batch_size} needs losses that are means over the batch, got a loss "
-                    f"with reduction={reduction!r}: use reduction='sum_over_batch_size' or micro_batch_size=None."
-                )
 
 
 def _check_positive_integer(name: str, value: Any) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-        raise ValueError(f"{name} must be a positive integer or None, got {name}={value!r}.")
+    valid = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+    require(valid, name, value, "a positive integer or None")
 
 
 def _known_batch_size(x: Any, batch_size: int | None) -> int | None:
-    """The batch size of `fit`'s data where it can be told without drawing any."""
+    """The batch size of `fit`'s data where it is known without drawing a batch."""
     if isinstance(x, tf.data.Dataset):
         leaves = keras.tree.flatten(x.element_spec)
         rank = getattr(leaves[0], "shape", tf.TensorShape(None)).rank

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from tf_largebatch.core.noise_scale import estimates
-from tf_largebatch.norms.measure import Measurement
 
 
 class NoiseScaleAverages:
@@ -84,14 +83,3 @@ class NoiseScaleAverages:
                 penalty = variable.regularizer(variable)
             gradient -= tf.cast(tf.convert_to_tensor(tape.gradient(penalty, variable.value)), tf.float32)
         return tf.reduce_sum(tf.square(gradient))
-
-
-def packed_mean_squares(measured: Measurement) -> tf.Tensor:
-    """`(1/B) sum_i ||g_i||^2` for each variable, with `g_i = B G_i`, estimated from the measured examples; 0 for None.
-
-    Of equal parts of a batch it averages as their gradients do. float32 [K].
-    """
-    # B/b for the examples not measured; B^2 / B for the factor 1/B in each G_i.
-    factor = tf.square(tf.cast(measured.batch_size, tf.float32)) / tf.cast(measured.measured, tf.float32)
-    zero = tf.zeros((), tf.float32)
-    return tf.stack([zero if sq is None else factor * tf.reduce_sum(sq) for sq in measured.squared_norms])

@@ -1,0 +1,74 @@
+"""What a wrapped model overrides of Keras's training: called where the wrapper's step can call it, else refused."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from tf_largebatch.check import require
+
+# What `compile` sets and what keras.Model's own methods read.
+_COMPILED = ("optimizer", "loss", "compiled", "_compile_loss", "_compile_metrics", "_loss_tracker")
+
+
+def overrides(model: keras.Model, name: str) -> bool:
+    """Whether a model has a method or property of its own in place of keras.Model's."""
+    return name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name)
+
+
+def check_trainable_by_wrapper(model: keras.Model) -> None:
+    """Raises ValueError if the model has a training step of its own, which a wrapper would ignore."""
+    require(
+        not overrides(model, "train_step"),
+        "model",
+        model.name,
+        f"a model without a train_step of its own, which the wrapper's step would replace ({type(model).__name__} has "
+        "one)",
+        "move its loss into compute_loss and its metrics into compute_metrics, which the wrapper calls, or train "
+        "without the wrapper, with gradient_norms='replica'",
+    )
+
+
+@contextlib.contextmanager
+def compiled_as(model: keras.Model, wrapper: keras.Model) -> Iterator[keras.Model]:
+    """Within it the wrapped model has the compiled loss, metrics and optimizer of the wrapper."""
+    state = vars(model)
+    before = {name: state[name] for name in _COMPILED if name in state}
+    state.update({name: vars(wrapper)[name] for name in _COMPILED if name in vars(wrapper)})
+    try:
+        yield model
+    finally:
+        for name in _COMPILED:
+            state.pop(name, None)
+        state.update(before)
+
+
+def compute_loss(model: keras.Model, wrapper: keras.Model, arguments: dict[str, Any]) -> Any:
+    """The wrapped model's own `compute_loss`, on the wrapper's compiled loss."""
+    if "training" not in inspect.signature(model.compute_loss).parameters:  # as before Keras 3.3
+        arguments = {name: value for name, value in arguments.items() if name != "training"}
+    with compiled_as(model, wrapper):
+        return model.compute_loss(**arguments)
+
+
+def fit_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call of `keras.Model.fit` by name, defaults included."""
+    bound = inspect.signature(keras.Model.fit).bind(None, *args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+@contextlib.contextmanager
+def without_weight_regularizers(*models: keras.Model) -> Iterator[None]:
+    """Within it `losses` of the models holds no weight regularizers, which count once for all streams of a batch."""
+    try:
+        for model in models:
+            object.__setattr__(model, "_get_regularization_losses", list)
+        yield
+    finally:
+        for model in models:
+            vars(model).pop("_get_regularization_losses", None)
