@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 
@@ -109,9 +110,8 @@ class StaleWeights(keras.layers.Layer):
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the snapshots and the step."""
-        rest = {name: store[name] for name in store if name != "step"}
-        self.step.assign(store["step"][()])
-        super().load_own_variables(rest)
+        super().load_own_variables({name: store[name] for name in store.keys() if name != "step"})
+        self.step.assign(np.asarray(store["step"]))
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         children = super()._trackable_children(save_type, **kwargs)

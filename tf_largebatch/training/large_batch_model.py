@@ -215,7 +215,7 @@ class LargeBatchModel(keras.Model):
                     return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 
             def scale(loss: tf.Tensor) -> tf.Tensor:
-                return self.optimizer.scale_loss(loss if is_first else stream.weight * loss)
+                return self.optimizer.scale_loss(loss if is_first else tf.cast(stream.weight, loss.dtype) * loss)
 
             one = run_pass(
                 lambda: self(x, training=True),
@@ -249,7 +249,7 @@ class LargeBatchModel(keras.Model):
     def _update_losses(self, streams: Sequence[Stream], result: Pass, batch_size: Size) -> None:
         """Updates the loss that `fit` shows."""
         losses = _undo_replica_share(result.losses)
-        weights = [1.0, *(stream.weight for stream in streams[1:])]
+        weights = [1.0, *(tf.cast(stream.weight, tf.float32) for stream in streams[1:])]
         total = losses[0] if len(weights) == 1 else tf.reduce_sum(tf.stack(weights) * losses)
         self._loss_tracker.update_state(total, sample_weight=batch_size)
 
