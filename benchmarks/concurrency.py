@@ -51,32 +51,34 @@ def build_model(form: str) -> Any:
     import tf_largebatch as lb
     from tf_largebatch import models
     from tf_largebatch.norms.intercept import intercept
-    from tf_largebatch.training.micro_batches import StepResult
+    from tf_largebatch.training.step import Pass
 
     class Joined(lb.ConAdvModel):
         """One pass over the images of both streams."""
 
-        def _step(self, data: tuple[Any, ...], examples: int | None) -> StepResult:
-            x, y, _, copies, _ = data
+        def _update(self, streams: Any, y: Any, sample_weight: Any) -> dict[str, Any]:
+            x, adversarial = streams[0].inputs, streams[1].inputs
             half = tf.shape(x)[0]
 
-            def split(main: Any, twin: Any) -> Callable[..., Any]:
+            def split(main: Any, auxiliary: Any) -> Callable[..., Any]:
                 call = type(main).call.__get__(main)
 
                 def both(inputs: Any, training: Any = None, mask: Any = None) -> Any:
-                    parts = call(inputs[:half], training=training), twin.call(inputs[half:], training=training)
+                    parts = call(inputs[:half], training=training), auxiliary.call(inputs[half:], training=training)
                     return tf.concat(parts, axis=0)
 
                 return both
 
             with tf.GradientTape() as tape:
                 with contextlib.ExitStack() as stack:
-                    for main, twin in self.adversarial_batch_norms.substitutes().items():
-                        stack.enter_context(intercept(main, split(main, twin)))
-                    scores = self(tf.concat([x, copies], axis=0), training=True)
+                    for main, auxiliary in streams[1].replacements.items():
+                        stack.enter_context(intercept(main, split(main, auxiliary)))
+                    scores = self(tf.concat([x, adversarial], axis=0), training=True)
                 loss = self.compute_loss(y=y, y_pred=scores[:half]) + self.compute_loss(y=y, y_pred=scores[half:])
-            self.compute_metrics(x, y, scores[:half])
-            return StepResult(loss, tape.gradient(loss, [v.value for v in self.trainable_variables]), [])
+            variables = self.trainable_variables
+            gradients = tape.gradient(loss, [v.value for v in variables])
+            self._apply(Pass(tf.reshape(loss, [1]), variables, gradients, None))
+            return self.compute_metrics(x, y, scores[:half])
 
     keras.utils.set_random_seed(0)
     net = models.build("resnet20", (32, 32, 3), CLASSES)
@@ -102,7 +104,7 @@ def build_programs(form: str) -> dict[str, Callable[[Any], Any]]:
         return model.train_on_pair(batch, batch[0]), coming
 
     def attacked(batch: Any) -> Any:
-        return model._copies(batch, model.stale.step, None)  # with the present weights
+        return model._attacked(batch, model.stale.step, lag=0)  # with the present weights
 
     def sequential(batch: Any) -> Any:
         copies = attacked(batch)
@@ -168,10 +170,10 @@ def time_programs(sizes: list[int], rounds: int, wait: bool) -> Iterator[dict[st
 
 def peak_memory(form: str) -> int:
     """Peak resident bytes of this process after two plain steps."""
-    from tf_largebatch.training import streams
+    from tf_largebatch.training import step
 
     if form == "at once":
-        streams._after = lambda results, images: images
+        step._after = lambda passes, inputs: inputs
     plain = build_programs(form)["plain"]
     for _ in range(2):
         plain(inputs(MEMORY_IMAGES))

@@ -174,7 +174,9 @@ class ConAdvModel(LargeBatchModel):
         self.augmented_batch_norms = None
         if augment is not None:
             self.augmented_batch_norms = AuxiliaryBatchNorms(f"{self.name}/augmented", name="augmented")
-        self.stale = StaleWeights(staleness if attack_named(attack).reads_weights else 0, prefix=self.name, name="stale")
+        self.stale = StaleWeights(
+            staleness if attack_named(attack).reads_weights else 0, prefix=self.name, name="stale"
+        )
         names = [CLEAN, ADVERSARIAL] if augment is None else [CLEAN, ADVERSARIAL, AUGMENTED]
         self.stream_losses = {name: keras.metrics.Mean(name=f"{name}_loss") for name in names}
         self.adversarial_accuracy = keras.metrics.Mean(name="adversarial_accuracy")

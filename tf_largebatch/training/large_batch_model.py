@@ -201,6 +201,8 @@ class LargeBatchModel(keras.Model):
         """One update on the streams of a batch; returns the logs."""
         batch_size = batch_size_of(streams[0].inputs)
         size = self._size_of_micro_batches(batch_size)
+        if size is not None:
+            self._check_losses_are_means()
         measuring = self._measuring(batch_size, size)
         variables = self.trainable_variables
         logs: dict[str, Any] = {}
@@ -261,6 +263,15 @@ class LargeBatchModel(keras.Model):
         if examples is not None and self.micro_batch_size is not None:
             examples = -(-examples // number_of_micro_batches(batch_size, self.micro_batch_size))
         return Measuring(self.model, self._registry, examples, self._noise_scale is not None)
+
+    def _check_losses_are_means(self) -> None:
+        for loss in keras.tree.flatten(self.loss):
+            reduction = getattr(loss, "reduction", "sum_over_batch_size")
+            if reduction not in ("sum_over_batch_size", "mean"):
+                raise ValueError(
+                    f"micro_batch_size={self.micro_batch_size} needs losses that are means over the batch, got a loss "
+                    f"with reduction={reduction!r}: use reduction='sum_over_batch_size' or micro_batch_size=None."
+                )
 
     def _size_of_micro_batches(self, batch_size: Size) -> Size | None:
         """How many examples run at a time; None for all."""
