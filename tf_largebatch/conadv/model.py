@@ -451,7 +451,7 @@ class ConAdvModel(LargeBatchModel):
         shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(output)]
         if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
             raise ValueError(
-                f"model must give one score per class, [batch, classes] with 2 classes or more; received output {shapes}."
+                f"model must give one score per class, [batch, classes] with 2 or more; received output {shapes}."
             )
         fits = self.num_classes in (None, shapes[0][1])
         require(fits, "num_classes", self.num_classes, f"the number of the model's outputs, {shapes[0][1]}, or None")
