@@ -146,6 +146,33 @@ def test_what_is_said_of_a_set_that_is_not_there(arguments, message, data_dir):
     assert sorted(os.listdir(data_dir)) == before  # nothing downloaded
 
 
+def test_what_a_file_system_says_is_one_sentence(monkeypatch):
+    def failing(*args, **kwargs):
+        raise RuntimeError("Failed to construct dataset:\nno such host")
+
+    monkeypatch.setattr(tfds, "builder", failing)
+    message = r"^dataset 'mnist' cannot be read from gs://bucket/sets: Failed to construct dataset\.$"
+    with pytest.raises(ValueError, match=message):
+        data.load("mnist", data_dir="gs://bucket/sets")
+
+
+def test_the_home_directory_is_expanded(data_dir, monkeypatch):
+    home, name = os.path.split(data_dir)
+    monkeypatch.setenv("HOME", home)
+    assert data.load("tiny_pngs", data_dir=f"~/{name}").train_size == 25
+    monkeypatch.setenv("TFDS_DATA_DIR", f"~/{name}")
+    assert data.load("tiny_pngs").train_size == 25
+
+
+def test_a_built_in_set_takes_one_row(monkeypatch):
+    images = np.zeros((6, 4, 4, 1), np.uint8)
+    arrays = (images, np.arange(6) % 2), (images, np.arange(6) % 2)
+    monkeypatch.setitem(data.SETS, "mine", data.KnownSet(lambda: arrays, num_classes=2, augment="crop_flip"))
+    dataset = data.load("mine")
+    assert (dataset.train_size, dataset.num_classes, dataset.augment) == (6, 2, "crop_flip")
+    assert data.is_built_in("mine") and not data.is_built_in("cifar10")
+
+
 def test_sets_of_something_else_are_refused():
     features = tfds.features.FeaturesDict(
         {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(num_classes=2)}
@@ -154,7 +181,9 @@ def test_sets_of_something_else_are_refused():
         prepared.image_and_label("imdb", features)
     with pytest.raises(ValueError, match=r"train and a test or validation split; received dataset='x' .* train"):
         prepared.test_split("x", {"train": None})
-    assert prepared.test_split("imagenet2012", {"train": None, "validation": None, "test": None}) == "validation"
+    splits = {"train": None, "validation": None, "test": None}
+    assert prepared.test_split("x", splits) == "test"
+    assert prepared.test_split("imagenet2012", splits, data.SETS["imagenet2012"].test_splits) == "validation"
 
 
 @pytest.fixture(scope="module")

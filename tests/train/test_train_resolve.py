@@ -45,7 +45,7 @@ from tf_largebatch.train.resolve import APPLIES, RANGES, resolved
         (["--eval_attack=targeted", "--eval_epsilon=-4"], "eval_epsilon must be 0 or more and finite"),
         (["--resume"], "output_dir must be given with resume; received output_dir=None"),
         (["--output_dir=gs://bucket/run"], "output_dir must be a path of this machine.*='gs://bucket/run'"),
-        (["--dataset=mnist", "--data_dir=ftp://host/sets"], "data_dir must be a path of this machine.*'ftp://host"),
+        (["--dataset=mnist", "--data_dir=s3://host/sets"], "data_dir must be a path of this machine.*'s3://host"),
     ],
 )  # fmt: skip
 def test_values(arguments, message, tmp_path, monkeypatch, capsys):

@@ -10,8 +10,8 @@ from typing import Any
 from tf_largebatch.data.sets import SETS
 from tf_largebatch.files import local_path
 
-# Addresses that tensorflow_datasets and TensorFlow read themselves.
-_REMOTE = ("gs://", "s3://")
+# Addresses that tensorflow_datasets and TensorFlow can both read.
+_REMOTE = "gs://"
 
 
 def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
@@ -39,6 +39,9 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
             f"dataset must be one of {', '.join(SETS)} or another image classification set of "
             f"tensorflow_datasets; received dataset={name!r}{hint}."
         ) from error
+    except Exception as error:  # tensorflow_datasets wraps what its file systems raise
+        place = data_dir or "the default directory"
+        raise ValueError(f"dataset {name!r} cannot be read from {place}: {_first_line(error)}.") from error
     if builder.is_prepared():
         return builder
     if not download:
@@ -50,9 +53,12 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     try:
         builder.download_and_prepare()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"dataset {name!r} could not be downloaded and prepared: {reason}.") from error
+        raise ValueError(f"dataset {name!r} could not be downloaded and prepared: {_first_line(error)}.") from error
     return builder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
 
 
 def image_and_label(name: str, features: Any) -> tuple[str, str]:
