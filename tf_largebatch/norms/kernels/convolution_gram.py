@@ -11,7 +11,7 @@ import math
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import squared_norms_in_chunks
+from tf_largebatch.norms.kernels.chunks import chunk_of, squared_norms_in_chunks
 from tf_largebatch.norms.kernels.window import Window
 from tf_largebatch.norms.shapes import static_or_dynamic_size
 
@@ -19,7 +19,7 @@ CHUNK_BYTES = 8 * 2**20
 
 
 def applies(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> bool:
-    """Whether the form can be used: sizes known, one group, at most two spatial axes (twice three are too many)."""
+    """Returns whether the form can be used: sizes known, one group, at most two spatial axes."""
     return (
         groups == 1
         and a.shape[1:].is_fully_defined()
@@ -29,9 +29,8 @@ def applies(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> bool:
 
 
 def squared_norms(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
-    """`||G_i||^2`, shape [b], in float32 throughout: the terms of the sum cancel."""
-    inputs = math.prod(a.shape[1:-1])
-    chunk = max(1, CHUNK_BYTES // (4 * inputs**2))
+    """Returns `||G_i||^2`, shape [b], in float32 throughout: the terms of the sum cancel."""
+    chunk = chunk_of(4 * math.prod(a.shape[1:-1]) ** 2, CHUNK_BYTES)
     return squared_norms_in_chunks(lambda a, d: _squared_norms(a, d, window), a, d, chunk)
 
 
@@ -48,13 +47,13 @@ def _squared_norms(a: tf.Tensor, d: tf.Tensor, window: Window) -> tf.Tensor:
 
 
 def _gram(t: tf.Tensor, b: int | tf.Tensor) -> tf.Tensor:
-    """`t_p . t_q` for all positions p and q of each example, shape [b, T, T]."""
+    """Returns `t_p . t_q` for all positions p and q of each example, shape [b, T, T]."""
     t = tf.reshape(tf.cast(t, tf.float32), [b, math.prod(t.shape[1:-1]), t.shape[-1]])
     return tf.matmul(t, t, transpose_b=True)
 
 
 def _gram_of_patches(pixels: tf.Tensor, a: tf.Tensor, window: Window, out: list[int]) -> tf.Tensor:
-    """From `pixels` [b, *sizes, *sizes] the sum over the kernel offsets of what is shifted along both copies."""
+    """Returns the sum over the kernel offsets of `pixels` [b, *sizes, *sizes], shifted along both sets of axes."""
     padding = window.padding_of(a, out)
     pixels = tf.pad(pixels, [[0, 0], *padding, *padding])
     shifted = []

@@ -13,45 +13,43 @@ import math
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import norms_and_gradient_in_chunks
+from tf_largebatch.norms.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
 from tf_largebatch.norms.kernels.window import Window, every
 from tf_largebatch.norms.recorder import sum_squares_per_example
 from tf_largebatch.norms.shapes import static_or_dynamic_size
 
-# Half the bytes of both grids of a chunk: they should stay in the cache between the products. A quarter or four times
+# Half the bytes of both grids of a chunk, which should stay in the cache between the products. A quarter or four times
 # as much costs a tenth more (16 and 32 channels, 32 and 16 px).
 CHUNK_BYTES = 4 * 2**20
 
 
 def applies(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> bool:
-    """Whether the form can be used: the spatial sizes must be known and the channels joined in one group."""
+    """Returns whether the form can be used: sizes known, one group."""
     return groups == 1 and a.shape[1:].is_fully_defined() and d.shape[1:].is_fully_defined()
 
 
 def norms_and_gradient(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """`||G_i||^2`, shape [B], and `sum_i G_i`, shape [*kernel_size, C, P]; both float32."""
+    """Returns `||G_i||^2`, shape [B], and `sum_i G_i`, shape [*kernel_size, C, P]; both float32."""
     shape = [*window.kernel_size, a.shape[-1], d.shape[-1]]
-
-    def work(a: tf.Tensor, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        parts = _contributions_by_offset(a, d, window)
-        squares = tf.add_n([sum_squares_per_example(part) for part in parts])
-        return squares, tf.reshape(tf.stack([tf.reduce_sum(tf.cast(p, tf.float32), axis=0) for p in parts]), shape)
-
-    return norms_and_gradient_in_chunks(work, a, d, _chunk(a, d), shape)
+    chunk = chunk_of(4 * (math.prod(a.shape[1:]) + math.prod(d.shape[1:])), CHUNK_BYTES)
+    return norms_and_gradient_in_chunks(lambda a, d: sums(a, d, window, groups), a, d, chunk, shape)
 
 
 def squared_norms(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
-    """`||G_i||^2` in float32, shape [b]."""
+    """Returns `||G_i||^2` in float32, shape [b]."""
     return norms_and_gradient(a, d, window, groups)[0]
 
 
-def _chunk(a: tf.Tensor, d: tf.Tensor) -> int:
-    per_example = 4 * (math.prod(a.shape[1:]) + math.prod(d.shape[1:]))
-    return max(1, CHUNK_BYTES // per_example)
+def sums(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what `norms_and_gradient` returns, of all examples at once."""
+    parts = _contributions_by_offset(tf.cast(a, tf.float32), tf.cast(d, tf.float32), window)
+    squares = tf.add_n([sum_squares_per_example(part) for part in parts])
+    gradient = tf.stack([tf.reduce_sum(part, axis=0) for part in parts])
+    return squares, tf.reshape(gradient, [*window.kernel_size, a.shape[-1], d.shape[-1]])
 
 
 def _contributions_by_offset(a: tf.Tensor, d: tf.Tensor, window: Window) -> list[tf.Tensor]:
-    """`G_i` of one kernel offset after the other, each [b, C, P]."""
+    """Returns `G_i` of one kernel offset after the other, each [b, C, P]."""
     out, axes = d.shape[1:-1], range(len(window.kernel_size))
     strides, rates = window.strides, window.dilation_rate
     grid = [out[i] + (window.kernel_size[i] - 1) * rates[i] // strides[i] for i in axes]
@@ -72,7 +70,7 @@ def _contributions_by_offset(a: tf.Tensor, d: tf.Tensor, window: Window) -> list
 
 
 def _phases(a: tf.Tensor, window: Window, out: list[int], grid: list[int]) -> dict[tuple[int, ...], tf.Tensor]:
-    """The padded input's grids, flattened: `{phase: [(b + 1) positions, C]}`, the last example all zeros."""
+    """Returns the padded input's grids, flattened: `{phase: [(b + 1) positions, C]}`, the last example all zeros."""
     axes = range(len(grid))
     needed = [grid[i] * window.strides[i] for i in axes]
     before_after = window.padding_of(a, out)
@@ -93,6 +91,6 @@ def _phases(a: tf.Tensor, window: Window, out: list[int], grid: list[int]) -> di
 
 
 def _first(t: tf.Tensor, axis: int, count: int) -> tf.Tensor:
-    """The first `count` along an axis."""
+    """Returns the first `count` entries along an axis."""
     cut = (slice(None),) * axis + (slice(0, count),)
     return t[cut]

@@ -9,16 +9,14 @@ import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.kernels import convolution as convolution_kernels
-from tf_largebatch.norms.kernels import convolution_direct, convolution_tpu
+from tf_largebatch.norms.kernels import convolution_direct, depthwise_direct
 from tf_largebatch.norms.kernels import depthwise as depthwise_kernels
-from tf_largebatch.norms.kernels.chunks import not_before
-from tf_largebatch.norms.kernels.device import device
 from tf_largebatch.norms.kernels.window import Window
-from tf_largebatch.norms.recorder import Contraction, Recorder, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.recorder import Contraction, Recorder
 from tf_largebatch.norms.rules.bias import add_bias
 from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
 from tf_largebatch.norms.rules.dense import activate
-from tf_largebatch.norms.shapes import Size, of_examples, split_rows, static_or_dynamic_shape
+from tf_largebatch.norms.shapes import Size, of_examples, split_rows, static_or_dynamic_size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,35 +28,22 @@ class Convolution:
     groups: int
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i`, shape [b, *kernel_size, C / groups, P]."""
+        """Returns `G_i` in float32, shape [b, *kernel_size, C / groups, P]."""
         a, d = of_examples(self.a, examples), of_examples(d, examples)
         return convolution_direct.contributions(a, d, self.window, self.groups)
 
     def all_norms_are_free(self, d: tf.Tensor) -> bool:
-        """Whether the norms of all examples, with the gradient, cost no more than those of a few beside it."""
-        return device() == "tpu" and convolution_tpu.all_norms_are_free(self.a, d, self.window, self.groups)
+        """Returns whether the norms of all examples, with the gradient, cost no more than a few beside it."""
+        return convolution_kernels.all_norms_are_free(self.a, d, self.window, self.groups)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """By the form that suits the device and the shapes."""
+        """Returns `||G_i||^2`, by the form that suits the device and the shapes."""
         a, d = of_examples(self.a, examples), of_examples(d, examples)
-        arguments = not_before(a, d), d, self.window, self.groups
-        squares = None
-        if device() == "tpu":
-            squares = convolution_tpu.squared_norms(*arguments)
-        elif device() == "cpu":
-            squares = convolution_kernels.squared_norms(*arguments)
-        return convolution_direct.squared_norms(*arguments) if squares is None else squares
+        return convolution_kernels.squared_norms(a, d, self.window, self.groups)
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """Likewise; None where the norms are cheaper beside the ordinary weight-gradient kernel."""
-        arguments = not_before(self.a, d), d, self.window, self.groups
-        if device() == "cpu":
-            return convolution_kernels.norms_and_gradient(*arguments)
-        if device() == "tpu":
-            together = convolution_tpu.norms_and_gradient(*arguments)
-            if together is not None or convolution_tpu.squared_norms(*arguments) is not None:
-                return together
-        return convolution_direct.norms_and_gradient(*arguments)
+        """Returns both, or None where the norms are cheaper beside the ordinary weight-gradient kernel."""
+        return convolution_kernels.norms_and_gradient(self.a, d, self.window, self.groups)
 
     def over_rows(self, batch: Size, rows: Size) -> Contraction:
         """The contraction in which `rows` rows of `a`, one after the other, belong to one example."""
@@ -77,32 +62,20 @@ class DepthwiseConvolution:
     shape: tuple[int, ...]
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i`, shape [b, *shape]."""
-        a, d = not_before(of_examples(self.a, examples), d), of_examples(d, examples)
-        sizes = static_or_dynamic_shape(d)
-        channels = a.shape[-1]
-        multiplier = d.shape[-1] // channels
-        spatial = list(range(1, d.shape.rank - 1))
-        d = tf.reshape(d, [*sizes[:-1], channels, multiplier])
-        parts = [
-            tf.reduce_sum(shifted[..., tf.newaxis] * d, axis=spatial)
-            for shifted in self.window.shifted_inputs(a, sizes[1:-1])
-        ]
-        return tf.reshape(tf.stack(parts, axis=1), [sizes[0], *self.shape])
+        """Returns `G_i` in float32, shape [b, *shape]."""
+        a, d = of_examples(self.a, examples), of_examples(d, examples)
+        found = depthwise_direct.contributions(a, d, self.window)
+        return tf.reshape(found, [static_or_dynamic_size(d, 0), *self.shape])
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """By the form that suits the device and the shapes; the contributions are as small as the kernel."""
-        a, part = of_examples(self.a, examples), of_examples(d, examples)
-        if device() == "cpu" and depthwise_kernels.applies(a, part, self.window):
-            return depthwise_kernels.norms_and_gradient(not_before(a, d), part, self.window)[0]
-        return sum_squares_per_example(self.contributions(d, examples))
+        """Returns `||G_i||^2`, by the form that suits the device and the shapes."""
+        a, d = of_examples(self.a, examples), of_examples(d, examples)
+        return depthwise_kernels.norms_and_gradient(a, d, self.window)[0]
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The contributions add up to the gradient."""
-        if device() == "cpu" and depthwise_kernels.applies(self.a, d, self.window):
-            squares, gradient = depthwise_kernels.norms_and_gradient(not_before(self.a, d), d, self.window)
-            return squares, tf.reshape(gradient, self.shape)
-        return squared_norms_and_sum(self.contributions(d, slice(None)))
+        """Returns both: the contributions add up to the gradient."""
+        squares, gradient = depthwise_kernels.norms_and_gradient(self.a, d, self.window)
+        return squares, tf.reshape(gradient, self.shape)
 
     def over_rows(self, batch: Size, rows: Size) -> DepthwiseConvolution:
         """The contraction in which `rows` rows of `a`, one after the other, belong to one example."""
