@@ -26,6 +26,9 @@ GEOMETRIES = {
     "1d": ((9,), (4,), (1,), "same", (1,), 1),
     "1d, stride 2": ((9,), (3,), (2,), "same", (1,), 2),
     "1d causal, dilated": ((9,), (3,), (1,), "causal", (2,), 1),
+    "rows": ((2, 7, 6), (1, 3, 2), (1, 2, 2), "same", (1, 1, 1), 2),
+    "rows, dilated": ((3, 7, 6), (1, 3, 3), (1, 1, 1), "same", (1, 2, 2), 1),
+    "rows of one axis": ((2, 9), (1, 4), (1, 1), "same", (1, 1), 1),
     "3d": ((3, 4, 3), (2, 2, 2), (1, 1, 1), "same", (1, 1, 1), 1),
 }
 FORMS = {
@@ -75,7 +78,11 @@ def applies(form, *arguments):
 def test_form(name, form):
     arguments, form = example(name), FORMS[form]
     if not applies(form, *arguments):
-        assert "3d" in name or "uneven" in name or (form is depthwise_kernel and ("1d" in name or name == "dilated"))
+        assert (
+            "3d" in name
+            or "uneven" in name
+            or (form is depthwise_kernel and ("1d" in name or "rows" in name or name == "dilated"))
+        )
         return
     squares, gradient = form.norms_and_gradient(*arguments)
     expected, sums = reference(*arguments)
