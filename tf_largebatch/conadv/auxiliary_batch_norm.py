@@ -94,7 +94,8 @@ def variables_without_decay(model: keras.Model) -> list[Any]:
     """Returns every variable that should get no weight decay: biases, and gamma and beta of all batch normalizations.
 
     These are the variables of fewer than two dimensions, which CLARS and LARS exclude by default. For a wrapper such as
-    `ConAdvModel` they include the auxiliary batch normalizations'. Give them to any Keras optimizer before it is built:
+    `ConAdvModel` they include the auxiliary batch normalizations'. Frozen variables are listed too, since they may be
+    unfrozen later. Give the list to any Keras optimizer before the optimizer is built:
 
         optimizer.exclude_from_weight_decay(var_list=variables_without_decay(model))
 
