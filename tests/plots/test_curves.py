@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tf_largebatch.callbacks import MetricsRecorder, plot_curves
-from tf_largebatch.plots import curves
+from tf_largebatch.plots import style
+from tf_largebatch.plots.heat_map import read_rate_table
 from tf_largebatch.plots.run_files import LAYERWISE_RATES, METRICS
 
 
@@ -39,7 +40,7 @@ def test_a_tensor_held_at_a_cap_of_one_is_drawn_in_its_place(tmp_path):
     path.write_text(
         "update,variable,rate,gradient_norm\n1,a/kernel,1.0,1\n1,a/bias,,1\n1,b/kernel,0.1,1\n1,c/kernel,1.0,1\n"
     )
-    assert curves.read_rate_table(path)[1] == ["a/kernel", "b/kernel", "c/kernel"]
+    assert read_rate_table(path)[1] == ["a/kernel", "b/kernel", "c/kernel"]
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,37 @@ def test_a_nan_rate_is_drawn_as_missing(tmp_path):
 def test_no_metrics_no_curves(tmp_path):
     with pytest.raises(ValueError, match=r"must hold a metrics\.csv"):
         plot_curves(tmp_path)
+
+
+def overlapping(figure):
+    """Pairs of titles, axis labels and tick labels, drawn, that overlap."""
+    figure.canvas.draw()
+    boxes = []
+    for axis in figure.axes:
+        texts = [axis.title, axis.xaxis.label, axis.yaxis.label]
+        for one in (axis.xaxis, axis.yaxis):
+            low, high = sorted(one.get_view_interval())
+            texts += [tick.label1 for tick in one.get_major_ticks() if low <= tick.get_loc() <= high]
+        texts += [] if axis.get_legend() is None else axis.get_legend().get_texts()
+        boxes += [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text() and t.get_visible()]
+    width, height = figure.canvas.get_width_height()
+    outside = [text for text, box in boxes if box.x0 < 0 or box.x1 > width or box.y0 < 0 or box.y1 > height]
+    pairs = [
+        (a, b) for i, (a, one) in enumerate(boxes) for b, other in boxes[:i] if one.shrunk(0.9, 0.8).overlaps(other)
+    ]
+    return outside + pairs
+
+
+@pytest.mark.parametrize(("epochs", "tensors"), [(1, 1), (3, 40), (150, 8)])
+def test_no_text_of_the_picture_overlaps_another(epochs, tensors, tmp_path, monkeypatch):
+    columns = "epoch,updates,learning_rate,loss,accuracy,adversarial_loss,adversarial_accuracy,val_loss,val_accuracy"
+    columns += ",noise_scale"
+    rows = [f"{e},{e},1e-4,{2 / e},0.5,2.1,0.3,2.123456,0.123456,{4e6 * e}" for e in range(1, epochs + 1)]
+    (tmp_path / METRICS).write_text("\n".join([columns, *rows]) + "\n")
+    write_rates(
+        tmp_path / LAYERWISE_RATES, [f"a_long_name/of_a_layer{i}/kernel" for i in range(tensors)], [1, 2, 40000]
+    )
+    drawn = []
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+    plot_curves(tmp_path, batch_size=131072)
+    assert not overlapping(drawn[0])

@@ -96,17 +96,23 @@ def test_a_plain_dictionary_of_lists_is_one_run():
 
 def test_an_infinite_noise_scale_leaves_a_gap():
     figure = plot_history({"loss": [2.0, 1.0], "noise_scale": [900.0, float("inf")]})
-    ((_, values),) = lines(figure, "Gradient noise scale, examples").values()
+    ((_, values),) = lines(figure, "Gradient noise scale").values()
     assert values[0] == 900.0 and np.isnan(values[1])
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: plot_history(path / "missing"), r"must hold a metrics\.csv or a layerwise_rates\.csv"),
-        (lambda path: plot_history(3), "must be what fit.. returned, .*; received int"),
-        (lambda path: plot_history({}), "must hold at least one run"),
-        (lambda path: plot_history(LOGS, metrics=("f1",)), "`metrics` must be some of accuracy, loss; received 'f1'"),
+        (
+            lambda path: plot_history(path / "missing"),
+            r"a directory that holds a metrics\.csv or .*received history=.*neither",
+        ),
+        (lambda path: plot_history(3), "history must be what fit.. returned, .*; received history=3"),
+        (lambda path: plot_history({}), "history must be at least one run"),
+        (
+            lambda path: plot_history(LOGS, metrics=("f1",)),
+            "some of accuracy, loss; received metrics='f1'",
+        ),
     ],
 )
 def test_refusals(make, message, tmp_path):

@@ -1,6 +1,6 @@
-"""What to watch and to keep while training."""
+"""Callbacks that record, draw, show and save while a model trains, and the functions that read and draw records."""
 
-from tf_largebatch.callbacks.adversarial_pictures import AdversarialPictures, plot_adversarial_images
+from tf_largebatch.callbacks.adversarial_pictures import AdversarialPictures
 from tf_largebatch.callbacks.checkpoint import RunCheckpoint, load_checkpoint, save_checkpoint
 from tf_largebatch.callbacks.layerwise_rates import LayerwiseRateRecorder
 from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues, layerwise_values
@@ -8,6 +8,7 @@ from tf_largebatch.callbacks.metrics import MetricsRecorder, TrainingDiverged
 from tf_largebatch.callbacks.noise_scale import GradientNoiseScale, NoiseScale
 from tf_largebatch.callbacks.progress import LayerwiseProgress
 from tf_largebatch.callbacks.tensorboard import LayerwiseTensorBoard
+from tf_largebatch.plots.adversarial_images import plot_adversarial_images
 from tf_largebatch.plots.curves import plot_curves
 from tf_largebatch.plots.history import plot_history
 

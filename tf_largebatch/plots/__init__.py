@@ -1,1 +1,1 @@
-"""Pictures of a training run."""
+"""Drawing: curves, heat maps of layer-wise rates, and adversarial images, with Matplotlib."""
