@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the Model Garden half run; those of the rest: tests/test_docs.py."""
+"""The examples in the docstrings of the rooms of tf_keras and Model Garden run; tests/test_docs.py has the others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pkgutil
 
 import pytest
 
-from tf_largebatch import model_garden
+from tf_largebatch import model_garden, tf_keras
 
 # The command line, which defines flags where it is imported.
 MODULES = [
-    m.name
-    for m in pkgutil.walk_packages(model_garden.__path__, "tf_largebatch.model_garden.")
-    if m.name[-6:] != ".train"
+    found.name
+    for package in (model_garden, tf_keras)
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    if not found.name.endswith(".train")
 ]
 
 
