@@ -1,13 +1,15 @@
-"""The directive `layer-table`: every layer class in the registry of norm rules, with its equation.
+"""The directive `layer-table`: every layer class with a norm rule, with its equation.
 
-The equations stand in one place, the table of `tf_largebatch/norms/README.md`. A layer that the registry knows and the
-table does not is a warning, which `make docs` turns into an error.
+The equations stand in one place, the table of `tf_largebatch/norms/README.md`. A layer that has a rule and is not in that
+table is a warning, which `make docs` turns into an error.
 """
 
 from __future__ import annotations
 
+import inspect
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from docutils import nodes
@@ -42,47 +44,67 @@ def expanded(names: str) -> set[str]:
     return found
 
 
-def row_of(layer_class: type, rule: Any, rows: list[tuple[set[str], str, set[str]]]) -> int | None:
-    """The row of a registered class: by its name, else by the file of its rule if only one row names that."""
+def row_of(name: str, rule: Any, rows: list[tuple[set[str], str, set[str]]]) -> int | None:
+    """The row of a class: by its name, else by the file of its rule if only one row names that."""
     for number, (names, _, _) in enumerate(rows):
-        if layer_class.__name__ in names:
+        if name in names:
             return number
     file = rule.__module__.rsplit(".", 1)[-1] + ".py"
     by_file = [number for number, (_, _, files) in enumerate(rows) if file in files]
     return by_file[0] if len(by_file) == 1 else None
 
 
+def class_name(layer_class: type | str) -> str:
+    """The name of a class, which may be given as "package.module.Class"."""
+    return layer_class.rsplit(".", 1)[-1] if isinstance(layer_class, str) else layer_class.__name__
+
+
 def table() -> tuple[list[str], list[str]]:
-    """The table's lines, in the README's order, and the names of the layers without an equation."""
+    """The lines of the table of Keras's layers, in the README's order, and the names of layers without an equation."""
     import keras
 
-    from tf_largebatch import norms
+    from tf_largebatch.norms import rules
 
     rows = equations(README.read_text())
     # Layers made of measured layers have no rule of their own.
     names = [{name for name in row if hasattr(keras.layers, name)} for row, _, _ in rows]
     missing = []
-    for layer_class in norms.KERAS.layer_classes():
-        number = row_of(layer_class, norms.KERAS._entries[layer_class].rule, rows)
-        if number is None:
-            missing.append(layer_class.__name__)
-        else:
-            names[number].add(layer_class.__name__)
+    for rule, layer_classes, _ in rules.TABLE:
+        for name in map(class_name, layer_classes):
+            number = row_of(name, rule, rows)
+            if number is None:
+                missing.append(name)
+            else:
+                names[number].add(name)
+    return markdown((found, equation) for found, (_, equation, _) in zip(names, rows, strict=True)), missing
+
+
+def keras_hub_table() -> list[str]:
+    """The lines of the table of KerasHub's layers, with the equations of their rules' docstrings."""
+    from tf_largebatch.norms.rules import keras_hub
+
+    return markdown(
+        ({class_name(name) for name in names}, inspect.getdoc(rule).splitlines()[0])
+        for rule, names, _ in keras_hub.TABLE
+    )
+
+
+def markdown(rows: Iterable[tuple[set[str], str]]) -> list[str]:
+    """A table of layer names and equations."""
     lines = ["| layer | `G_i`: example i's contribution to the gradient |", "|---|---|"]
-    lines += [
-        f"| {', '.join(f'`{name}`' for name in sorted(found))} | {equation} |"
-        for found, (_, equation, _) in zip(names, rows, strict=True)
-        if found
+    return lines + [
+        f"| {', '.join(f'`{name}`' for name in sorted(names))} | {equation} |" for names, equation in rows if names
     ]
-    return lines, missing
 
 
 class LayerTable(SphinxDirective):
-    """Inserts the table."""
+    """Inserts the table of Keras's layers, or of KerasHub's with the argument `keras_hub`."""
+
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """The parsed table."""
-        lines, missing = table()
+        lines, missing = (keras_hub_table(), []) if self.arguments == ["keras_hub"] else table()
         for name in missing:
             _LOGGER.warning("the layer %s has a rule but no equation in norms/README.md", name)
         self.env.note_dependency(str(README))

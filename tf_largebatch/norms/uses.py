@@ -52,13 +52,13 @@ def measure_uses(uses: Sequence[tuple[Use, tf.Tensor]], window: slice | None) ->
         window: the measured examples; None for all.
     """
     kinds = _joined(uses)
-    # A copy in two kinds has one ordinary gradient for both, which the share of one kind must not replace.
-    replaceable = sum(len(kind.copies) for kind in kinds) == len(_copies(uses))
     products = _cross_products(kinds, slice(None) if window is None else window)
     if products is None:
         parts = tuple((kind.contraction, kind.d) for kind in kinds)
         kinds = [_Kind(Added(parts, tuple(uses[0][0].variable.shape)), kinds[0].d, _copies(uses))]
         products = []
+    # A copy in two kinds has one ordinary gradient for both, which the share of one kind must not replace.
+    replaceable = sum(len(kind.copies) for kind in kinds) == len(_copies(uses))
     squares: list[tf.Tensor] = []
     gradients: list[tf.Tensor] = []
     replaced: set[int] = set()
