@@ -1,7 +1,7 @@
 """The directive `layer-table`: every layer class with a norm rule, with its equation.
 
-The equations stand in one place, the table of `tf_largebatch/norms/README.md`. A layer that has a rule and is not in that
-table is a warning, which `make docs` turns into an error.
+The equations stand in one place, the table of `tf_largebatch/norms/README.md`. A layer that has a rule and is not in
+that table is a warning, which `make docs` turns into an error.
 """
 
 from __future__ import annotations
