@@ -152,7 +152,7 @@ def _differentiate(
     variables = model.trainable_variables
     if measured:
         _, found = measure(model, forward, loss, variables, batch, KERAS, case and case.norm_examples)
-        return found.gradients, tf.stack(found.norm_sums())
+        return found.gradients, tf.stack(found.gradient_norms().unpack())
     with tf.GradientTape() as tape:
         result = loss(forward())
     return tape.gradient(result, [v.value for v in variables]), result

@@ -16,3 +16,18 @@ def test_keras_keeps_the_logits_of_a_softmax_and_a_sigmoid():
         assert kept is not None, f"keras.activations.{activation.__name__} no longer sets _keras_logits on its output"
         np.testing.assert_array_equal(kept, logits)
     assert keras_internals.logits_kept_by_keras(logits) is None
+
+
+def test_a_graph_can_leave_the_strategy(two_replicas):
+    found = []
+
+    def replica():
+        @tf.function(autograph=False)
+        def traced():
+            keras_internals.leave_strategy(tf.compat.v1.get_default_graph())
+            found.append(tf.distribute.get_strategy().num_replicas_in_sync)
+
+        traced.get_concrete_function()
+
+    tf.function(lambda: two_replicas.run(replica), autograph=False)()
+    assert found == [1, 1], "tf.distribute keeps a graph's strategy elsewhere than in _distribution_strategy_stack"

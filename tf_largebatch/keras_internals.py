@@ -17,3 +17,15 @@ def logits_kept_by_keras(output: Any) -> Any:
     need it for the same reason. There is no public way from an eager tensor to the logits it was made from.
     """
     return getattr(output, "_keras_logits", None)
+
+
+# Strategies.
+
+
+def leave_strategy(graph: Any) -> None:
+    """Makes a graph under construction one that no strategy knows: its operations belong to no replica.
+
+    `_distribution_strategy_stack`: the structure check of per-example norms traces a forward pass on one replica alone,
+    in which a synchronized batch normalization would wait for the other replicas.
+    """
+    graph._distribution_strategy_stack = []

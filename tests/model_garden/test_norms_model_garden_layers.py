@@ -110,7 +110,7 @@ def test_inside_a_function_with_autograph():
     model = classifier("transformer block")
     x, y = batch(CASES["transformer block"][0])
     expected = reference(model, x, y)
-    found = tf.function(lambda x, y: measured(model, x, y)[1].norm_sums())(tf.constant(x), tf.constant(y))
+    found = tf.function(lambda x, y: measured(model, x, y)[1].gradient_norms().unpack())(tf.constant(x), tf.constant(y))
     for index, s in enumerate(found):
         np.testing.assert_allclose(s, expected[index].sum(), rtol=1e-5, atol=1e-6)
 

@@ -60,7 +60,7 @@ def test_a_batch_axis_that_is_not_first_is_refused():
     rows = L.Lambda(lambda t: keras.ops.reshape(t, (-1, 6)), output_shape=(6,))(inputs)
     hidden = L.Dense(3)(rows)
     model = keras.Model(inputs, L.Lambda(lambda t: keras.ops.reshape(t, (-1, 12)), output_shape=(12,))(hidden))
-    with pytest.raises(ValueError, match=r"axis 0 .*'dense.*' .* 16 rows where the batch has 4"):
+    with pytest.raises(ValueError, match=r"axis 0 .*'dense.*' .* has 4 rows for each example"):
         per_example_gradient_norms(model, np.ones((4, 4, 6), "float32"), np.zeros((4, 12)), "mse")
 
 

@@ -49,7 +49,7 @@ def test_error_of_a_sample_is_std_over_mean_over_root_b(network, examples):
             KERAS,
             examples,
         )
-        return measured.norm_sums()
+        return measured.gradient_norms().unpack()
 
     rng = np.random.default_rng(0)
     # The whole batch, shuffled each time as an epoch shuffles the data, of which the first examples are measured.

@@ -52,7 +52,7 @@ def train(strategy, sync, policy):
 
         forward = lambda: model(x, training=True)  # noqa: E731
         _, measured = measure(model, forward, loss, variables, BATCH // replicas, TF_KERAS)
-        gradients, norms = measured.gradients, measured.norm_sums()
+        gradients, norms = measured.gradients, measured.gradient_norms().unpack()
         if optimizer is not clars:
             gradients, norms = optimizer.get_unscaled_gradients(gradients), optimizer.get_unscaled_gradients(norms)
         with clars.measured_gradient_norms(norms):

@@ -65,7 +65,7 @@ def train_tf_keras(model, optimizer):
             model, lambda: model(x, training=True), lambda logits: loss(y, logits), variables, BATCH, TF_KERAS
         )
         if isinstance(optimizer, garden_optimizers.CLARS):
-            with optimizer.measured_gradient_norms(measured.norm_sums()):
+            with optimizer.measured_gradient_norms(measured.gradient_norms().unpack()):
                 optimizer.apply_gradients(zip(measured.gradients, variables, strict=True))
         else:
             optimizer.apply_gradients(zip(measured.gradients, variables, strict=True))

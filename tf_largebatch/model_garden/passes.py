@@ -64,9 +64,11 @@ def run_pass(
         return network(images, training=True)
 
     def target(outputs: tf.Tensor) -> tf.Tensor:
-        kept["outputs"] = tf.cast(outputs, tf.float32)
-        kept["loss"] = loss(kept["outputs"], targets, network.losses if regularised else None)
-        return scaled(kept["loss"])
+        outputs = tf.cast(outputs, tf.float32)
+        value = loss(outputs, targets, network.losses if regularised else None)
+        kept.setdefault("outputs", outputs)  # measure may trace it once more
+        kept.setdefault("loss", value)
+        return scaled(value)
 
     if norms is None or norms.mode == "replica":
         with tf.GradientTape() as tape:
@@ -76,7 +78,7 @@ def run_pass(
     else:
         size = images.shape[0] if images.shape[0] is not None else tf.shape(images)[0]
         _, measurement = measure(network, forward, target, variables, size, registry_of(norms), norms.norm_examples)
-        gradients, measured = measurement.gradients, measurement.norm_sums()
+        gradients, measured = measurement.gradients, measurement.gradient_norms().unpack()
     return Pass(kept["outputs"], kept["loss"], list(variables), gradients, measured)
 
 

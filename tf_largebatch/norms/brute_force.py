@@ -9,8 +9,9 @@ import keras
 import tensorflow as tf
 
 from tf_largebatch.core.paths import variable_path
-from tf_largebatch.norms.per_example import as_loss, restored, state_of, undivided
+from tf_largebatch.norms.per_example import as_loss, undivided
 from tf_largebatch.norms.registry import own_trainable_variables
+from tf_largebatch.norms.state import restored, state_of
 
 
 def brute_force_gradient_norms(

@@ -1,4 +1,4 @@
-"""Standing in for the `call` of layers for the length of one forward pass, replica by replica."""
+"""Replaces the `call` of layers for the length of one forward pass, in the thread that runs it."""
 
 from __future__ import annotations
 
@@ -7,33 +7,35 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tf_largebatch.norms.recorder import Recorder
+import tensorflow as tf
+
+from tf_largebatch.norms.recorder import BatchAxisError, Recorder, batch_axis_message, layer_path
 from tf_largebatch.norms.registry import Registry
-from tf_largebatch.optimizers.replica_local import ReplicaLocal
 
 _lock = threading.Lock()
 
 
 class _Calls:
-    """What stands in for a layer's `call`: for each replica its own function, for anybody else the class's.
+    """What an intercepted layer has for its `call`: for each thread its own function, for all others the class's.
 
-    The replicas' threads of MirroredStrategy take turns wherever they meet, which is in the middle of the forward pass
-    if a batch normalisation is synchronised. Each has a record of its own, but all share the layer.
+    Another thread may predict with the model while a step is traced. The replicas' threads of MirroredStrategy take
+    turns wherever they meet, which is in the middle of the forward pass if a batch normalization is synchronized; each
+    has a recorder of its own, but all share the layer.
     """
 
     def __init__(self, layer: Any, replaced: Any) -> None:
-        self.of_replica = ReplicaLocal()
+        self.of_thread: dict[int, Callable[..., Any]] = {}
         self.replaced = replaced  # what the instance had of its own, mostly nothing
         self.users = 0
-        self._original = type(layer).call.__get__(layer) if replaced is None else replaced
+        self.original = type(layer).call.__get__(layer) if replaced is None else replaced
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.of_replica.get() or self._original)(*args, **kwargs)
+        return self.of_thread.get(threading.get_ident(), self.original)(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def intercept(layer: Any, call: Callable[..., Any]) -> Iterator[None]:
-    """Within it this replica's `layer.call` is `call`; when the last replica has left, the layer is as it was."""
+    """Within it this thread's `layer.call` is `call`; when the last thread has left, the layer is as it was."""
     with _lock:
         calls = vars(layer).get("call")
         if not isinstance(calls, _Calls):
@@ -41,10 +43,16 @@ def intercept(layer: Any, call: Callable[..., Any]) -> Iterator[None]:
             # Past Keras's tracking: this is no state of the layer.
             object.__setattr__(layer, "call", calls)
         calls.users += 1
+    thread = threading.get_ident()
+    before = calls.of_thread.get(thread)
+    calls.of_thread[thread] = call
     try:
-        with calls.of_replica.holding(call):
-            yield
+        yield
     finally:
+        if before is None:
+            calls.of_thread.pop(thread, None)
+        else:
+            calls.of_thread[thread] = before
         with _lock:
             calls.users -= 1
             if calls.users == 0:
@@ -52,6 +60,42 @@ def intercept(layer: Any, call: Callable[..., Any]) -> Iterator[None]:
                     vars(layer).pop("call", None)
                 else:
                     object.__setattr__(layer, "call", calls.replaced)
+
+
+def original_call(layer: Any) -> Callable[..., Any]:
+    """Returns the layer's own `call`, whether it is intercepted or not."""
+    calls = vars(layer).get("call")
+    return calls.original if isinstance(calls, _Calls) else layer.call
+
+
+def is_intercepted_call(call: Any) -> bool:
+    """Whether a layer's `call` is what `intercept` puts there."""
+    return isinstance(call, _Calls)
+
+
+def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callable[..., Any]:
+    """Returns what to call in place of a layer's `call`: its rule, with the recorder."""
+    rule: Any = registry.rule_for(layer)  # layers without one have been refused
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with recorder.in_layer(layer):
+            try:
+                outputs = rule(layer, recorder, *args, **kwargs)
+            except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+                raise _explained(error, layer, recorder, (args, kwargs)) from error
+            return recorder.inner_gradients.guard(outputs, layer_path(layer))
+
+    return call
+
+
+def _explained(error: Exception, layer: Any, recorder: Recorder, arguments: Any) -> Exception:
+    """The error, or in the structure check what caused it: inputs whose first axis is not the batch."""
+    if recorder.checks_structure and not isinstance(error, BatchAxisError):
+        for t in tf.nest.flatten(arguments):
+            rows = t.shape[0] if isinstance(t, tf.Tensor) and t.dtype.is_floating and t.shape.rank else None
+            if rows is not None and isinstance(recorder.batch_size, int) and rows != recorder.batch_size:
+                return BatchAxisError(batch_axis_message(layer_path(layer), "any", rows, recorder.batch_size))
+    return error
 
 
 @contextlib.contextmanager
@@ -63,19 +107,10 @@ def recording(
     Args:
         layers: the layers to measure.
         registry: their rules.
-        recorder: the record of this replica's forward pass.
+        recorder: the recorder of this replica's forward pass.
         replacements: for some layers the one that is called in their place.
     """
     replacements = replacements or {}
-
-    def recorded_call(layer: Any) -> Callable[..., Any]:
-        rule: Any = registry.rule_for(layer)  # layers without one have been refused
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            recorder.enter_layer(getattr(layer, "path", layer.name))
-            return rule(layer, recorder, *args, **kwargs)
-
-        return call
 
     def replaced_call(replacement: Any) -> Callable[..., Any]:
         return lambda *args, **kwargs: replacement.call(*args, **kwargs)
@@ -83,7 +118,7 @@ def recording(
     with contextlib.ExitStack() as stack:
         for layer in layers:
             if layer not in replacements:
-                stack.enter_context(intercept(layer, recorded_call(layer)))
+                stack.enter_context(intercept(layer, recorded_call(layer, registry, recorder)))
         for layer, replacement in replacements.items():
             stack.enter_context(intercept(layer, replaced_call(replacement)))
         yield

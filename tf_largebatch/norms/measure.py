@@ -8,12 +8,16 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.core.paths import variable_path
+from tf_largebatch.norms import weight_terms
 from tf_largebatch.norms.backward import Backward
-from tf_largebatch.norms.intercept import recording
-from tf_largebatch.norms.recorder import Recorder, Use, Variable
+from tf_largebatch.norms.broadcast import Met, follow
+from tf_largebatch.norms.intercept import intercept, original_call, recorded_call, recording
+from tf_largebatch.norms.recorder import Recorder, Use, Variable, broadcast_message
 from tf_largebatch.norms.registry import Registry, check_supported
 from tf_largebatch.norms.shapes import Size
+from tf_largebatch.norms.structure import refusal_in, structure_of
 from tf_largebatch.norms.uses import measure_uses
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
@@ -21,11 +25,12 @@ Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Gradients of a loss and the norms of the examples' contributions to them.
+    """Gradients of a loss and the norms of the examples' contributions to them, for K variables.
 
     Attributes:
         gradients: for each variable its gradient, None where the loss does not depend on it.
-        squared_norms: for each variable `||G_i||^2` of the measured examples, float32, shape [b]; None likewise.
+        squared_norms: for each variable `||G_i||^2` of the measured examples, float32, shape [b]; None where the loss
+            does not depend on it.
         measured: how many examples were measured, b.
         batch_size: how many there are, B.
     """
@@ -35,21 +40,40 @@ class Measurement:
     measured: Size
     batch_size: Size
 
-    def norm_sums(self) -> list[tf.Tensor | None]:
-        """`(B / b) sum_i ||G_i||` over the measured examples, float32 scalars: `s_k` of a mean loss.
+    def gradient_norms(self) -> GradientNorms:
+        """Returns `(B / b) sum_i ||G_i||` over the measured examples, for each variable: `s_k` of a mean loss.
 
-        Exact when all examples are measured; else the unbiased estimate from a sample of them.
+        Exact when all examples are measured; else the unbiased estimate from a sample of them. 0 for an empty batch.
         """
-        if isinstance(self.measured, int) and isinstance(self.batch_size, int):
-            scale = self.batch_size / self.measured
-        else:
-            scale = tf.cast(self.batch_size, tf.float32) / tf.cast(self.measured, tf.float32)
+        return GradientNorms(self._per_measured(self.batch_size) * self._sums(tf.sqrt), self._known)
+
+    def mean_squared_norms(self) -> tf.Tensor:
+        """Returns `(1/B) sum_i ||g_i||^2` with `g_i = B G_i`, estimated from the measured examples, for each variable.
+
+        Of equal parts of a batch it averages as their gradients do. float32, shape [K]; 0 where the loss does not
+        depend on the variable, and for an empty batch.
+        """
+        # B/b for the examples not measured; B^2 / B for the factor 1/B in each G_i.
+        return self._per_measured(self.batch_size * self.batch_size) * self._sums(tf.identity)
+
+    @property
+    def _known(self) -> tuple[bool, ...]:
+        return tuple(squares is not None for squares in self.squared_norms)
+
+    def _sums(self, function: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """The function's sums over the examples, [K], all at once: hundreds of small operations make a large graph."""
         known = [squares for squares in self.squared_norms if squares is not None]
         if not known:
-            return [None for _ in self.squared_norms]
-        # All at once: a few operations for each of hundreds of tensors are megabytes of graph.
-        sums = iter(tf.unstack(scale * tf.reduce_sum(tf.sqrt(tf.stack(known)), axis=1), num=len(known)))
-        return [None if squares is None else next(sums) for squares in self.squared_norms]
+            return tf.zeros([len(self.squared_norms)])
+        absent = tf.zeros_like(known[0])
+        rows = tf.stack([absent if squares is None else squares for squares in self.squared_norms])
+        return tf.reduce_sum(function(rows), axis=1)
+
+    def _per_measured(self, number: Size) -> Any:
+        """The number divided by how many examples were measured; 0 if none were."""
+        if isinstance(number, int) and isinstance(self.measured, int):
+            return number / self.measured if self.measured else 0.0
+        return tf.math.divide_no_nan(tf.cast(number, tf.float32), tf.cast(self.measured, tf.float32))
 
 
 def measure(
@@ -86,22 +110,48 @@ def measure(
     """
     layers = check_supported(model, registry)
     if replacements:
-        replacing = _check_substitutes(model, replacements, registry)
+        replacing = _check_replacements(model, replacements, registry)
         layers = list({id(layer): layer for layer in (*layers, *replacing)}.values())
+
+    def refuse_unrecorded_uses(tape: tf.GradientTape) -> None:
+        """Rules read variables behind the tape's back, so a trainable variable that it saw was used by no rule."""
+        used = _seen(tape, variables)
+        if used:
+            raise ValueError(weight_terms.message([variable_path(v) for v in used]))
+
     with tf.GradientTape() as tape:
         recorder = Recorder(tape, batch_size)
         with recording(layers, registry, recorder, replacements):
-            output = forward()
-        _refuse_unrecorded_uses(tape, variables)
+
+            def checked_call(*args: Any, **kwargs: Any) -> Any:
+                with recorder.unseen():
+                    structure = structure_of(
+                        model, layers, registry, replacements, refuse_unrecorded_uses, batch_size, args, kwargs
+                    )
+                recorder.begin_model_call(structure)
+                try:
+                    return own_call(*args, **kwargs)
+                except Exception as error:
+                    raise refusal_in(error) or error from error
+
+            own_call = recorded_call(model, registry, recorder) if model in layers else original_call(model)
+            with intercept(model, checked_call):
+                output = forward()
+        refuse_unrecorded_uses(tape)
         target = loss(output)
-    return output, _split(tape, recorder, target, variables, examples)
+    in_loss = _seen(tape, variables)
+    if in_loss and tf.executing_eagerly():
+        native = [_readable(v) for v in in_loss]
+        _refuse_in_loss(in_loss, weight_terms.example_dependent(loss, output, native))
+        in_loss = []
+    return output, _split(tape, recorder, target, variables, examples, in_loss)
 
 
-def _check_substitutes(model: Any, replacements: Mapping[Any, Any], registry: Registry) -> list[Any]:
+def _check_replacements(model: Any, replacements: Mapping[Any, Any], registry: Registry) -> list[Any]:
     """The layers to measure in the replacements.
 
     Raises:
-        ValueError: if a layer to be substituted is not the model's own or has its rule run by another layer's, a
+        ValueError: if a layer to be replaced is not the model's own or has its rule run by another layer's, a
             replacement is not built, or has no rule.
     """
     layers = {id(layer) for layer in model._flatten_layers()}
@@ -122,16 +172,17 @@ def _check_substitutes(model: Any, replacements: Mapping[Any, Any], registry: Re
     return list(found.values())
 
 
-def _refuse_unrecorded_uses(tape: tf.GradientTape, variables: Sequence[Variable]) -> None:
-    """Rules read variables behind the tape's back, so a trainable variable that it saw was used by no rule."""
+def _seen(tape: tf.GradientTape, variables: Sequence[Variable]) -> list[Variable]:
+    """The variables whose reads the tape has recorded."""
     seen = {id(v) for v in tape.watched_variables()}
-    refused = [variable_path(v) for v in variables if seen & _identities(v)]
+    return [v for v in variables if seen & _identities(v)]
+
+
+def _refuse_in_loss(variables: Sequence[Variable], by_examples: Sequence[bool]) -> None:
+    """Raises if the loss uses one of the variables that it reads otherwise than in a term of weights alone."""
+    refused = [variable_path(v) for v, used in zip(variables, by_examples, strict=True) if used]
     if refused:
-        raise ValueError(
-            "Per-example gradient norms are not available: these variables are used elsewhere than in the layer "
-            f"that owns them, where their use cannot be measured: {', '.join(refused)}. Use them through their layer "
-            "or train with gradient_norms='replica'."
-        )
+        raise ValueError(weight_terms.message(refused))
 
 
 def _identities(variable: Variable) -> set[int]:
@@ -143,17 +194,36 @@ def _identities(variable: Variable) -> set[int]:
 
 
 def _split(
-    tape: tf.GradientTape, recorder: Recorder, target: tf.Tensor, variables: Sequence[Variable], examples: int | None
+    tape: tf.GradientTape,
+    recorder: Recorder,
+    target: tf.Tensor,
+    variables: Sequence[Variable],
+    examples: int | None,
+    in_loss: Sequence[Variable],
 ) -> Measurement:
     """Differentiates the target at every recorded tensor and assembles the measurement."""
-    uses = recorder.uses
+    uses, elsewhere = _met(recorder)
     measured, window = _window(recorder.batch_size, examples)
     recorder.on_gradient = backward = Backward(uses, window)
     copies = {id(use.copy): use.copy for use in uses if use.contraction is not None}
-    d_outputs, d_copies, d_variables = tape.gradient(
-        target, ([use.output for use in uses], list(copies.values()), [_readable(v) for v in variables])
+    d_outputs, d_copies, d_variables, d_inner, d_elsewhere = tape.gradient(
+        target,
+        (
+            [use.output for use in uses],
+            list(copies.values()),
+            [_readable(v) for v in variables],
+            recorder.inner_gradients.begin_backward(),
+            [t for _, t in elsewhere],
+        ),
     )
+    recorder.inner_gradients.check(d_inner)
+    lost = [layer for (layer, _), d in zip(elsewhere, d_elsewhere, strict=True) if d is not None]
+    if lost:
+        raise ValueError(broadcast_message(lost))
+    at = {id(v): d for v, d in zip(variables, d_variables, strict=True)}
+    _refuse_in_loss(in_loss, [at[id(v)] is not None and weight_terms.depends_on_examples(at[id(v)]) for v in in_loss])
     d_copy = dict(zip(copies, d_copies, strict=True))
+    _check_explained(uses, d_outputs, d_copy)
     uses_of: dict[int, list[Use]] = {}
     for use, d in zip(uses, d_outputs, strict=True):
         if d is not None:  # None: the loss does not depend on this use
@@ -167,6 +237,39 @@ def _split(
         gradients.append(_add(shares, variable.dtype))
         squared_norms.append(squares)
     return Measurement(gradients, squared_norms, measured, recorder.batch_size)
+
+
+def _check_explained(uses: Sequence[Use], d_outputs: Sequence[Any], d_copy: Mapping[int, Any]) -> None:
+    """Raises if the loss depends on a private value otherwise than through the tensors recorded for it."""
+    explained = {id(use.copy) for use, d in zip(uses, d_outputs, strict=True) if d is not None}
+    lost = {id(use.copy): use for use in uses if use.contraction is not None and id(use.copy) not in explained}
+    refused = [variable_path(use.variable) for key, use in lost.items() if d_copy[key] is not None]
+    if refused:
+        raise ValueError(
+            "Per-example gradient norms are not available: the loss depends on these variables, but not on what their "
+            f"layers returned: {', '.join(refused)}. A layer that runs inside tf.vectorized_map, tf.map_fn or a loop "
+            "cannot be measured: call it on the whole batch or train with gradient_norms='replica'."
+        )
+
+
+def _met(recorder: Recorder) -> tuple[list[Use], list[tuple[str, tf.Tensor]]]:
+    """The uses, those without a batch axis seen where they meet the batch; and tensors that are made of these besides.
+
+    These tensors come with the path of the variable.
+    """
+    uses = [use for use in recorder.uses if not use.broadcast]
+    elsewhere: list[tuple[str, tf.Tensor]] = []
+    number = len(recorder.uses)
+    for use in recorder.uses:
+        if not use.broadcast:
+            continue
+        followed = follow(use.output, recorder.inner_gradients.guards)
+        for meeting in followed.meetings:
+            contraction = Met(use.contraction, meeting.derivative)
+            uses.append(dataclasses.replace(use, output=meeting.output, contraction=contraction, number=number))
+            number += 1
+        elsewhere += [(variable_path(use.variable), t) for t in followed.elsewhere]
+    return uses, elsewhere
 
 
 def _shares_and_norms(

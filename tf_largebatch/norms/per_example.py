@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,6 +11,7 @@ import tensorflow as tf
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms.measure import measure
 from tf_largebatch.norms.registry import KERAS, Registry
+from tf_largebatch.norms.state import restored, state_of
 
 
 def per_example_gradient_norms(
@@ -78,17 +78,6 @@ def per_example_gradient_norms(
     }
 
 
-def state_of(model: keras.Model) -> list[Any]:
-    """What a forward pass in training mode may change, beyond Keras's own list the states of stateful recurrent layers
-    and the kernels to which SpectralNormalization assigns.
-    """
-    layers = model._flatten_layers()
-    recurrent = [layer for layer in layers if getattr(layer, "stateful", False) and hasattr(layer, "cell")]
-    spectral = [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
-    states = [state for layer in recurrent for state in keras.tree.flatten(layer.states)]
-    return [*model.non_trainable_variables, *states, *(layer.kernel for layer in spectral)]
-
-
 def as_loss(loss: Any) -> keras.losses.Loss:
     """A Keras loss object that reduces to a scalar.
 
@@ -124,14 +113,3 @@ def undivided(loss: keras.losses.Loss, batch_size: int, sample_weight: Any) -> f
     if loss.reduction == "mean_with_sample_weight" and sample_weight is not None:
         return tf.reduce_sum(tf.cast(sample_weight, tf.float32))
     return float(batch_size)
-
-
-@contextlib.contextmanager
-def restored(variables: list[Any]) -> Iterator[None]:
-    """Gives the variables their values back on leaving."""
-    values = [tf.identity(v) if isinstance(v, tf.Variable) else tf.identity(v.value) for v in variables]
-    try:
-        yield
-    finally:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)

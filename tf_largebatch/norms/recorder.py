@@ -15,9 +15,21 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tf_largebatch.core.paths import variable_path
-from tf_largebatch.norms.shapes import Size, static_or_dynamic_size
+from tf_largebatch.norms.inner_gradients import InnerGradients
+from tf_largebatch.norms.shapes import Size
 
 Variable = Any  # a keras.Variable, a tf_keras variable or a tf.Variable
+
+
+@dataclasses.dataclass
+class Structure:
+    """What the structure check finds of a model.
+
+    Attributes:
+        has_batch_axis: the answers of `Recorder.has_batch_axis`, by layer, number of its call and of the question.
+    """
+
+    has_batch_axis: dict[tuple[int, int, int], bool] = dataclasses.field(default_factory=dict)
 
 
 class Contraction(Protocol):
@@ -41,9 +53,10 @@ class Contraction(Protocol):
 class Use:
     """One use of one variable: the recorded tensor and how it depends on the variable.
 
-    `copy` is the private copy that was used, whose gradient is the ordinary gradient of this use. A use without a
-    contraction is a per-example copy of the variable (`Recorder.per_example`), `copy` and `output` in one: its gradient
-    is `G_i` itself. `number` counts the uses of a forward pass, `layer_call` the calls of layers.
+    `copy` is the private value that was used, whose gradient is the ordinary gradient of this use. A use without a
+    contraction is the variable repeated for each example (`Recorder.per_example`), private value and output in one:
+    its gradient is `G_i` itself. `number` counts the uses of a forward pass, `layer_call` the calls of layers. The
+    output of a `broadcast` use has no batch axis.
     """
 
     variable: Variable
@@ -52,41 +65,74 @@ class Use:
     contraction: Contraction | None
     number: int
     layer_call: int
+    broadcast: bool = False
 
 
 class Recorder:
     """Records the uses of variables during one forward pass of a batch.
 
+    A rule gets the recorder and speaks to it in one of these ways:
+
+    * `record(variable, y, contraction)`: `y` [B, ...] was computed with `value(variable)`;
+    * `per_example(variable)`: the variable repeated for each example, to compute with in its place;
+    * `record_broadcast(variable, y, contraction)`: `y` has no batch axis ([T, D] or [1, T, D]) and meets the batch
+      later, by broadcasting: a table of positions that is looked up once for all examples. `has_batch_axis(inputs)`
+      says which of the two a lookup is, by the structure of the model and not by size.
+
     Args:
         tape: the recording gradient tape of that forward pass.
         batch_size: number of examples B, an int where it is known, else a scalar int32 tensor.
+        checks_structure: whether this is the forward pass of the structure check, whose batch size is one that no
+            other axis has: there sizes tell what has a batch axis.
     """
 
-    def __init__(self, tape: tf.GradientTape, batch_size: int | tf.Tensor) -> None:
+    def __init__(self, tape: tf.GradientTape, batch_size: int | tf.Tensor, checks_structure: bool = False) -> None:
         self.batch_size = batch_size
         self.uses: list[Use] = []
         # Called in the backward pass with a use and its d where the gradient passes it; returns what goes on.
         self.on_gradient: Callable[[Use, tf.Tensor], tf.Tensor] = lambda use, d: d
+        self.inner_gradients = InnerGradients(tape)
+        self.checks_structure = checks_structure
+        self.structure = Structure()  # what the check finds, or has found
+        self.rows_are_unknown = False
         self._layer_calls = 0
+        self._calls_of: dict[int, int] = {}
+        self._questions = 0
         self._graph = _graph()
         self._tape = tape
         self._copies: dict[int, tf.Tensor] = {}
-        self._layer_path = ""
+        self._layer: Any = None
         self._hidden = False
         self._rows_per_example: Size | None = None
         self._fold: Callable[[Contraction], Contraction] = lambda contraction: contraction
 
-    def enter_layer(self, path: str) -> None:
-        """Names the layer whose rule runs next, for error messages."""
-        self._layer_path = path
+    def begin_model_call(self, structure: Structure) -> None:
+        """Begins a call of the model, of which the structure check has found this."""
+        self.structure = structure
+        self._calls_of.clear()
+
+    @contextlib.contextmanager
+    def in_layer(self, layer: Any) -> Iterator[None]:
+        """Within it the layer's rule runs."""
+        saved = self._layer, self._questions
+        self._layer, self._questions = layer, 0
         self._layer_calls += 1
+        self._calls_of[id(layer)] = self._calls_of.get(id(layer), 0) + 1
+        try:
+            yield
+        finally:
+            self._layer, self._questions = saved
 
     def value(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
-        """Returns a private copy of a variable's value, in the layer's compute dtype or in `dtype`.
+        """Returns a private value: a copy of the variable's value, in the layer's compute dtype or in `dtype`.
 
         The read is hidden from the tape. So every read that the tape does see is a use of the variable which no
         rule accounts for, and such a model can be refused instead of measured wrongly.
+
+        Raises:
+            ValueError: if it is no variable, as where a layer computes its kernel from others.
         """
+        self._check_is_variable(variable)
         with self.unseen():
             value = tf.identity(_read(variable, dtype))
         self._tape.watch(value)
@@ -132,17 +178,31 @@ class Recorder:
         finally:
             self.batch_size, self._rows_per_example, self._fold = saved
 
+    def has_batch_axis(self, t: tf.Tensor) -> bool:
+        """Returns whether axis 0 of an argument of the layer that runs is the batch, whatever its size is by chance.
+
+        Ask for the same arguments in the same order in every call of the rule.
+        """
+        self._questions += 1
+        key = id(self._layer), self._calls_of.get(id(self._layer), 0), self._questions
+        known = self.structure.has_batch_axis
+        if self.checks_structure:
+            rows = t.shape[0] if t.shape.rank else -1
+            known[key] = rows is None or rows == self.batch_size
+        if key not in known:
+            raise ValueError(
+                f"Per-example gradient norms are not available: layer {self._path()!r} was not called when the model "
+                "was checked with another batch size. Call the same layers in every forward pass or train with "
+                "gradient_norms='replica'."
+            )
+        return known[key]
+
     def record(self, variable: Variable, output: tf.Tensor, contraction: Contraction) -> tf.Tensor:
         """Notes that `output`, shape [B, ...], depends on the last `value` of the variable as the contraction says.
 
         Returns the tensor to go on with: the same, at which the gradient is seen when it comes back.
         """
-        if _graph() is not self._graph:
-            raise ValueError(
-                f"Per-example gradient norms are not available: layer {self._layer_path!r} runs inside a tf.function, "
-                "tf.cond, tf.while_loop or rematerialisation of its own. Call it directly or train with "
-                "gradient_norms='replica'."
-            )
+        self._check_graph()
         self._check_batch_axis(variable, output)
         use = self._add_use(variable, output, self._copies[id(variable)], self._fold(contraction))
 
@@ -152,6 +212,33 @@ class Recorder:
 
         return with_gradient_seen(output)
 
+    def record_broadcast(self, variable: Variable, output: tf.Tensor, contraction: Contraction) -> tf.Tensor:
+        """Notes that `output`, which has no batch axis, depends on the last `value` of the variable.
+
+        Args:
+            variable: the variable.
+            output: shape [T, ...] or [1, T, ...], known when traced; the same for every example.
+            contraction: as for `record`; its `d` is each example's gradient at the output, [B, *output.shape], float32.
+
+        Returns:
+            The output, to go on with.
+
+        Raises:
+            ValueError: in eager execution, where what becomes of the output cannot be followed.
+        """
+        self._check_graph()
+        if self._graph is None:
+            raise NeedsGraph(
+                f"The output of layer {self._path()!r} is the same for all examples, and its per-example gradient "
+                "norms can be measured in a compiled step only: compile the model with run_eagerly=False, or call the "
+                "pass inside a tf.function."
+            )
+        if self._rows_per_example is not None or not output.shape.is_fully_defined():
+            raise ValueError(broadcast_message([self._path()]))
+        copy = self._copies[id(variable)]
+        self.uses.append(Use(variable, output, copy, contraction, len(self.uses), self._layer_calls, broadcast=True))
+        return output
+
     def per_example(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
         """Returns the variable repeated for each example, shape [B, *variable.shape].
 
@@ -160,6 +247,8 @@ class Recorder:
         positions and half precision, multiply in float32 (pass `dtype`): the backward pass sums over the positions in
         the dtype of the product.
         """
+        self._check_is_variable(variable)
+        self._check_graph()
         shape = list(variable.shape)
         rows = self._rows_per_example
         examples = self.batch_size if rows is None else self.batch_size // rows
@@ -179,15 +268,44 @@ class Recorder:
         self.uses.append(Use(variable, output, copy, contraction, len(self.uses), self._layer_calls))
         return self.uses[-1]
 
-    def _check_batch_axis(self, variable: Variable, output: tf.Tensor) -> None:
-        rows = static_or_dynamic_size(output, 0)
-        if isinstance(rows, int) and isinstance(self.batch_size, int):
-            if rows != self.batch_size:
-                raise ValueError(batch_axis_message(self._layer_path, variable, rows, self.batch_size))
-        else:
-            tf.debugging.assert_equal(
-                rows, self.batch_size, batch_axis_message(self._layer_path, variable, "?", "the batch size")
+    def _path(self) -> str:
+        return "?" if self._layer is None else layer_path(self._layer)
+
+    def _check_graph(self) -> None:
+        if _graph() is not self._graph:
+            raise ValueError(
+                f"Per-example gradient norms are not available: layer {self._path()!r} runs inside a tf.function, "
+                "tf.cond, tf.while_loop or rematerialisation of its own. Call it directly or train with "
+                "gradient_norms='replica'."
             )
+
+    def _check_is_variable(self, variable: Any) -> None:
+        if not hasattr(variable, "assign"):
+            raise ValueError(
+                f"Per-example gradient norms are not available: layer {self._path()!r} computes with a tensor where "
+                f"its class has a variable (received a {type(variable).__name__} of shape {variable.shape}). Register "
+                "a rule for this layer or train with gradient_norms='replica'."
+            )
+
+    def _check_batch_axis(self, variable: Variable, output: tf.Tensor) -> None:
+        rows = output.shape[0] if output.shape.rank else -1
+        if isinstance(rows, int) and isinstance(self.batch_size, int) and rows != self.batch_size:
+            raise BatchAxisError(batch_axis_message(self._path(), variable_path(variable), rows, self.batch_size))
+        if rows is None and isinstance(self.batch_size, int):
+            self.rows_are_unknown = True
+
+
+class BatchAxisError(ValueError):
+    """A layer's first axis is not the batch."""
+
+
+class NeedsGraph(ValueError):
+    """What cannot be measured in eager execution, but in a graph."""
+
+
+def layer_path(layer: Any) -> str:
+    """Returns what messages call a layer: its path in Keras 3, its name in tf_keras."""
+    return getattr(layer, "path", layer.name)
 
 
 def _read(variable: Variable, dtype: Any) -> tf.Tensor:
@@ -201,12 +319,23 @@ def _graph() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
-def batch_axis_message(layer: str, variable: Variable, rows: Any, batch_size: Any) -> str:
+def batch_axis_message(layer: str, variable: str, rows: int, batch_size: int) -> str:
     """The sentence for a layer whose first axis is not the batch."""
+    found = f"{rows // batch_size} rows for each example" if rows % batch_size == 0 else f"{rows} rows for all examples"
     return (
-        f"Per-example gradient norms need the examples on axis 0 of every layer's output; layer {layer!r} (variable "
-        f"{variable_path(variable)!r}) works on {rows} rows where the batch has {batch_size}: keep the batch axis "
-        "first and apart in the model, or train with gradient_norms='replica'."
+        "Per-example gradient norms need the examples on axis 0 of every layer's output, one row for each example; "
+        f"layer {layer!r} (variable {variable!r}) has {found}: keep the batch axis first and apart in the model, or "
+        "train with gradient_norms='replica'."
+    )
+
+
+def broadcast_message(layers: Sequence[str]) -> str:
+    """The sentence for outputs without a batch axis of which more is made than a sum or product with the batch."""
+    return (
+        f"Per-example gradient norms are not available: the outputs of {', '.join(sorted(set(layers)))} are the same "
+        "for all examples, and the model does more with them than to broadcast them over the batch in a sum or "
+        "product. Have the layer that does so measured by the slow rule for any layer "
+        "(tf_largebatch.norms.use_generic(layer)) or train with gradient_norms='replica'."
     )
 
 

@@ -50,7 +50,7 @@ class NoiseScaleAverages:
         """Takes in one batch, or a replica's share of it, in replica context.
 
         Args:
-            mean_squares: from `packed_mean_squares`, float32 [K], of the batch.
+            mean_squares: from `Measurement.mean_squared_norms`, float32 [K], of the batch.
             gradients: of the batch, None where the loss does not depend on the variable.
             batch_size: number of examples.
             unit: the factor by which gradients are multiplied: loss scale over number of replicas.

@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.core.rates import l2_norm
-from tf_largebatch.norms import Measurement, Registry, measure
+from tf_largebatch.norms import Registry, measure
 from tf_largebatch.norms.intercept import intercept
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.training.micro_batches import MicroBatches
@@ -113,7 +113,7 @@ def run_pass(
 
     def target(outputs: Any) -> tf.Tensor:
         unscaled.append(loss(outputs))
-        return scale(unscaled[0])
+        return scale(unscaled[-1])  # measure may trace it once more
 
     mean_squares: tf.Tensor | None = None
     norms: GradientNorms | None = None
@@ -128,9 +128,9 @@ def run_pass(
             measuring.examples,
             replacements,
         )
-        gradients, norms = measured.gradients, GradientNorms.pack(measured.norm_sums())
+        gradients, norms = measured.gradients, measured.gradient_norms()
         if measuring.mean_squares:
-            mean_squares = packed_mean_squares(measured)
+            mean_squares = measured.mean_squared_norms()
     else:
         with tf.GradientTape() as tape:
             with contextlib.ExitStack() as stack:
@@ -302,14 +302,3 @@ def _dense(value: Any) -> tf.Tensor:
 def _readable(variable: Any) -> Any:
     """What a gradient tape takes for a variable of either Keras."""
     return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def packed_mean_squares(measured: Measurement) -> tf.Tensor:
-    """`(1/B) sum_i ||g_i||^2` for each variable, with `g_i = B G_i`, estimated from the measured examples; 0 for None.
-
-    Over equal parts of a batch it averages as their gradients do. float32 [K].
-    """
-    # B/b for the examples not measured; B^2 / B for the factor 1/B in each G_i.
-    factor = tf.square(tf.cast(measured.batch_size, tf.float32)) / tf.cast(measured.measured, tf.float32)
-    zero = tf.zeros((), tf.float32)
-    return tf.stack([zero if sq is None else factor * tf.reduce_sum(sq) for sq in measured.squared_norms])

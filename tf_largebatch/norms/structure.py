@@ -1,0 +1,242 @@
+"""The structure check: which axes are the batch, found before the step by tracing the model with another batch size.
+
+A layer is measured by the rows on axis 0 of its output. That they are the examples cannot be told by their number: a
+time-major layer may have as many time steps as there are examples, and a step traced without a batch size knows no
+number at all. So the model's forward pass is traced once more, into a graph that is never run, with a batch size that
+divides no other axis of inputs and weights. There a first axis is the batch if and only if it has that size, and what
+cannot be measured is refused before the first step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tf_largebatch import keras_internals
+from tf_largebatch.core.paths import variable_path
+from tf_largebatch.norms.broadcast import follow
+from tf_largebatch.norms.intercept import original_call, recorded_call, recording
+from tf_largebatch.norms.recorder import BatchAxisError, Recorder, Structure, broadcast_message, layer_path
+from tf_largebatch.norms.registry import Registry
+from tf_largebatch.norms.shapes import Size
+from tf_largebatch.norms.state import restored
+
+_PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
+_SMALL_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
+_found: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+
+
+def structure_of(
+    model: Any,
+    layers: Sequence[Any],
+    registry: Registry,
+    replacements: Mapping[Any, Any] | None,
+    refuse: Callable[[tf.GradientTape], None],
+    batch_size: Size,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Structure:
+    """Checks a model that is about to be called, and returns what its rules may ask for.
+
+    Args:
+        model: the model.
+        layers: the layers that are measured.
+        registry: their rules.
+        replacements: for some layers the one that is called in their place.
+        refuse: raises if a tape has seen a variable that it must not see.
+        batch_size: number of examples B.
+        args: the arguments of the model's `call`, tensors with the examples on axis 0 and others.
+        kwargs: those by name.
+
+    Raises:
+        ValueError: if a layer's first axis is not the batch, or the model cannot be measured for another reason that
+            its forward pass shows; if the model works for no other batch size.
+    """
+    flat = [tf.convert_to_tensor(t) if isinstance(t, np.ndarray) else t for t in tf.nest.flatten((args, kwargs))]
+    batched = [i for i, t in enumerate(flat) if _has_batch_axis(t, batch_size)]
+    if not batched:
+        raise BatchAxisError(
+            f"Per-example gradient norms need inputs with the examples on axis 0; {layer_path(model)!r} was called "
+            f"with {[getattr(t, 'shape', t) for t in flat]} for a batch of {batch_size}. Pass the batch to the model "
+            "or train with gradient_norms='replica'."
+        )
+    key = (
+        tuple((_signature(t), i in batched) for i, t in enumerate(flat)),
+        tuple((id(layer), id(registry.rule_for(layer))) for layer in layers),
+        tuple((id(a), id(b)) for a, b in (replacements or {}).items()),
+    )
+    graph = None if tf.executing_eagerly() else weakref.ref(tf.compat.v1.get_default_graph())
+    known = _found.setdefault(model, {})
+    if key in known and known[key][0] == graph:  # replicas share a graph; another trace may be of a changed model
+        return known[key][1]
+
+    def rebuilt(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        arguments = list(flat)
+        for i, t in zip(batched, tensors, strict=True):
+            arguments[i] = t
+        return tf.nest.pack_sequence_as((args, kwargs), arguments)
+
+    def check(size: int, tensors: Sequence[Any]) -> Recorder:
+        new_args, new_kwargs = rebuilt(tensors)
+        with keras.StatelessScope(collect_losses=True) as scope:
+            with tf.GradientTape() as tape:
+                recorder = Recorder(tape, size, checks_structure=True)
+                with recording(layers, registry, recorder, replacements):
+                    call = recorded_call(model, registry, recorder) if model in layers else original_call(model)
+                    outputs = call(*new_args, **new_kwargs)
+            refuse(tape)
+            targets = [t for t in tf.nest.flatten((outputs, scope.losses)) if _is_float(t)]
+            _check_inner_gradients(tape, recorder, targets)
+            _check_broadcasts(recorder, size)
+        return recorder
+
+    found = _traced(model, check, [flat[i] for i in batched], batch_size, layers)
+    known[key] = graph, found
+    return found
+
+
+def _traced(
+    model: Any, check: Callable[..., Recorder], tensors: Sequence[Any], batch_size: Size, layers: Sequence[Any]
+) -> Structure:
+    """Traces the check with the first batch size, and size for unknown axes, with which that is possible."""
+    prime = _foreign_prime(_PRIMES, tensors, layers)
+    divisible = prime * (batch_size if isinstance(batch_size, int) else 960)  # for models that split the batch
+    unknown_axes = any(None in t.shape[1:] for t in tensors)
+    failed: Exception | None = None
+    for fill in (None, 16, 8, 4, 32) if unknown_axes else (None,):
+        for size in (prime, divisible):
+            try:
+                with _without_trace(model):
+                    recorder = _trace(functools.partial(check, size), [_spec(t, size, fill) for t in tensors])
+            except BatchAxisError:
+                raise
+            except Exception as error:  # whatever a model raises when it is traced with this size
+                failed = failed or error
+                continue
+            if not recorder.rows_are_unknown:
+                return recorder.structure
+    if failed is None:
+        raise BatchAxisError(
+            f"Per-example gradient norms are not available: in {layer_path(model)!r} the number of rows of some "
+            "layer's output cannot be told from the batch size. Give the inputs static sizes or train with "
+            "gradient_norms='replica'."
+        )
+    refusal = refusal_in(failed)
+    if refusal is not None:
+        raise refusal
+    if tf.executing_eagerly():  # a model that cannot be traced at all
+        rows = _foreign_prime(_SMALL_PRIMES, tensors, layers)
+        with _without_trace(model), restored(model.variables):
+            return check(rows, [_repeated_to(rows, t) for t in tensors]).structure
+    raise ValueError(
+        f"Per-example gradient norms are not available: {layer_path(model)!r} could not be traced with another batch "
+        f"size than {batch_size} ({type(failed).__name__}: {failed}). Write the model for any batch size or train with "
+        "gradient_norms='replica'."
+    ) from failed
+
+
+def _foreign_prime(primes: Sequence[int], tensors: Sequence[Any], layers: Sequence[Any]) -> int:
+    """A prime that divides no size of the inputs but the batch's, and none of the weights."""
+    sizes = [n for t in tensors for n in t.shape[1:]] + [
+        n for layer in layers for v in layer.variables for n in v.shape
+    ]
+    return next(p for p in primes if all(n % p for n in sizes if n))
+
+
+def _check_inner_gradients(tape: tf.GradientTape, recorder: Recorder, targets: list[tf.Tensor]) -> None:
+    """Raises if the model's output depends on a gradient that it takes itself."""
+    watched = recorder.inner_gradients.begin_backward()
+    if watched:
+        recorder.inner_gradients.check(tape.gradient(targets, watched))
+
+
+def _check_broadcasts(recorder: Recorder, batch_size: int) -> None:
+    """Raises if a tensor without a batch axis does not meet the batch by broadcasting over axis 0."""
+    for use in recorder.uses:
+        if use.broadcast:
+            meetings = follow(use.output, recorder.inner_gradients.guards).meetings
+            if any(meeting.output.shape[0] != batch_size for meeting in meetings):
+                raise BatchAxisError(broadcast_message([variable_path(use.variable)]))
+
+
+def _trace(check: Callable[[Sequence[Any]], Recorder], specs: Sequence[Any]) -> Recorder:
+    """Traces the check into a graph of its own, on no replica, and returns what it returns."""
+    recorders: list[Recorder] = []
+
+    def on_no_replica(*tensors: Any) -> None:
+        keras_internals.leave_strategy(tf.compat.v1.get_default_graph())
+        recorders.append(check(tensors))
+
+    # Not in an init_scope, in which no tape records.
+    tf.function(on_no_replica, autograph=False).get_concrete_function(*specs)
+    return recorders[0]
+
+
+@contextlib.contextmanager
+def _without_trace(model: Any) -> Iterator[None]:
+    """Restores what a forward pass that is only traced leaves behind: Python's random numbers and lists of losses."""
+    states = random.getstate(), np.random.get_state()
+    lists = [
+        (found, list(found))
+        for layer in model._flatten_layers()
+        for found in (getattr(layer, name, None) for name in ("_losses", "_eager_losses"))
+        if isinstance(found, list)
+    ]
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        for found, before in lists:
+            found[:] = before
+
+
+def refusal_in(error: BaseException | None) -> BaseException | None:
+    """Returns the package's own sentence among an error and its causes, or None."""
+    while error is not None and not (isinstance(error, ValueError) and "Per-example gradient norms" in str(error)):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _is_float(t: Any) -> bool:
+    return isinstance(t, tf.Tensor) and t.dtype.is_floating
+
+
+def _has_batch_axis(t: Any, batch_size: Size) -> bool:
+    """Whether an argument of the model is a tensor of the batch's examples."""
+    if not isinstance(t, (tf.Tensor, tf.SparseTensor, tf.RaggedTensor)) or not t.shape.rank:
+        return False
+    rows = t.shape[0]
+    return rows is None or (isinstance(batch_size, int) and rows == batch_size)
+
+
+def _spec(t: Any, rows: int, fill: int | None) -> Any:
+    """What to trace with in place of a batch: the same with another number of rows, unknown sizes filled in."""
+    shape = [rows, *(fill if n is None else n for n in t.shape[1:])]
+    if isinstance(t, tf.SparseTensor):
+        return tf.SparseTensorSpec(shape, t.dtype)
+    if isinstance(t, tf.RaggedTensor):
+        return tf.RaggedTensorSpec([rows, *t.shape[1:]], t.dtype, t.ragged_rank, t.row_splits.dtype)
+    return tf.TensorSpec(shape, t.dtype)
+
+
+def _repeated_to(rows: int, t: Any) -> Any:
+    """The first examples of a batch, as often as it takes to make so many rows."""
+    if isinstance(t, tf.SparseTensor):
+        return tf.sparse.from_dense(_repeated_to(rows, tf.sparse.to_dense(t)))
+    return tf.gather(t, tf.range(rows) % tf.shape(t)[0])
+
+
+def _signature(t: Any) -> Any:
+    """What of an argument the trace depends on, but for its number of rows."""
+    if isinstance(t, (tf.Tensor, tf.SparseTensor, tf.RaggedTensor)):
+        return type(t).__name__, t.dtype, tuple(t.shape[1:]) if t.shape.rank else ()
+    return t if isinstance(t, (bool, int, float, str, type(None))) else id(t)
