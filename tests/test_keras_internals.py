@@ -9,6 +9,13 @@ import tensorflow as tf
 from tf_largebatch import keras_internals
 
 
+def test_an_optimizer_holds_its_schedule():
+    schedule = keras.optimizers.schedules.CosineDecay(0.1, 10)
+    found = keras_internals.learning_rate_schedule(keras.optimizers.SGD(schedule))
+    assert found is schedule, "Keras's optimizers no longer hold their schedule in _learning_rate"
+    assert keras_internals.learning_rate_schedule(keras.optimizers.SGD(0.1)) is None
+
+
 def test_keras_keeps_the_logits_of_a_softmax_and_a_sigmoid():
     logits = tf.constant([[1.0, 2.0, 4.0]])
     for activation in (keras.activations.softmax, keras.activations.sigmoid):

@@ -7,6 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
+
+# Optimizers.
+
+
+def learning_rate_schedule(optimizer: Any) -> Any:
+    """Returns the schedule of a Keras optimizer; None for a constant learning rate.
+
+    `_learning_rate`: the public `learning_rate` gives the value for the coming update, and a record needs that of the
+    last one.
+    """
+    schedule = getattr(optimizer, "_learning_rate", None)
+    return schedule if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule) else None
+
+
 # Outputs.
 
 

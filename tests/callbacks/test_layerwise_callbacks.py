@@ -19,6 +19,7 @@ from tf_largebatch.callbacks import (
 )
 from tf_largebatch.callbacks.layerwise_rates import read_layerwise_values
 from tf_largebatch.norms import brute_force_gradient_norms
+from tf_largebatch.plots.heat_map import read_rate_table
 
 MEAN_SQUARES = keras.losses.MeanSquaredError()
 
@@ -171,8 +172,8 @@ def test_chosen_tensors_are_shown_by_their_paths(capsys):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LayerwiseProgress(["rates"]), "`show` must be a list of some of rate, .*; received show="),
-        (lambda: LayerwiseProgress("rate"), "`show` must be a list of some of rate, .*; received show='rate'"),
+        (lambda: LayerwiseProgress(["rates"]), "show must be a list of some of rate, .*; received show="),
+        (lambda: LayerwiseProgress("rate"), "show must be a list of some of rate, .*; received show='rate'"),
         (lambda: LayerwiseProgress(every=True), "must be a positive integer or 'epoch'; received every=True"),
         (lambda: LayerwiseTensorBoard("logs", every=-1), "must be a positive integer or 'epoch'; received every=-1"),
     ],
@@ -185,5 +186,39 @@ def test_arguments_are_checked(make, message):
 def test_refusals_when_training_begins(tmp_path):
     with pytest.raises(ValueError, match=r"(?i)must have layer-wise rates, as CLARS and LARS do; received sgd"):
         fitted("sgd", [LayerwiseTensorBoard(tmp_path)])
-    with pytest.raises(ValueError, match="the pattern 'c/kernel' is found in none of the 4 tensors' paths, such as"):
+    with pytest.raises(ValueError, match=r"patterns that each match one of the 4 tensors' paths.*'c/kernel'"):
         fitted(lb.CLARS(0.1), [LayerwiseProgress(tensors=["c/kernel"])])
+
+
+def towers():
+    """Two towers that one function builds: their layers share a name, and their variables a path."""
+
+    def tower():
+        inputs = keras.Input((3,))
+        return keras.Model(inputs, keras.layers.Dense(2, name="fc")(inputs))
+
+    inputs = [keras.Input((3,)), keras.Input((3,))]
+    joined = keras.layers.Concatenate()([tower()(x) for x in inputs])
+    return keras.Model(inputs, keras.layers.Dense(1, name="top")(joined))
+
+
+def test_tensors_of_one_path_are_told_apart_everywhere(tmp_path):
+    model = lb.LargeBatchModel(towers())
+    model.compile(lb.CLARS(0.1), "mse", jit_compile=False)
+    rng = np.random.default_rng(0)
+    x = [rng.normal(size=(8, 3)).astype("float32") for _ in range(2)]
+    callbacks = [
+        LayerwiseRateRecorder(tmp_path / "rates.csv", 1),
+        LayerwiseProgress(["rate"], tensors=["fc/kernel"], every=1),
+        LayerwiseTensorBoard(tmp_path, every=1),
+    ]
+    history = model.fit(x, np.ones((8, 1)), batch_size=8, verbose=0, callbacks=callbacks).history
+    values = layerwise_values(model)
+    assert list(values) == ["fc/kernel", "fc/bias", "fc/kernel#2", "fc/bias#2", "top/kernel", "top/bias"]
+    kernels = [v for v in model.trainable_variables if v.path == "fc/kernel"]
+    for path, kernel in zip(("fc/kernel", "fc/kernel#2"), kernels, strict=True):
+        np.testing.assert_allclose(values[path].weight_norm, np.linalg.norm(kernel.numpy()), rtol=1e-6)
+        assert history[f"rate/{path}"] == [values[path].rate]
+        assert scalars(tmp_path)[f"rate/{path}", 1] == pytest.approx(values[path].rate)
+    assert [path for _, path, _ in read_layerwise_values(tmp_path / "rates.csv")] == list(values)
+    assert read_rate_table(tmp_path / "rates.csv")[1] == ["fc/kernel", "fc/kernel#2", "top/kernel"]

@@ -130,7 +130,7 @@ def test_no_auxiliary_variable_decays(optimizer):
     for v, old in zip(model.trainable_variables, before, strict=True):
         assert (np.abs(v.numpy() - old).max() > 0) == (len(v.shape) > 1), v.path
     listed = {id(v) for v in variables_without_decay(model)}
-    auxiliary = [*model.adversarial_set.trainable_variables, *model.augmented_set.trainable_variables]
+    auxiliary = [*model.adversarial_batch_norms.trainable_variables, *model.augmented_batch_norms.trainable_variables]
     assert len(auxiliary) == 8 and all(id(v) in listed for v in auxiliary)
 
 

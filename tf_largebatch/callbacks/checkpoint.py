@@ -1,4 +1,4 @@
-"""Checkpoints that continue a run bit for bit."""
+"""Checkpoints from which a run continues bit for bit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_largebatch.check import require
 from tf_largebatch.files import local_path, replacing
 
 _NAME = re.compile(r"epoch-(\d+)\.npz")
@@ -26,26 +27,28 @@ class RunCheckpoint(keras.callbacks.Callback):
     """Saves the whole state of training at the end of every epoch.
 
     Args:
-        directory: Where `epoch-0001.npz`, ... go; the number counts completed epochs.
-        keep: How many of the last checkpoints stay.
+        directory: Directory of the files `epoch-0001.npz`, ...; the number counts completed epochs.
+        keep: How many of the latest checkpoints to keep.
+
+    Raises:
+        ValueError: If `keep` is below 1.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
         super().__init__()
-        if keep < 1:
-            raise ValueError(f"`keep` must be at least 1; received keep={keep}.")
+        require(keep >= 1, "keep", keep, "1 or more")
         self.directory = local_path(directory)
         self.keep = keep
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Saves, then removes what is older than the last `keep`."""
+        """Saves a checkpoint, then removes all but the last `keep`."""
         save_checkpoint(self.directory / f"epoch-{epoch + 1:04d}.npz", self.model, epoch + 1)
         for _, path in list_checkpoints(self.directory)[: -self.keep]:
             path.unlink()
 
 
 def list_checkpoints(directory: str | os.PathLike[str]) -> list[tuple[int, pathlib.Path]]:
-    """The checkpoints of a directory as (completed epochs, path), oldest first; none if it is missing."""
+    """Returns the checkpoints of a directory as (completed epochs, path), oldest first; none if it is missing."""
     paths = pathlib.Path(directory).glob("epoch-*.npz")
     return sorted((int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name)))
 
@@ -53,8 +56,7 @@ def list_checkpoints(directory: str | os.PathLike[str]) -> list[tuple[int, pathl
 def save_checkpoint(path: str | os.PathLike[str], model: keras.Model, epoch: int) -> None:
     """Saves every variable of a compiled model and of its optimizer: weights, moving averages, random seeds.
 
-    Keras's own `save_weights` leaves out the state of seed generators, so that dropout would go on
-    differently.
+    Keras's `save_weights` leaves out the state of seed generators, so dropout would draw other numbers after it.
 
     Args:
         path: The file; it appears whole or not at all.

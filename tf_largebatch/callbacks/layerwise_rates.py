@@ -16,17 +16,17 @@ _COLUMNS = ("update", "variable", *_VALUES)
 
 
 class LayerwiseRateRecorder(LayerwiseCallback):
-    """Writes the layer-wise rates and the norms behind them to a CSV file, for CLARS or LARS.
+    """Writes the layer-wise rates of CLARS or LARS, and the norms behind them, to a CSV file.
 
-    One row a recorded update and tensor: `update` (counted from 1), `variable` (its path, in network order), and
-    the attributes of `LayerwiseValues`, empty where they are None: `rate` (tensors without layer adaptation, which
-    keep the plain learning rate, have none), `gradient_norm`, `weight_norm`, `batch_gradient_norm`,
-    `gradient_agreement`.
+    It writes one row for each recorded update and tensor, tensors in the network's order. The columns are `update`
+    (counted from 1), `variable` (its path, and `"path#2"` for the second of that path), and the attributes of
+    `LayerwiseValues`, empty where they are None: `rate` (tensors without layer adaptation, which keep the plain
+    learning rate, have none), `gradient_norm`, `weight_norm`, `batch_gradient_norm`, `gradient_agreement`.
 
     A model that has already taken steps continues the file: rows of later updates are dropped.
 
     Args:
-        path: The file.
+        path: The CSV file.
         every: Record the first update and every update whose number is a multiple of this; `"epoch"` for the
             last of every epoch.
         batch_gradient_norms: Whether the optimizer keeps the norms of the batch's gradients, from which
@@ -44,7 +44,7 @@ class LayerwiseRateRecorder(LayerwiseCallback):
         self.path = local_path(path)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Keeps the rows of the updates already taken."""
+        """Keeps the rows of the updates that were already taken."""
         super().on_train_begin(logs)
         with naming_damage(self.path):
             kept = [row for row in _read(self.path) if int(row["update"]) <= self._update]
@@ -62,9 +62,9 @@ class LayerwiseRateRecorder(LayerwiseCallback):
 
 
 def read_layerwise_values(path: str | os.PathLike[str]) -> list[tuple[int, str, dict[str, float]]]:
-    """The rows of a recorder's file as (update, variable, {column: number}), without the empty columns.
+    """Returns the rows of a recorder's file as (update, variable, {column: number}), without empty columns.
 
-    None if the file is missing. A row cut short at its end is left out.
+    A missing file has no rows. A row that was cut short at the end of the file is left out.
     """
     with naming_damage(path):
         return [

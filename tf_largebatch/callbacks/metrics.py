@@ -1,4 +1,4 @@
-"""One row of numbers an epoch."""
+"""The metrics of every epoch, as a CSV file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.files import local_path, naming_damage, replacing
+from tf_largebatch.keras_internals import learning_rate_schedule
 
 
 class TrainingDiverged(RuntimeError):
@@ -20,17 +21,17 @@ class TrainingDiverged(RuntimeError):
 
 
 class MetricsRecorder(keras.callbacks.Callback):
-    """Writes `metrics.csv` and stops a run whose loss is not finite.
+    """Writes one row of metrics for each epoch, and stops a run whose loss is not finite.
 
-    Columns: `epoch` (completed epochs, from 1), `updates` (so far), `learning_rate` (of the epoch's last
-    update), Keras's logs (`loss`, `accuracy`, `val_loss`, `val_accuracy`, ...), `images_per_second` (training
-    alone, evaluation excluded; the first epoch includes compilation) and `seconds` (the whole epoch).
+    The columns are `epoch` (completed epochs, from 1), `updates` (so far), `learning_rate` (of the last update),
+    Keras's logs (`loss`, `accuracy`, `val_loss`, `val_accuracy`, ...; empty in epochs without them),
+    `images_per_second` (training only; the first epoch includes compilation) and `seconds` (the whole epoch).
 
     A model that has already taken steps continues the file: rows of later updates are dropped.
 
     Args:
-        path: The file. It is replaced whole at every epoch.
-        images_per_epoch: Images trained on in an epoch, for `images_per_second`.
+        path: The CSV file. It is rewritten at every epoch, whole or not at all.
+        images_per_epoch: Number of images trained on in an epoch, for `images_per_second`.
 
     Raises:
         TrainingDiverged: At the end of an epoch whose loss is not finite, after writing its row.
@@ -43,7 +44,7 @@ class MetricsRecorder(keras.callbacks.Callback):
         self.rows: list[dict[str, Any]] = []
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Reads the rows of the updates already taken."""
+        """Reads the rows of the updates that were already taken."""
         updates = updates_taken(self.model)
         self.rows = [row for row in read_metrics(self.path) if row["updates"] <= updates]
 
@@ -53,7 +54,7 @@ class MetricsRecorder(keras.callbacks.Callback):
         self._trained: float | None = None
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Ends the time of training; evaluation begins."""
+        """Stops the clock of training, since evaluation begins."""
         if self._trained is None:
             self._trained = time.perf_counter()
 
@@ -71,23 +72,24 @@ class MetricsRecorder(keras.callbacks.Callback):
         }
         self.rows.append(row)
         with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
+            columns = list(dict.fromkeys(name for known in (row, *self.rows) for name in known))
+            writer = csv.DictWriter(file, columns, restval="")
             writer.writeheader()
             writer.writerows(self.rows)
         if not math.isfinite(row.get("loss", 0.0)):
             raise TrainingDiverged(
-                f"the loss is {row['loss']} in epoch {epoch + 1}, after {updates} updates: lower "
-                f"base_learning_rate, or add warmup_epochs."
+                f"the loss is {row['loss']} in epoch {epoch + 1}, after {updates} updates: lower the learning rate "
+                "(base_learning_rate on the command line), or lengthen its warmup (warmup_epochs)."
             )
 
 
 def updates_taken(model: keras.Model) -> int:
-    """How many updates the model's optimizer has taken."""
+    """Returns how many updates the model's optimizer has taken."""
     return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Returns the rows of a `metrics.csv` with its numbers; none if the file is missing.
+    """Returns the rows of a `metrics.csv` as numbers, NaN for an empty field; no rows if the file is missing.
 
     Raises:
         ValueError: If the file is damaged; the message names it.
@@ -96,13 +98,13 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with naming_damage(path), open(path, newline="") as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: float(value or math.nan) for name, value in row.items()} for row in csv.DictReader(file)]
         return [{**row, "epoch": int(row["epoch"]), "updates": int(row["updates"])} for row in rows]
 
 
 def _last_learning_rate(model: keras.Model, updates: int) -> float:
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    schedule = getattr(optimizer, "_learning_rate", None)
-    if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+    schedule = learning_rate_schedule(optimizer)
+    if schedule is not None:
         return float(schedule(max(updates - 1, 0)))
     return float(optimizer.learning_rate)

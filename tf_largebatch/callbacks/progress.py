@@ -1,4 +1,4 @@
-"""The layer-wise rates and norms in Keras's progress bar."""
+"""Layer-wise rates and norms in Keras's progress bar."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues
+from tf_largebatch.check import message, require
 
 _NAMES = tuple(field.name for field in dataclasses.fields(LayerwiseValues))
 
@@ -16,22 +17,22 @@ _NAMES = tuple(field.name for field in dataclasses.fields(LayerwiseValues))
 class LayerwiseProgress(LayerwiseCallback):
     """Shows layer-wise values of CLARS or LARS in the progress bar of `fit`.
 
-    They are added to the logs, so that they reach the progress bar (`verbose=1`), `History` and every callback after
-    this one. Each is the median over the tensors with layer adaptation, named as the value (`rate`), or, where
-    `tensors` are given, one value for each tensor (`rate/dense/kernel`).
+    They are added to the logs, so the progress bar (`verbose=1`), `History` and every callback after this one see them.
+    By default each is the median over the tensors with layer adaptation, under the name of the value (`rate`). With
+    `tensors`, there is one value for each of these tensors (`rate/dense/kernel`).
 
     Args:
         show: Which attributes of `LayerwiseValues`: any of `rate`, `weight_norm`, `gradient_norm`,
-            `batch_gradient_norm`, `gradient_agreement`. One that is not known is left out.
-        tensors: Patterns (`re.search` on the variable's path) of the tensors to show by themselves.
-        every: Read the values at the first update and every update whose number is a multiple of this; `"epoch"`
-            at the end of every epoch. Reading costs a copy of a few numbers from the device and a pass over the
-            weights; `batch_gradient_norm` and `gradient_agreement` a pass over the gradients in every update.
+            `batch_gradient_norm`, `gradient_agreement`. Unknown values are left out.
+        tensors: Patterns (`re.search` on the variable's path) of the tensors to show individually.
+        every: Read the values at the first update and every update whose number is a multiple of this; `"epoch"` to
+            read them at the end of every epoch. Reading costs a copy of a few numbers from the device and a pass over
+            the weights; `batch_gradient_norm` and `gradient_agreement` cost a pass over the gradients in every update.
 
     Raises:
         ValueError: If `show` names no such value or `every` is neither a positive integer nor `"epoch"`; when
-            training begins, if the optimizer has no layer-wise rates; at the first record, if a pattern is found
-            in no tensor's path.
+            training begins, if the optimizer has no layer-wise rates; at the first record, if a pattern matches no
+            tensor's path.
     """
 
     def __init__(
@@ -39,8 +40,8 @@ class LayerwiseProgress(LayerwiseCallback):
     ) -> None:
         super().__init__(every, any(name in show for name in ("batch_gradient_norm", "gradient_agreement")))
         unknown = [name for name in show if name not in _NAMES]
-        if isinstance(show, str) or unknown or not show:
-            raise ValueError(f"`show` must be a list of some of {', '.join(_NAMES)}; received show={show!r}.")
+        is_list = not isinstance(show, str) and bool(show) and not unknown
+        require(is_list, "show", show, f"a list of some of {', '.join(_NAMES)}")
         self.show = tuple(show)
         self.tensors = None if tensors is None else tuple(tensors)
         self._shown: dict[str, float] = {}
@@ -56,7 +57,7 @@ class LayerwiseProgress(LayerwiseCallback):
         _add(self._shown, logs)
 
     def record(self, update: int, values: dict[str, LayerwiseValues]) -> None:
-        """Keeps what is shown."""
+        """Keeps the values to show."""
         self._shown = {}
         if self.tensors is None:
             adapted = [value for value in values.values() if value.rate is not None]
@@ -68,10 +69,9 @@ class LayerwiseProgress(LayerwiseCallback):
         for pattern in self.tensors:
             matches = [path for path in values if re.search(pattern, path)]
             if not matches:
-                raise ValueError(
-                    f"`tensors`: the pattern {pattern!r} is found in none of the {len(values)} tensors' paths, such "
-                    f"as {', '.join(repr(path) for path in list(values)[:5])}."
-                )
+                examples = ", ".join(repr(path) for path in list(values)[:5])
+                rule = f"patterns that each match one of the {len(values)} tensors' paths, such as {examples}"
+                raise ValueError(message("tensors", rule, pattern))
             for path in matches:
                 for name in self.show:
                     number = getattr(values[path], name)

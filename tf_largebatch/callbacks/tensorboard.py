@@ -1,4 +1,4 @@
-"""The layer-wise rates and norms for TensorBoard."""
+"""Layer-wise rates and norms for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, Layerwis
 
 
 class LayerwiseTensorBoard(LayerwiseCallback):
-    """Writes the layer-wise rates and the norms behind them as TensorBoard scalars, for CLARS or LARS.
+    """Writes the layer-wise rates of CLARS or LARS, and the norms behind them, as TensorBoard scalars.
 
-    For each recorded update and tensor the scalars `rate/<path>`, `weight_norm/<path>`, `gradient_norm/<path>`,
-    `batch_gradient_norm/<path>` and `gradient_agreement/<path>`, as far as they are known (see `LayerwiseValues`
-    for their meaning and units), over the number of the update. They go to the subdirectory `layerwise`, a run of
-    its own beside those of `keras.callbacks.TensorBoard` with the same `log_dir`. To look at them:
-    `pip install tensorboard` (writing does not need it) and `tensorboard --logdir=LOG_DIR`.
+    For each recorded update and tensor it writes the scalars `rate/<path>`, `weight_norm/<path>`,
+    `gradient_norm/<path>`, `batch_gradient_norm/<path>` and `gradient_agreement/<path>` over the number of the update,
+    without those that are unknown; `LayerwiseValues` states their meaning and units. The events go to the subdirectory
+    `layerwise`, which is a separate run beside those of `keras.callbacks.TensorBoard` with the same `log_dir`. To see
+    them: `pip install tensorboard` (writing does not need it) and `tensorboard --logdir=LOG_DIR`.
 
     Args:
         log_dir: Directory of the event files.

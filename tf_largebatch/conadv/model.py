@@ -429,6 +429,7 @@ class ConAdvModel(LargeBatchModel):
         with self._outside_of_the_step():
             if not self.built:
                 self.build((None, *x.shape[1:]))
+            image_checks.check_accepts_floating(self.model)
             self._infer_classes(x)
             are_sparse(y, self._classes)
         if not self._range_checked and hasattr(x, "numpy"):
