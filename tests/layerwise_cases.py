@@ -1,4 +1,4 @@
-"""Small variables, gradients and norms for the tests of the layer-wise optimizers."""
+"""Cases of the layer-wise optimizers: tables for both Keras worlds, and small variables, gradients and norms."""
 
 from __future__ import annotations
 
@@ -32,6 +32,33 @@ OTHER_ARGUMENTS = {
     "name": "other",
     "gradient_norms": "replica",
 }
+
+
+# Arguments that are refused, in both Keras worlds.
+OUT_OF_RANGE = [
+    ("learning_rate", -0.1),
+    ("learning_rate", float("nan")),
+    ("momentum", -0.1),
+    ("momentum", 1.0),
+    ("eta", 0.0),
+    ("eta", "0.1"),
+    ("epsilon", -1e-6),
+    ("weight_decay_rate", -1e-4),
+    ("weight_decay_rate", None),
+    ("max_rate", 0.0),
+    ("max_rate", [0.1]),
+    ("nesterov", "False"),
+    ("classic_momentum", None),
+]
+
+# Measured norms that are refused, for the variables of SHAPES, and what the refusal says.
+MALFORMED_NORMS = [
+    ({"stem/kernel": 1.0}, r"lack \['head/kernel'\].*exclude_from_layer_adaptation"),
+    ([1.0, None, None], r"lack \['head/kernel'\]"),
+    ([1.0, 1.0], "2 measured gradient norms for 3 variables"),
+    ([[1.0, 2.0], None, 1.0], r"scalar; that of 'stem/kernel' has shape \(2,\)"),
+    ({"stem/kernel": [1.0, 2.0], "head/kernel": 1.0}, r"scalar; that of 'stem/kernel' has shape \(2,\)"),
+]
 
 
 def other_arguments(cls, **changes):

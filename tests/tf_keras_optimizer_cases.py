@@ -1,31 +1,21 @@
-"""Small tf_keras variables, gradients and norms for the tests of the garden's optimizers."""
+"""The cases of `layerwise_cases` in tf_keras: its variables and its way to take a step."""
 
 from __future__ import annotations
 
+import inspect
+
+import layerwise_cases as cases
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from layerwise_cases import SHAPES, gradients  # noqa: F401  (for the tests)
 
 from tf_largebatch.tf_keras.optimizers import CLARS, LARS
 
-SHAPES = {"stem/kernel": (3, 3, 2, 4), "stem/bias": (4,), "head/kernel": (4, 5)}
-
-# Every argument of CLARS away from its default, in numbers that float32 holds; LARS has all but the last.
+# Those of CLARS in Keras 3 that tf_keras has; it allows two ways to clip at once.
 OTHER_ARGUMENTS = {
-    "learning_rate": 0.25,
-    "momentum": 0.75,
-    "eta": 0.5,
-    "weight_decay_rate": 0.125,
-    "nesterov": True,
-    "classic_momentum": False,
-    "epsilon": 0.0625,
-    "max_rate": 0.5,
-    "exclude_from_layer_adaptation": ["stem"],
-    "exclude_from_weight_decay": [],
-    "clipnorm": 2.0,
+    **{name: value for name, value in cases.OTHER_ARGUMENTS.items() if name in inspect.signature(CLARS).parameters},
     "clipvalue": 1.0,
-    "name": "other",
-    "gradient_norms": "replica",
 }
 
 
@@ -46,16 +36,9 @@ def variables(dtype="float32", seed=0):
     return [tf.Variable(generator.normal(size=shape), dtype=dtype, name=path) for path, shape in SHAPES.items()]
 
 
-def gradients(steps, seed=1):
-    """For each step, for each variable, a float32 gradient."""
-    generator = np.random.default_rng(seed)
-    return [[generator.normal(size=shape).astype("float32") for shape in SHAPES.values()] for _ in range(steps)]
-
-
-def norms(steps, seed=2):
+def norms(steps):
     """For each step a norm for each variable, of the size of the gradients'."""
-    generator = np.random.default_rng(seed)
-    return [[np.float32(generator.uniform(1.0, 9.0)) for _ in SHAPES] for _ in range(steps)]
+    return [list(some.values()) for some in cases.norms(steps)]
 
 
 def apply(optimizer, some, trained, some_norms=None, clars=None):

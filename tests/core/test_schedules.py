@@ -78,6 +78,18 @@ def test_drives_an_optimizer():
     assert float(variable.numpy()) == -(0 + 0.5 + 1 + 0.5 + 0)
 
 
+def test_numpys_scalars_are_arguments():
+    arguments = {"peak_learning_rate": np.float32(0.5), "total_steps": np.int64(10), "warmup_steps": np.array(2)}
+    schedule = WarmupPolynomialDecay(**arguments, power=np.float16(2), end_learning_rate=np.float64(0.0))
+    assert schedule.get_config() == {**WarmupPolynomialDecay(0.5, 10, 2, end_learning_rate=0.0).get_config()}
+    json.dumps(schedule.get_config())
+    made = large_batch_schedule(
+        np.float32(0.5), np.int64(512), np.array(256), np.int32(10), np.float32(3.0), np.int8(1)
+    )
+    assert json.loads(json.dumps(made.get_config())) == large_batch_schedule(0.5, 512, 256, 10, 3.0, 1).get_config()
+    assert type(linear_scaling(np.float32(0.5), np.int64(8), np.int64(4))) is float
+
+
 def test_factory_counts_in_epochs():
     schedule = large_batch_schedule(
         0.1, 4096, 256, steps_per_epoch=312, epochs=90, warmup_epochs=2.5, power=3.0, end_learning_rate=0.5
@@ -108,14 +120,14 @@ def test_factory_counts_in_epochs():
     ],
 )
 def test_schedule_refuses(argument, value):
-    with pytest.raises(ValueError, match=f"`{argument}` must .*{argument}={value}"):
+    with pytest.raises(ValueError, match=f"^{argument} must be .*; received {argument}={value}"):
         WarmupPolynomialDecay(**{"peak_learning_rate": 1.0, "total_steps": 10, argument: value})
 
 
 @pytest.mark.parametrize("argument", ["base_learning_rate", "batch_size", "base_batch_size"])
 @pytest.mark.parametrize("rule", [linear_scaling, sqrt_scaling])
 def test_scaling_refuses(rule, argument):
-    with pytest.raises(ValueError, match=f"`{argument}` must .*{argument}=0"):
+    with pytest.raises(ValueError, match=f"^{argument} must be a number above 0; received {argument}=0"):
         rule(**{"base_learning_rate": 0.1, "batch_size": 8, "base_batch_size": 8, argument: 0})
 
 
@@ -124,5 +136,5 @@ def test_scaling_refuses(rule, argument):
 )
 def test_factory_refuses(argument, value):
     arguments = {"steps_per_epoch": 10, "epochs": 90, argument: value}
-    with pytest.raises(ValueError, match="must"):
+    with pytest.raises(ValueError, match=f"^{argument} must be .*{argument}={value}"):
         large_batch_schedule(0.1, 512, 256, **arguments)

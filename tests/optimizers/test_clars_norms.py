@@ -8,8 +8,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from layerwise_cases import apply_all, gradients, make, norms, regression, small_model, variables
+from layerwise_cases import (
+    MALFORMED_NORMS,
+    SHAPES,
+    apply_all,
+    gradients,
+    make,
+    norms,
+    regression,
+    small_model,
+    variables,
+)
 
+from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.optimizers import CLARS, LARS
 
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
@@ -94,15 +105,7 @@ def test_a_list_is_in_the_order_of_the_trained_variables():
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "handed, message",
-    [
-        ({"stem/kernel": 1.0}, r"lack \['head/kernel'\].*exclude_from_layer_adaptation"),
-        ([1.0, None, None], r"lack \['head/kernel'\]"),
-        ([1.0, 1.0], "2 measured gradient norms for 3"),
-        ({"stem/kernel": [1.0, 2.0], "head/kernel": 1.0}, r"scalar; that of 'stem/kernel' has shape \(2,\)"),
-    ],
-)
+@pytest.mark.parametrize("handed, message", MALFORMED_NORMS)
 def test_malformed_norms(handed, message):
     optimizer = CLARS(0.5)
     with pytest.raises(ValueError, match=message):
@@ -112,16 +115,44 @@ def test_malformed_norms(handed, message):
         optimizer.apply([tf.constant(g) for g in gradients(1)[0]])
 
 
-def test_shared_paths_are_refused_by_path_and_taken_by_list():
-    trained = [keras.Variable(np.ones((2, 2)), name="kernel") for _ in range(2)]
+def test_tensors_that_share_a_path_are_told_apart_by_label():
     some = [tf.ones((2, 2)), tf.ones((2, 2))]
-    optimizer = CLARS(0.5)
-    with pytest.raises(ValueError, match=r"several trained variables have the paths \['kernel'\]"):
+    for handed in ([1.0, 2.0], {"kernel#2": 2.0, "kernel": 1.0}):
+        optimizer = CLARS(0.5)
+        with optimizer.measured_gradient_norms(handed):
+            optimizer.apply(some, [keras.Variable(np.ones((2, 2)), name="kernel") for _ in range(2)])
+        assert optimizer.gradient_norms() == {"kernel": 1.0, "kernel#2": 2.0}
+    with pytest.raises(ValueError, match=r"lack \['kernel#2'\]"):
         with optimizer.measured_gradient_norms({"kernel": 1.0}):
-            optimizer.apply(some, trained)
-    with optimizer.measured_gradient_norms([1.0, 2.0]):
-        optimizer.apply(some, trained)
-    assert optimizer.gradient_norms() == {"kernel": 1.0, "kernel#2": 2.0}
+            optimizer.apply(some)
+
+
+@pytest.mark.parametrize("form", [dict, list, GradientNorms.pack])
+@pytest.mark.parametrize("order", [None, [0, 1, 2], [2, 0, 1]])
+def test_every_form_of_norms_says_the_same(form, order):
+    by_path, trained, optimizer = norms(1)[0], variables(), CLARS(0.5)
+    expected = apply_all(CLARS(0.5), gradients(1), variables(), [by_path])
+    names = [list(SHAPES)[i] for i in order or range(3)]
+    handed = by_path if form is dict else form([by_path[name] for name in names])
+    with optimizer.measured_gradient_norms(handed, order and [trained[i] for i in order]):
+        optimizer.apply([tf.constant(g) for g in gradients(1)[0]], trained)
+    for one, other in zip(trained, expected, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other)
+    assert optimizer.gradient_norms() == pytest.approx(by_path)
+
+
+def test_norms_without_variables_are_in_the_order_of_the_step():
+    """A step may update part of the variables, in any order: its norms are in the order of its gradients."""
+    optimizer, trained, by_path = CLARS(0.5, gradient_norms="per_example"), variables(), norms(1)[0]
+    optimizer.build(trained)
+    some = [tf.constant(g) for g in gradients(1)[0]]
+    for chosen in ([0, 1, 2], [2, 0], [2], [1, 2]):
+        for form in (list, GradientNorms.pack):
+            handed = form([list(by_path.values())[i] for i in chosen])
+            with optimizer.measured_gradient_norms(handed):
+                optimizer.apply([some[i] for i in chosen], [trained[i] for i in chosen])
+            expected = {path: by_path[path] for i, path in enumerate(SHAPES) if i in chosen}
+            assert optimizer.gradient_norms() == pytest.approx(expected)
 
 
 def test_norms_of_excluded_tensors_are_welcome_but_not_needed():

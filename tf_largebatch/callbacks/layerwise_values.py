@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from tf_largebatch.callbacks.metrics import updates_taken
+from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.core.rates import l2_norm
 
 
@@ -64,7 +65,7 @@ def layerwise_values(model: keras.Model) -> dict[str, LayerwiseValues]:
     optimizer = layerwise_optimizer(model)
     rates, norms, adapted = optimizer.layerwise_rates(), optimizer.gradient_norms(), set(optimizer.adapted_tensors())
     batch_norms = optimizer.batch_gradient_norms()
-    variables = dict(zip(optimizer._labels(), optimizer._trainable_variables, strict=True))
+    variables = dict(zip(variable_labels(optimizer._trainable_variables), optimizer._trainable_variables, strict=True))
     weights = tf.stack([tf.cast(l2_norm(variables[path]), tf.float32) for path in rates]).numpy().tolist()
     # LARS divides by the norm of the gradient itself: no agreement of examples can be read from it.
     per_example = hasattr(optimizer, "measured_gradient_norms")

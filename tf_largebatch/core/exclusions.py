@@ -1,4 +1,4 @@
-"""Which variables an argument such as `exclude_from_weight_decay` means.
+"""The variables that an argument such as `exclude_from_weight_decay` selects.
 
 Patterns are searched in a variable's *path* (`"stem/conv1/kernel"`): its name is only the last part
 (`"kernel"`), in which a pattern such as `"batch_normalization"` would silently find nothing.
@@ -13,11 +13,12 @@ from typing import Any
 
 import keras
 
+from tf_largebatch import check
 from tf_largebatch.core.paths import variable_path
 
 
 def select(variables: Sequence[Any], exclude: Any, argument: str = "exclude") -> tuple[bool, ...]:
-    """Which of `variables` are excluded; `Exclusion` states what `exclude` may be.
+    """Returns which of `variables` are excluded; `Exclusion` states what `exclude` may be.
 
     Args:
         variables: Variables with `path` (or `name`) and `shape`.
@@ -36,8 +37,8 @@ def select(variables: Sequence[Any], exclude: Any, argument: str = "exclude") ->
 class Exclusion:
     """A set of variables, described before they exist.
 
-    An object rather than a list, so that an optimizer can hold one without tracking the variables in it
-    as its own state.
+    It is an object and not a list, so that an optimizer can hold one without tracking the variables in it as its own
+    state.
 
     Args:
         argument: The name of the argument the description was given to, for messages.
@@ -54,7 +55,7 @@ class Exclusion:
         self._entries = None if exclude is None else tuple(map(self._parse, _as_entries(exclude)))
 
     def select(self, variables: Sequence[Any]) -> tuple[bool, ...]:
-        """Which of `variables` are excluded.
+        """Returns which of `variables` are excluded.
 
         Args:
             variables: Variables with `path` (or `name`) and `shape`.
@@ -80,7 +81,7 @@ class Exclusion:
         return tuple(excluded)
 
     def to_config(self) -> list[Any] | None:
-        """The description as JSON types: None, or a list; variables as `{"path": path}`.
+        """Returns the description as JSON types: None, or a list; variables as `{"path": path}`.
 
         Raises:
             ValueError: If a predicate is not registered with `keras.saving.register_keras_serializable`.
@@ -92,12 +93,11 @@ class Exclusion:
             try:
                 pattern = re.compile(entry)
             except re.error as error:
-                raise ValueError(
-                    f"`{self.argument}`: {entry!r} is not a regular expression ({error}); "
-                    "use re.escape() for a literal name."
-                ) from error
-            if not entry:
-                raise ValueError(f"`{self.argument}`: an empty pattern matches everything; pass [] for nothing.")
+                remedy = f"{error}; use re.escape() for a literal name"
+                raise ValueError(check.message(self.argument, "a regular expression", entry, remedy)) from error
+            check.require(
+                bool(entry), self.argument, entry, "a pattern that is not empty", "pass [] to exclude nothing"
+            )
             return pattern
         if isinstance(entry, Mapping) and "class_name" in entry:
             return keras.saving.deserialize_keras_object(dict(entry))
@@ -107,10 +107,8 @@ class Exclusion:
         is_layer = hasattr(entry, "trainable_variables")
         if isinstance(entry, re.Pattern) or _is_variable(entry) or (callable(entry) and not is_layer):
             return entry
-        raise ValueError(
-            f"`{self.argument}` takes patterns on the variable's path, variables and predicates of a "
-            f"variable; received {entry!r}."
-        )
+        rule = "one, or a list, of patterns on the variable's path, variables, and predicates of a variable"
+        raise ValueError(check.message(self.argument, rule, entry))
 
     def _serialize(self, entry: Any) -> Any:
         if isinstance(entry, re.Pattern):
@@ -121,14 +119,14 @@ class Exclusion:
             return {"path": variable_path(entry)}
         registered = entry if inspect.isroutine(entry) or inspect.isclass(entry) else type(entry)
         if keras.saving.get_registered_object(keras.saving.get_registered_name(registered)) is not registered:
-            raise ValueError(
-                f"`{self.argument}`: the predicate {entry!r} cannot be saved; decorate it with "
-                "@keras.saving.register_keras_serializable() or pass patterns or variables instead."
+            remedy = (
+                "decorate the predicate with @keras.saving.register_keras_serializable(), or pass patterns or variables"
             )
+            raise ValueError(check.message(self.argument, "registered with Keras to be saved", entry, remedy))
         return keras.saving.serialize_keras_object(entry)
 
     def _matches_of_path(self, path: str, variables: Sequence[Any]) -> list[bool]:
-        """Finds the variable a saved path means, of which Keras may have dropped the beginning.
+        """Finds the variable that a saved path means; Keras may have dropped the beginning of the path.
 
         A layer inside a `Sequential` or subclassed model loses the model's name from its variables' paths
         when the model is loaded: "sequential/dense/kernel" becomes "dense/kernel".
@@ -138,25 +136,27 @@ class Exclusion:
         if not any(matches):
             matches = [f"/{path}".endswith(f"/{other}") or f"/{other}".endswith(f"/{path}") for other in paths]
         if sum(matches) > 1:
-            raise ValueError(
-                f"`{self.argument}`: the saved path {path!r} may mean any of "
-                f"{[other for other, match in zip(paths, matches, strict=True) if match]}: "
-                "give the layers different names, or load with compile=False and compile anew."
+            found = [other for other, match in zip(paths, matches, strict=True) if match]
+            remedy = (
+                f"the saved path may mean any of {found}; give the layers different names, or load with compile=False "
+                "and compile anew"
             )
+            raise ValueError(check.message(self.argument, "the path of one variable", path, remedy))
         return matches
 
     def _no_match(self, entry: Any, variables: Sequence[Any]) -> str:
         if isinstance(entry, re.Pattern):
-            what = f"the pattern {entry.pattern!r} is found in the path of"
+            rule, value = "a pattern found in the path of a trained variable", entry.pattern
         elif isinstance(entry, dict):
-            what = f"the path {entry['path']!r} is that of"
+            rule, value = "the path of a trained variable", entry["path"]
         else:
-            what = f"the variable {variable_path(entry)!r} is"
+            rule, value = "a trained variable", variable_path(entry)
         examples = ", ".join(repr(variable_path(variable)) for variable in variables[:5])
-        return (
-            f"`{self.argument}`: {what} none of the {len(variables)} trained variables, such as {examples}. "
-            "(A loaded model's paths lack the names of the models its layers are in.)"
+        remedy = (
+            f"it matches none of the {len(variables)}, such as {examples} (the paths of a loaded model lack the names "
+            "of the models that its layers are in)"
         )
+        return check.message(self.argument, rule, value, remedy)
 
 
 def _as_entries(exclude: Any) -> Iterable[Any]:

@@ -1,6 +1,6 @@
 """The two conventions of momentum, which differ once the learning rate changes between steps.
 
-Classic momentum keeps past learning rates inside the velocity, popular momentum applies today's rate to
+Classic momentum keeps past learning rates inside the velocity; popular momentum applies the present rate to
 all of it. TensorFlow's LARS implementations call the choice `classic_momentum`; the code released with
 "Large Batch Training Does Not Need Warmup" (arXiv 2002.01576) uses the popular form.
 """
@@ -13,7 +13,7 @@ from typing import Any
 def classic_step(
     gradient: Any, velocity: Any, learning_rate: Any, momentum: Any, nesterov: bool = False
 ) -> tuple[Any, Any]:
-    """One step with the learning rate inside the velocity.
+    """Takes one step with the learning rate inside the velocity.
 
         v <- momentum * v + learning_rate * g
         w <- w - v                                           or, with Nesterov,
@@ -24,7 +24,7 @@ def classic_step(
         velocity: `v`, same shape and dtype.
         learning_rate: Scalar, the learning rate times the layer-wise rate.
         momentum: Scalar in [0, 1).
-        nesterov: Whether to look ahead along the new velocity.
+        nesterov: Whether to use Nesterov momentum.
 
     Returns:
         The new velocity and the decrement of the weights, both like `gradient`.
@@ -37,7 +37,7 @@ def classic_step(
 def popular_step(
     gradient: Any, velocity: Any, learning_rate: Any, momentum: Any, nesterov: bool = False
 ) -> tuple[Any, Any]:
-    """One step with the learning rate outside the velocity.
+    """Takes one step with the learning rate outside the velocity.
 
         v <- momentum * v + g
         w <- w - learning_rate * v                           or, with Nesterov,
@@ -48,7 +48,7 @@ def popular_step(
         velocity: `v`, same shape and dtype.
         learning_rate: Scalar, the learning rate times the layer-wise rate.
         momentum: Scalar in [0, 1).
-        nesterov: Whether to look ahead along the new velocity.
+        nesterov: Whether to use Nesterov momentum.
 
     Returns:
         The new velocity and the decrement of the weights, both like `gradient`.

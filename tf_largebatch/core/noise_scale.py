@@ -1,4 +1,4 @@
-"""The gradient noise scale, from norms that have been measured already.
+"""The gradient noise scale, estimated from gradient norms.
 
 Source: McCandlish, Kaplan, Amodei, OpenAI Dota Team, "An Empirical Model of Large-Batch Training", 2018,
 arXiv 1812.06162, section 2.2 (the simple noise scale) and appendix A.1 (its unbiased estimation), here with single
@@ -20,7 +20,7 @@ import numpy as np
 
 
 def estimates(mean_squared_norm: Any, squared_norm_of_mean: Any, batch_size: Any) -> tuple[Any, Any]:
-    """Unbiased estimates of `||G||^2` and `tr(Sigma)` from one batch.
+    """Returns unbiased estimates of `||G||^2` and `tr(Sigma)` from one batch.
 
         ||G||^2    ~  (B ||g||^2 - s2) / (B - 1)
         tr(Sigma)  ~  B (s2 - ||g||^2) / (B - 1)          s2 = (1/B) sum_i ||g_i||^2,  g = (1/B) sum_i g_i
@@ -44,15 +44,15 @@ def estimates(mean_squared_norm: Any, squared_norm_of_mean: Any, batch_size: Any
 
 
 def simple_noise_scale(gradient: Any, trace: Any) -> np.ndarray:
-    """`B_simple = tr(Sigma) / ||G||^2`, in examples.
+    """Returns `B_simple = tr(Sigma) / ||G||^2`, in examples.
 
     Args:
-        gradient: estimate of `||G||^2`, any shape.
-        trace: estimate of `tr(Sigma)`, same shape.
+        gradient: Estimate of `||G||^2`, any shape.
+        trace: Estimate of `tr(Sigma)`, same shape.
 
     Returns:
-        float64 array: the quotient, not below 0; inf where the gradient's estimate is not above 0, that is, lost in
-        the noise; NaN where neither is above 0, as for a tensor whose gradient is always zero, or either is NaN.
+        float64 array: the quotient, not below 0; inf where the gradient's estimate is not above 0, because the noise
+        hides it; NaN where neither is above 0, as for a tensor whose gradient is always zero, or either is NaN.
     """
     gradient, trace = np.asarray(gradient, "float64"), np.asarray(trace, "float64")
     gradient, trace = np.broadcast_arrays(np.maximum(gradient, 0.0), np.maximum(trace, 0.0))

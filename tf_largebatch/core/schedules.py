@@ -1,4 +1,4 @@
-"""From a batch size to a learning rate: scaling rules, gradual warmup, polynomial decay."""
+"""Learning rates for large batches: scaling rules, gradual warmup, polynomial decay."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import keras
 import numpy as np
 from keras import ops
 
+from tf_largebatch import check
+
 
 def linear_scaling(base_learning_rate: float, batch_size: int, base_batch_size: int = 256) -> float:
-    """Learning rate proportional to the batch size, `base_learning_rate * batch_size / base_batch_size`.
+    """Returns a learning rate proportional to the batch size: `base_learning_rate * batch_size / base_batch_size`.
 
     Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv 1706.02677.
 
@@ -26,12 +28,14 @@ def linear_scaling(base_learning_rate: float, batch_size: int, base_batch_size: 
     Raises:
         ValueError: If an argument is not above 0.
     """
-    _require_positive(base_learning_rate=base_learning_rate, batch_size=batch_size, base_batch_size=base_batch_size)
+    base_learning_rate, batch_size, base_batch_size = _positive(
+        base_learning_rate=base_learning_rate, batch_size=batch_size, base_batch_size=base_batch_size
+    )
     return base_learning_rate * batch_size / base_batch_size
 
 
 def sqrt_scaling(base_learning_rate: float, batch_size: int, base_batch_size: int = 256) -> float:
-    """Learning rate growing with the batch size's square root.
+    """Returns a learning rate proportional to the square root of the batch size.
 
         base_learning_rate * sqrt(batch_size / base_batch_size)
 
@@ -48,30 +52,32 @@ def sqrt_scaling(base_learning_rate: float, batch_size: int, base_batch_size: in
     Raises:
         ValueError: If an argument is not above 0.
     """
-    _require_positive(base_learning_rate=base_learning_rate, batch_size=batch_size, base_batch_size=base_batch_size)
+    base_learning_rate, batch_size, base_batch_size = _positive(
+        base_learning_rate=base_learning_rate, batch_size=batch_size, base_batch_size=base_batch_size
+    )
     return base_learning_rate * math.sqrt(batch_size / base_batch_size)
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
 class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warmup to a peak, then polynomial decay that *counts from the end of the warmup*.
+    """Warms up linearly to a peak, then decays polynomially, counting *from the end of the warmup*.
 
         step < warmup_steps:   warmup_start + (peak - warmup_start) * step / warmup_steps
         otherwise:             end + (peak - end) * (1 - min(p, 1))^power
                                p = (step - warmup_steps) / (total_steps - warmup_steps)
 
     Hence `peak_learning_rate` is reached exactly at `warmup_steps` and `end_learning_rate` at
-    `total_steps`, whatever the warmup: the reading of the TPU reference code of LARS. (A decay counted
-    from step 0 would never reach the peak.)
+    `total_steps`, whatever the warmup, as in the TPU reference code of LARS. (A decay counted from step 0 would never
+    reach the peak.)
 
     A step is one call of the optimizer: with `gradient_accumulation_steps=m` Keras counts micro-batches, m
-    to an update. Computed in float32 whatever `keras.config.floatx()` is.
+    to an update. The schedule is computed in float32 whatever `keras.config.floatx()` is.
 
     Args:
         peak_learning_rate: Learning rate at the end of the warmup, 0 or more.
         total_steps: Steps of the whole training, warmup included.
         warmup_steps: Steps of the warmup, fewer than `total_steps`; 0 for none.
-        warmup_start: Learning rate of step 0 if there is a warmup; at 0 that step changes nothing.
+        warmup_start: Learning rate of step 0 if there is a warmup; with 0 that step changes nothing.
         power: Power of the decay, above 0. LARS and CLARS were published with 2.
         end_learning_rate: Learning rate from `total_steps` on, 0 or more.
         name: Name scope of the operations.
@@ -96,35 +102,32 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
         name: str = "WarmupPolynomialDecay",
     ) -> None:
         super().__init__()
-        _require_positive(total_steps=total_steps, power=power)
-        for argument, value in {
-            "peak_learning_rate": peak_learning_rate,
-            "warmup_steps": warmup_steps,
-            "warmup_start": warmup_start,
-            "end_learning_rate": end_learning_rate,
-        }.items():
-            if not (value >= 0 and math.isfinite(value)):
-                raise ValueError(f"`{argument}` must be a number of 0 or more; received {argument}={value!r}.")
-        if warmup_steps >= total_steps:
-            raise ValueError(
-                "`warmup_steps` must be fewer than `total_steps`, to leave steps for the decay; "
-                f"received warmup_steps={warmup_steps!r}, total_steps={total_steps!r}."
-            )
-        self.peak_learning_rate = peak_learning_rate
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
-        self.warmup_start = warmup_start
-        self.power = power
-        self.end_learning_rate = end_learning_rate
+        self.total_steps, self.power = _positive(total_steps=total_steps, power=power)
+        self.peak_learning_rate, self.warmup_steps, self.warmup_start, self.end_learning_rate = _not_negative(
+            peak_learning_rate=peak_learning_rate,
+            warmup_steps=warmup_steps,
+            warmup_start=warmup_start,
+            end_learning_rate=end_learning_rate,
+        )
+        check.require(
+            self.warmup_steps < self.total_steps,
+            "warmup_steps",
+            self.warmup_steps,
+            f"below total_steps={self.total_steps}, to leave steps for the decay",
+        )
         self.name = name
         # PolynomialDecay computes in the dtype of its first argument: a Python float would mean floatx,
         # and float16 counts no further than step 65,504.
         self._decay = keras.optimizers.schedules.PolynomialDecay(
-            np.float32(peak_learning_rate), total_steps - warmup_steps, end_learning_rate, power, name=name
+            np.float32(self.peak_learning_rate),
+            self.total_steps - self.warmup_steps,
+            self.end_learning_rate,
+            self.power,
+            name=name,
         )
 
     def __call__(self, step: Any) -> Any:
-        """The learning rate of `step`.
+        """Returns the learning rate of `step`.
 
         Args:
             step: Scalar number of steps taken so far, any integer or floating dtype.
@@ -141,7 +144,7 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(step < self.warmup_steps, self.warmup_start + slope * step, decayed)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, as JSON types."""
+        """Returns the arguments as JSON types."""
         return {
             "peak_learning_rate": self.peak_learning_rate,
             "total_steps": self.total_steps,
@@ -163,7 +166,7 @@ def large_batch_schedule(
     power: float = 2.0,
     end_learning_rate: float = 1e-4,
 ) -> WarmupPolynomialDecay:
-    """Linear scaling, warmup and polynomial decay in one, in the units papers state them in.
+    """Returns a schedule with linear scaling, warmup and polynomial decay, given in the units that papers use.
 
     Args:
         base_learning_rate: Learning rate known to work at `base_batch_size`.
@@ -186,9 +189,9 @@ def large_batch_schedule(
         >>> schedule.peak_learning_rate, schedule.warmup_steps, schedule.total_steps
         (1.6, 1560, 28080)
     """
-    _require_positive(steps_per_epoch=steps_per_epoch, epochs=epochs)
-    if not warmup_epochs >= 0:
-        raise ValueError(f"`warmup_epochs` must be 0 or more; received warmup_epochs={warmup_epochs!r}.")
+    steps_per_epoch, epochs = _positive(steps_per_epoch=steps_per_epoch, epochs=epochs)
+    (warmup_epochs,) = _not_negative(warmup_epochs=warmup_epochs)
+    check.require(warmup_epochs < epochs, "warmup_epochs", warmup_epochs, f"below epochs={epochs}")
     return WarmupPolynomialDecay(
         peak_learning_rate=linear_scaling(base_learning_rate, batch_size, base_batch_size),
         total_steps=round(steps_per_epoch * epochs),
@@ -198,7 +201,13 @@ def large_batch_schedule(
     )
 
 
-def _require_positive(**arguments: float) -> None:
-    for argument, value in arguments.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"`{argument}` must be a number above 0; received {argument}={value!r}.")
+def _positive(**arguments: Any) -> list[Any]:
+    for name, value in arguments.items():
+        check.number(name, value, lambda v: 0 < v < math.inf, "a number above 0")
+    return [check.plain(value) for value in arguments.values()]
+
+
+def _not_negative(**arguments: Any) -> list[Any]:
+    for name, value in arguments.items():
+        check.number(name, value, lambda v: 0 <= v < math.inf, "a number of 0 or more")
+    return [check.plain(value) for value in arguments.values()]

@@ -1,51 +1,88 @@
-"""What LARS and CLARS share: everything but the norm in the denominator of the rate."""
+"""The base of the layer-wise optimizers of Keras 3: everything but the norm that the rate divides by."""
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from tf_largebatch import check
 from tf_largebatch.core.exclusions import Exclusion
+from tf_largebatch.core.paths import variable_path
 from tf_largebatch.optimizers import update_kernels
-from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate, densify, require
-from tf_largebatch.optimizers.xla_update import CompiledPerDevice
+from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
+from tf_largebatch.optimizers.replica_update import ReplicaUpdate
+from tf_largebatch.optimizers.update import ABSENT
 
 
-class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
+@with_shared_texts
+class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
     """SGD with momentum whose learning rate is multiplied, tensor by tensor, by a layer-wise rate.
 
-    The arguments are those of `LARS`.
+        rate = min(eta * ||w|| / (denominator + epsilon), max_rate)      1 for excluded tensors, 0 at denominator 0
+
+        {{update}}
+
+    A subclass defines `denominator`, registers itself with Keras, and needs nothing else:
+
+        @keras.saving.register_keras_serializable()
+        class LARS(LayerwiseOptimizer):
+            def denominator(self, gradient, undecayed):
+                return l2_norm(gradient)
+
+    Args:
+        learning_rate: Number of 0 or more, `keras.optimizers.schedules.LearningRateSchedule`, or callable
+            without arguments.
+        {{layerwise_arguments}}
+        {{keras_arguments}}
+        name: Name of the optimizer, by default the class's.
     """
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any],
-        *,
-        momentum: float,
-        eta: float,
-        weight_decay_rate: float,
-        nesterov: bool,
-        classic_momentum: bool,
-        epsilon: float,
-        max_rate: float | None,
-        exclude_from_layer_adaptation: Any,
-        exclude_from_weight_decay: Any,
-        jit_compile: bool,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any] = 0.01,
+        momentum: float = 0.9,
+        eta: float = 0.001,
+        weight_decay_rate: float = 0.0,
+        nesterov: bool = False,
+        classic_momentum: bool = True,
+        epsilon: float = 1e-6,
+        max_rate: float | None = None,
+        exclude_from_layer_adaptation: Any = None,
+        exclude_from_weight_decay: Any = None,
+        jit_compile: bool = False,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        name: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if isinstance(learning_rate, numbers.Real):
-            require(float(learning_rate) >= 0, "learning_rate", learning_rate, "0 or more")
-            learning_rate = float(learning_rate)
-        if kwargs.pop("weight_decay", None) is not None:
-            raise ValueError(
-                f"{type(self).__name__} has no `weight_decay` (decoupled from the gradient); "
-                "pass `weight_decay_rate` for L2 weight decay inside the gradient."
-            )
-        super().__init__(learning_rate=learning_rate, **kwargs)
+        check.require(
+            kwargs.pop("weight_decay", None) is None,
+            "weight_decay",
+            "a rate",
+            f"left out: {type(self).__name__} has no decay that is decoupled from the gradient",
+            "pass weight_decay_rate for L2 weight decay inside the gradient",
+        )
+        super().__init__(
+            learning_rate=checked_learning_rate(learning_rate),
+            clipnorm=check.plain(clipnorm),
+            clipvalue=check.plain(clipvalue),
+            global_clipnorm=check.plain(global_clipnorm),
+            use_ema=check.flag("use_ema", use_ema),
+            ema_momentum=check.plain(ema_momentum),
+            ema_overwrite_frequency=check.plain(ema_overwrite_frequency),
+            loss_scale_factor=check.plain(loss_scale_factor),
+            gradient_accumulation_steps=check.plain(gradient_accumulation_steps),
+            name=name,
+            **kwargs,
+        )
         self._set_arguments(
             momentum=momentum,
             eta=eta,
@@ -57,9 +94,8 @@ class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
             exclude_from_layer_adaptation=exclude_from_layer_adaptation,
             exclude_from_weight_decay=exclude_from_weight_decay,
         )
-        self.jit_compile = bool(jit_compile)
-        self._compiled = CompiledPerDevice()
-        self._keeps_batch_norms = False
+        self.jit_compile = check.flag("jit_compile", jit_compile)
+        self._init_replica_update()
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the velocities and one packed float32 variable each for K rates and K gradient norms.
@@ -83,7 +119,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
     ) -> None:
-        """Replaces the argument `exclude_from_weight_decay`; Keras's own way of saying it.
+        """Replaces the argument `exclude_from_weight_decay`; a method that every Keras optimizer has.
 
         Args:
             var_list: Variables without weight decay.
@@ -93,7 +129,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
             ValueError: If the optimizer is already built.
         """
         if self.built:
-            raise ValueError("`exclude_from_weight_decay()` must be called before the optimizer is built.")
+            raise ValueError("exclude_from_weight_decay() must be called before the optimizer is built.")
         self._decay_exclusion = Exclusion("exclude_from_weight_decay", [*(var_list or ()), *(var_names or ())])
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -104,11 +140,17 @@ class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
 
         Args:
             grads: One gradient a variable, in its shape; None where a variable has none, which skips it.
-            trainable_variables: The variables. By default those the optimizer was built with.
+            trainable_variables: The variables, all or some of those that the optimizer was built with. By default all.
+
+        Raises:
+            ValueError: If the optimizer was built without one of the variables.
         """
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
+        if self.built:
+            self._refuse_new_variables(variables)
         if len(grads) == len(variables):
-            grads = [densify(gradient, variable) for gradient, variable in zip(grads, variables, strict=True)]
+            pairs = zip(grads, variables, strict=True)
+            grads = [update_kernels.dense(gradient, variable) for gradient, variable in pairs]
         super().apply(grads, trainable_variables)
 
     @property
@@ -117,7 +159,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
         return self._keeps_batch_norms
 
     def keep_batch_gradient_norms(self) -> None:
-        """Has every step that is traced from now on keep what `batch_gradient_norms` returns.
+        """Makes every step that is traced from now on keep what `batch_gradient_norms` returns.
 
         It costs a pass over the gradients. Steps that have been traced already keep nothing: call
         `model.make_train_function(force=True)` to trace them anew. The norms are not saved with the optimizer.
@@ -127,7 +169,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
             self._create_batch_norms()
 
     def batch_gradient_norms(self) -> dict[str, float]:
-        """The norms of the batch's gradients in the last step: `||grad||`, CLARS's denominator's counterpart.
+        """Returns the norms of the batch's gradients in the last step, `||grad||`.
 
         Returns:
             `{variable path: norm}`, in the unit of the unscaled mean-loss gradient, of the gradients as they are
@@ -140,22 +182,18 @@ class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
         return self._read("_batch_norms") if self._keeps_batch_norms else {}
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, as JSON types; variables become their paths.
+        """Returns the arguments as JSON types; variables become their paths.
 
         Raises:
             ValueError: If an `exclude_*` argument holds a predicate that is not registered with Keras.
         """
         config = super().get_config()
         del config["weight_decay"]
-        return {
-            **config,
-            **self._arguments(),
-            "jit_compile": self.jit_compile,
-        }
+        return {**config, **self._arguments(), "jit_compile": self.jit_compile}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> LayerwiseOptimizer:
-        """An optimizer from `get_config()`, without state.
+        """Returns an optimizer from `get_config()`, without state.
 
         Args:
             config: The configuration.
@@ -164,59 +202,17 @@ class LayerwiseOptimizer(LayerwiseUpdate, keras.optimizers.Optimizer):
         with keras.saving.custom_object_scope(custom_objects or {}):
             return super().from_config(dict(config), custom_objects)
 
-    def _create_batch_norms(self) -> None:
-        if not hasattr(self, "_batch_norms"):
-            with tf.init_scope():
-                values = keras.Variable([ABSENT] * len(self._adapted), trainable=False, dtype="float32")
-            # Past Keras's tracking: what is looked at is no state to save.
-            object.__setattr__(self, "_batch_norms", values)
-
     def _add_packed_variable(self, size: int, name: str) -> Any:
         return self.add_variable((size,), keras.initializers.Constant(ABSENT), "float32", name=name)
 
-    def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
-        try:
-            super()._backend_apply_gradients(grads, trainable_variables)
-        except RuntimeError as error:
-            if not self.gradient_accumulation_steps or "merge_call" not in str(error):
-                raise
-            raise RuntimeError(
-                "Keras cannot accumulate gradients under this tf.distribute strategy inside a tf.function, with "
-                "any optimizer: split the batch with tf_largebatch.LargeBatchModel(micro_batch_size=...) instead "
-                f"of gradient_accumulation_steps={self.gradient_accumulation_steps}."
-            ) from error
+    def _index_if_known(self, variable: Any) -> int | None:
+        return self._trainable_variables_indices.get(self._var_key(variable))
 
-    def _distributed_tf_update_step(
-        self, distribution: Any, grads_and_vars: Sequence[tuple[Any, Any]], learning_rate: Any
-    ) -> None:
-        pairs, norms = self._separate_norms(list(grads_and_vars))
-        variables = [variable for _, variable in pairs]
-
-        def update_all(learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
-            rows_of_rates, rows_of_norms = self._update_all(gradients, variables, learning_rate, norms)
-            self.assign(self._packed_rates, rows_of_rates)
-            self.assign(self._packed_norms, rows_of_norms)
-            if self._keeps_batch_norms:
-                whole = [ABSENT] * len(self._adapted)
-                for gradient, variable in zip(gradients, variables, strict=True):
-                    whole[self._get_variable_index(variable)] = update_kernels.l2_norm(tf.cast(gradient, tf.float32))
-                self.assign(self._batch_norms, tf.stack(whole))
-
-        def update_replica(local_rates: Any, learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
-            if self.jit_compile:
-                key = (self._keeps_batch_norms, *(self._get_variable_index(variable) for variable in variables))
-                tensors = tf.convert_to_tensor(learning_rate), norms, gradients
-                self._compiled(update_all, local_rates.device, key, *tensors)
-            else:
-                update_all(learning_rate, norms, gradients)
-
-        # One update context for all variables, not Keras's one a variable: what an update returns comes back
-        # wrapped differently by each strategy, so rates have to be packed where they are made.
-        gradients = [gradient for gradient, _ in pairs]
-        distribution.extended.update(
-            self._packed_rates.value, update_replica, args=(learning_rate, norms, gradients), group=False
-        )
-
-    def _separate_norms(self, grads_and_vars: list[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], Any]:
-        """Splits off the [K] norms to adapt to, where a subclass reduced them along with the gradients."""
-        return grads_and_vars, None
+    def _refuse_new_variables(self, variables: Sequence[Any]) -> None:
+        new = [variable_path(variable) for variable in variables if self._index_if_known(variable) is None]
+        if new:
+            raise ValueError(
+                f"{self.name} trains the {len(self._trainable_variables)} variables that it was built with, and {new} "
+                "are none of them: compile with a new optimizer after layers were added or unfrozen, or build it with "
+                "all variables before layers are frozen."
+            )

@@ -1,20 +1,19 @@
-"""How measured gradient norms reach the optimizer: past Keras's `apply`, which knows only of gradients."""
+"""Replicas of `tf.distribute`: a value for each, and tensors that one all-reduce can take together."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
-
-Norms = Mapping[str, Any] | Sequence[Any]
 
 
 class ReplicaLocal:
     """A value for each replica, found again by the replica's number.
 
-    Not by its thread: `LossScaleOptimizer` leaves the replicas' threads of `MirroredStrategy` by
+    The thread would not do as a key: `LossScaleOptimizer` leaves the replicas' threads of `MirroredStrategy` by
     `merge_call` and calls the inner optimizer in new ones, while the first wait inside their `with` block.
     """
 
@@ -33,22 +32,24 @@ class ReplicaLocal:
             self._values[key] = previous
 
     def get(self) -> Any:
-        """The value of this replica, or None."""
+        """Returns the value of this replica, or None."""
         return self._values.get(_replica_number())
 
 
 def for_one_all_reduce(tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """The tensors in one dtype, the widest among them: `tf.distribute` packs what it reduces together into one tensor.
+    """Returns the tensors as new ones in one dtype, which holds all of theirs.
 
-    With one replica, which reduces nothing, they are as they were.
+    `tf.distribute` packs what it reduces together into one tensor, which has one dtype. It also takes a tensor that is
+    the same object on every replica, a constant gradient say, for one that belongs to no replica. With one replica,
+    which reduces nothing, the tensors are returned as they are.
 
     Args:
-        tensors: Dense floating tensors, one of them at least in float32 or float64.
+        tensors: Dense floating tensors.
     """
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return list(tensors)
-    widest = max((tensor.dtype for tensor in tensors), key=lambda dtype: dtype.size)
-    return [tf.cast(tensor, widest) for tensor in tensors]
+    widest = keras.backend.result_type(*(tensor.dtype.name for tensor in tensors))
+    return [tf.identity(tf.cast(tensor, widest)) for tensor in tensors]
 
 
 def _replica_number() -> int | None:
@@ -56,46 +57,3 @@ def _replica_number() -> int | None:
     # A tensor without static value on a TPU, where one trace serves all replicas.
     number = None if context is None else tf.get_static_value(context.replica_id_in_sync_group)
     return None if number is None else int(number)
-
-
-def measured_norms(handed: Norms, paths: Sequence[str], needed: Sequence[int]) -> dict[int, tf.Tensor]:
-    """Sorts the norms handed over by variable.
-
-    Args:
-        handed: `{path: norm}`, or a norm or None for each trained variable.
-        paths: The paths of the trained variables.
-        needed: The numbers of those that must have a norm.
-
-    Returns:
-        `{number of the variable: norm}`, float32 scalars.
-
-    Raises:
-        ValueError: If one of `needed` has no norm or shares its path, a norm is no scalar, or a list has not
-            one entry for each variable.
-    """
-    if isinstance(handed, Mapping):
-        shared = sorted({paths[index] for index in needed if paths.count(paths[index]) > 1})
-        if shared:
-            raise ValueError(
-                f"Gradient norms are handed over by path, but several trained variables have the paths "
-                f"{shared}: hand over a list, or give the layers different names."
-            )
-        handed = [handed.get(path) for path in paths]
-    if len(handed) != len(paths):
-        raise ValueError(
-            f"Received {len(handed)} measured gradient norms for {len(paths)} trained variables: hand over "
-            "one (or None) for each."
-        )
-    missing = [paths[index] for index in needed if handed[index] is None]
-    if missing:
-        raise ValueError(
-            f"The measured gradient norms lack {missing}, to which layer-wise rates apply: measure them, or "
-            "exclude them with `exclude_from_layer_adaptation`."
-        )
-    norms = {index: tf.cast(norm, tf.float32) for index, norm in enumerate(handed) if norm is not None}
-    for index, norm in norms.items():
-        if norm.shape.rank != 0:
-            raise ValueError(
-                f"A measured gradient norm must be a scalar; that of {paths[index]!r} has shape {norm.shape}."
-            )
-    return norms

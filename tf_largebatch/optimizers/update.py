@@ -1,28 +1,30 @@
-"""The update that LARS and CLARS share in both Keras worlds: arguments, one tensor's step, and what is told of it."""
+"""The update that all layer-wise optimizers share in both Keras worlds, and what they report of it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.core import momentum as momentum_steps
 from tf_largebatch.core import rates
-from tf_largebatch.core.exclusions import Exclusion
-from tf_largebatch.core.paths import variable_path
+from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.optimizers import update_kernels
+from tf_largebatch.optimizers.arguments import LayerwiseArguments
 
 # In the packed variables: this tensor was not updated, or has no norm. No rate or norm is negative.
 ABSENT = -1.0
 
 
-class LayerwiseUpdate:
-    """Mixed into an optimizer of Keras 3 or of tf_keras, which keeps the variables and is asked for the rest."""
+class LayerwiseUpdate(LayerwiseArguments):
+    """Mixed into an optimizer of Keras 3 or of tf_keras, which keeps the variables and calls `_update_all`.
 
-    # What the host has.
+    A layer-wise optimizer says what its rate divides by: it defines `denominator`.
+    """
+
+    # What the optimizer that this is mixed into has.
     name: Any
     built: Any
     iterations: Any
@@ -32,68 +34,42 @@ class LayerwiseUpdate:
     _trainable_variables: Any
     _velocities: Any
 
-    def _set_arguments(
-        self,
-        *,
-        momentum: float,
-        eta: float,
-        weight_decay_rate: float,
-        nesterov: bool,
-        classic_momentum: bool,
-        epsilon: float,
-        max_rate: float | None,
-        exclude_from_layer_adaptation: Any,
-        exclude_from_weight_decay: Any,
-    ) -> None:
-        require(0 <= momentum < 1, "momentum", momentum, "at least 0 and below 1, for example 0.9")
-        require(0 < eta < math.inf, "eta", eta, "above 0, for example 0.001")
-        require(0 <= epsilon < math.inf, "epsilon", epsilon, "0 or more, for example 1e-6")
-        require(0 <= weight_decay_rate < math.inf, "weight_decay_rate", weight_decay_rate, "0 or more")
-        if max_rate is not None:
-            require(max_rate > 0, "max_rate", max_rate, "above 0, or None for no cap")
-        if nesterov and not momentum:
-            raise ValueError("`nesterov=True` needs a `momentum` above 0, for example 0.9; received momentum=0.")
-        self.momentum = float(momentum)
-        self.eta = float(eta)
-        self.weight_decay_rate = float(weight_decay_rate)
-        self.nesterov = bool(nesterov)
-        self.classic_momentum = bool(classic_momentum)
-        self.epsilon = float(epsilon)
-        self.max_rate = None if max_rate is None else float(max_rate)
-        self._adaptation_exclusion = Exclusion("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
-        self._decay_exclusion = Exclusion("exclude_from_weight_decay", exclude_from_weight_decay)
+    def denominator(self, gradient: Any, undecayed: Any) -> Any:
+        """Returns the norm that the rate of one tensor divides by.
 
-    def _arguments(self) -> dict[str, Any]:
-        """The arguments of `_set_arguments`, as JSON types."""
-        return {
-            "momentum": self.momentum,
-            "eta": self.eta,
-            "weight_decay_rate": self.weight_decay_rate,
-            "nesterov": self.nesterov,
-            "classic_momentum": self.classic_momentum,
-            "epsilon": self.epsilon,
-            "max_rate": self.max_rate,
-            "exclude_from_layer_adaptation": self._adaptation_exclusion.to_config(),
-            "exclude_from_weight_decay": self._decay_exclusion.to_config(),
-        }
+        Not called for a tensor whose norm arrives together with the gradients, as CLARS's does.
 
-    def _select(self, variables: Sequence[Any]) -> None:
-        """Decides which variables are adapted and decayed."""
-        self._adapted = tuple(not excluded for excluded in self._adaptation_exclusion.select(variables))
-        self._decayed = tuple(not excluded for excluded in self._decay_exclusion.select(variables))
+        Args:
+            gradient: The gradient with weight decay, float32 or float64.
+            undecayed: The gradient without weight decay; the same object where there is none.
+
+        Returns:
+            Scalar of the same dtype. At 0 the tensor's rate is 0.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define denominator(gradient, undecayed).")
 
     def _update_all(
         self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any, norms: Any
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Updates the variables and returns the packed rates and norms, [K] float32; `norms` is [K] or None."""
+    ) -> tuple[Any, Any]:
+        """Updates the variables.
+
+        Args:
+            gradients: One dense gradient a variable, as for `update_step`.
+            variables: The variables to update, some or all of those the optimizer was built with.
+            learning_rate: Scalar.
+            norms: Float32 [K], the norms to divide by, `ABSENT` where there is none; None to call `denominator`.
+
+        Returns:
+            The rates and the norms, float32 [K], `ABSENT` for variables that are not updated.
+        """
         rows = [(ABSENT, ABSENT)] * len(self._adapted)
-        norm_of = [None] * len(rows) if norms is None else tf.unstack(norms)
+        norm_of = [None] * len(rows) if norms is None else ops.unstack(norms)
         for gradient, variable in zip(gradients, variables, strict=True):
             index = self._get_variable_index(variable)
             norm = norm_of[index] if self._adapted[index] else None
             rows[index] = self.update_step(gradient, variable, learning_rate, norm)
-        packed = tf.stack([tf.cast(rate, tf.float32) for rate, _ in rows])
-        return packed, tf.stack([tf.cast(norm, tf.float32) for _, norm in rows]) if norms is None else norms
+        packed = [ops.stack([ops.cast(value, "float32") for value in column]) for column in zip(*rows, strict=True)]
+        return packed[0], packed[1] if norms is None else norms
 
     def update_step(
         self, gradient: Any, variable: Any, learning_rate: Any, gradient_norm: Any = None
@@ -104,57 +80,52 @@ class LayerwiseUpdate:
             gradient: Dense gradient, summed over replicas and clipped, without weight decay.
             variable: The variable.
             learning_rate: Scalar.
-            gradient_norm: Scalar float32 norm to adapt to. By default that of the gradient with decay.
+            gradient_norm: Scalar float32, the norm that the rate divides by; None to call `denominator`.
 
         Returns:
-            The layer-wise rate and the norm it was made from, scalars; 1 and -1 if excluded.
+            The layer-wise rate and the norm that it divides by, scalars; 1 and -1 if excluded.
         """
         index = self._get_variable_index(variable)
         dtype = rates.compute_dtype(variable.dtype)
         fast = dtype == keras.backend.standardize_dtype(variable.dtype)
-        weight = tf.cast(variable, dtype)
-        gradient = tf.cast(gradient, dtype)
-        step_size = tf.cast(learning_rate, dtype)
+        weight = ops.cast(variable, dtype)
+        undecayed = gradient = ops.cast(gradient, dtype)
+        step_size = ops.cast(learning_rate, dtype)
         decay = self.weight_decay_rate if self._decayed[index] else 0.0
-        through_velocity = (
-            fast and not self.nesterov and self.momentum >= update_kernels.SMALLEST_MOMENTUM_TO_DECAY_BY
-        ) and not (self._adapted[index] and gradient_norm is None)
-        undecayed = gradient
-        if decay and not through_velocity:
+        needs_decayed = self._adapted[index] and gradient_norm is None
+        by_velocity = fast and not needs_decayed and update_kernels.can_decay_velocity(self.momentum, self.nesterov)
+        if decay and not by_velocity:
             gradient = gradient + decay * weight
         rate, norm = 1.0, ABSENT
         if self._adapted[index]:
-            norm = update_kernels.l2_norm(gradient) if gradient_norm is None else tf.cast(gradient_norm, dtype)
-            if decay and gradient_norm is None and self.momentum and not self.classic_momentum:
-                # Else the rate of a step without gradient would be eta / decay, and that of the whole velocity.
-                norm = tf.where(update_kernels.l2_norm(undecayed) == 0, tf.zeros_like(norm), norm)
+            norm = self.denominator(gradient, undecayed) if gradient_norm is None else ops.cast(gradient_norm, dtype)
             rate = rates.layerwise_rate(update_kernels.l2_norm(weight), norm, self.eta, self.epsilon, self.max_rate)
             step_size = step_size * rate
         velocity = self._velocities[index] if self.momentum else None
-        if decay and through_velocity:
+        if decay and by_velocity:
             factor = -step_size * decay if self.classic_momentum else decay
-            update_kernels.decay_velocity(_native(velocity), weight, factor, self.momentum)
-        step = self._fused_step if fast else self._rounded_step
+            update_kernels.decay_velocity(velocity, weight, factor, self.momentum)
+        step = self._kernel_step if fast else self._rounded_step
         step(variable, velocity, gradient, step_size)
         return rate, norm
 
-    def _fused_step(self, variable: Any, velocity: Any, gradient: tf.Tensor, step_size: tf.Tensor) -> None:
+    def _kernel_step(self, variable: Any, velocity: Any, gradient: Any, step_size: Any) -> None:
         step = update_kernels.classic_step if self.classic_momentum else update_kernels.popular_step
-        step(_native(variable), _native(velocity), gradient, step_size, self.momentum, self.nesterov)
+        step(variable, velocity, gradient, step_size, self.momentum, self.nesterov)
 
-    def _rounded_step(self, variable: Any, velocity: Any, gradient: tf.Tensor, step_size: tf.Tensor) -> None:
-        """The same for variables stored in fewer bits than the update is computed in."""
+    def _rounded_step(self, variable: Any, velocity: Any, gradient: Any, step_size: Any) -> None:
+        """Does the same for variables stored in fewer bits than the update is computed in."""
         decrement = step_size * gradient
         if velocity is not None:
             step = momentum_steps.classic_step if self.classic_momentum else momentum_steps.popular_step
-            sign = -1.0 if self.classic_momentum else 1.0
-            old = sign * tf.cast(velocity, gradient.dtype)
+            sign = -1.0 if self.classic_momentum else 1.0  # classic velocities are stored as Keras's SGD stores them
+            old = sign * ops.cast(velocity, gradient.dtype)
             new, decrement = step(gradient, old, step_size, self.momentum, self.nesterov)
             self.assign(velocity, sign * new)
         self.assign_sub(variable, decrement)
 
     def layerwise_rates(self) -> dict[str, float]:
-        """The layer-wise rates of the last step.
+        """Returns the layer-wise rates of the last step.
 
         Returns:
             `{variable path: rate}` for every tensor updated in that step; excluded tensors have rate 1. A
@@ -166,19 +137,20 @@ class LayerwiseUpdate:
         return self._read("_packed_rates")
 
     def adapted_tensors(self) -> list[str]:
-        """The paths of the tensors with layer adaptation, as `layerwise_rates` names them, in the model's order.
+        """Returns the paths of the tensors with layer adaptation, named and ordered as in `layerwise_rates`.
 
-        A rate of 1 does not tell: it may also be the cap's, or that of a zero norm.
+        A rate of 1 does not tell: it may also be the cap, or that of a tensor whose weights are all 0.
 
         Raises:
             RuntimeError: Before the optimizer is built.
         """
         if not self.built:
             raise RuntimeError(f"{self.name} is not built yet: train first, or call build(model.trainable_variables).")
-        return [label for label, adapted in zip(self._labels(), self._adapted, strict=True) if adapted]
+        labels = variable_labels(self._trainable_variables)
+        return [label for label, adapted in zip(labels, self._adapted, strict=True) if adapted]
 
     def gradient_norms(self) -> dict[str, float]:
-        """The gradient norms the rates of the last step were made from.
+        """Returns the gradient norms that the rates of the last step divided by.
 
         Returns:
             `{variable path: norm}`, in the unit of the unscaled mean-loss gradient, for every tensor with
@@ -189,35 +161,10 @@ class LayerwiseUpdate:
         """
         return self._read("_packed_norms")
 
-    def _labels(self) -> list[str]:
-        counts: dict[str, int] = {}
-        labels = []
-        for variable in self._trainable_variables:
-            path = variable_path(variable)
-            counts[path] = counts.get(path, 0) + 1
-            labels.append(path if counts[path] == 1 else f"{path}#{counts[path]}")
-        return labels
-
     def _read(self, packed: str) -> dict[str, float]:
         if not self.built or int(self.iterations.numpy()) == 0:
             raise RuntimeError(f"{self.name} has not taken a step yet: train first, then ask for rates and norms.")
         values = getattr(self, packed).numpy().tolist()
+        labels = variable_labels(self._trainable_variables)
         # Written so that NaN, the sign of a broken step, is kept.
-        return {label: value for label, value in zip(self._labels(), values, strict=True) if not value < 0}
-
-
-def _native(variable: Any) -> Any:
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def densify(gradient: Any, variable: Any) -> Any:
-    """The gradient as a dense tensor, repeated indices added up."""
-    if not isinstance(gradient, tf.IndexedSlices):
-        return gradient
-    return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
-
-
-def require(condition: bool, argument: str, value: Any, remedy: str) -> None:
-    """Raises ValueError with the argument, its value and what it must be."""
-    if not condition:
-        raise ValueError(f"`{argument}` must be {remedy}; received {argument}={value!r}.")
+        return {label: value for label, value in zip(labels, values, strict=True) if not value < 0}

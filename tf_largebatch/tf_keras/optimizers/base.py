@@ -1,11 +1,10 @@
-"""What LARS and CLARS share in tf_keras: the host's side of the update. The update itself is that of Keras 3.
+"""The base of the layer-wise optimizers of tf_keras, which host the update of the Keras 3 ones.
 
-The base is `tf_keras.optimizers.legacy.Optimizer`: Model Garden's `ema:` and its loss scaling wrap no other.
+The base class is `tf_keras.optimizers.legacy.Optimizer`: Model Garden's `ema:` and its loss scaling wrap no other.
 """
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,49 +12,64 @@ import keras
 import tensorflow as tf
 import tf_keras
 
-from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate, densify, require
+from tf_largebatch import check
+from tf_largebatch.optimizers import update_kernels
+from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
+from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate
 
 Pair = tuple[Any, Any]
 
 
+@with_shared_texts
 class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
     """SGD with momentum whose learning rate is multiplied, tensor by tensor, by a layer-wise rate.
 
-    The arguments are those of `LARS`.
+    As `tf_largebatch.optimizers.base.LayerwiseOptimizer`: a subclass defines `denominator`.
+
+    Args:
+        learning_rate: Number of 0 or more, `tf_keras` learning-rate schedule, or callable without arguments.
+        {{layerwise_arguments}}
+        {{tf_keras_arguments}}
+        name: Name of the optimizer, by default the class's.
     """
 
-    _HAS_AGGREGATE_GRAD = True  # the host asks: apply_gradients takes experimental_aggregate_gradients
+    _HAS_AGGREGATE_GRAD = True  # tf_keras asks: apply_gradients takes experimental_aggregate_gradients
 
     def __init__(
         self,
-        learning_rate: float | tf_keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any],
-        *,
-        momentum: float,
-        eta: float,
-        weight_decay_rate: float,
-        nesterov: bool,
-        classic_momentum: bool,
-        epsilon: float,
-        max_rate: float | None,
-        exclude_from_layer_adaptation: Any,
-        exclude_from_weight_decay: Any,
-        clipnorm: float | None,
-        clipvalue: float | None,
-        global_clipnorm: float | None,
-        gradient_aggregator: Callable[[list[Pair]], list[Pair]] | None,
-        gradient_transformers: Sequence[Callable[[list[Pair]], list[Pair]]] | None,
-        name: str | None,
+        learning_rate: float | tf_keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any] = 0.01,
+        momentum: float = 0.9,
+        eta: float = 0.001,
+        weight_decay_rate: float = 0.0,
+        nesterov: bool = False,
+        classic_momentum: bool = True,
+        epsilon: float = 1e-6,
+        max_rate: float | None = None,
+        exclude_from_layer_adaptation: Any = None,
+        exclude_from_weight_decay: Any = None,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        gradient_aggregator: Callable[[list[Pair]], list[Pair]] | None = None,
+        gradient_transformers: Sequence[Callable[[list[Pair]], list[Pair]]] | None = None,
+        name: str | None = None,
     ) -> None:
-        _check_learning_rate(learning_rate)
+        check.require(
+            not isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule),
+            "learning_rate",
+            learning_rate,
+            "a schedule of tf_keras.optimizers.schedules or official.modeling.optimization",
+            "an optimizer of tf_keras cannot call a schedule of Keras 3",
+        )
         super().__init__(
             name,
             gradient_aggregator=gradient_aggregator,
             gradient_transformers=gradient_transformers,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
+            clipnorm=check.plain(clipnorm),
+            clipvalue=check.plain(clipvalue),
+            global_clipnorm=check.plain(global_clipnorm),
         )
-        self._set_hyper("learning_rate", learning_rate)
+        self._set_hyper("learning_rate", checked_learning_rate(learning_rate))
         self._set_arguments(
             momentum=momentum,
             eta=eta,
@@ -85,7 +99,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
     def build(self, variables: Sequence[Any]) -> None:
         """Selects among the variables and creates one packed float32 variable each for K rates and K norms.
 
-        Done by the first `apply_gradients`.
+        The first `apply_gradients` calls it.
 
         Args:
             variables: The K variables to train.
@@ -98,8 +112,8 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
             new = [variable.name for variable in variables if _key(variable) not in self._index]
             if new:
                 raise ValueError(
-                    f"{self.name} trains the variables of its first step, and {new} are none of them: create a new "
-                    "optimizer for other variables."
+                    f"{self.name} trains the {len(self._trainable_variables)} variables of its first step, and {new} "
+                    "are none of them: create a new optimizer after layers were added or unfrozen."
                 )
             return
         self._select(variables)
@@ -129,7 +143,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
         return super().apply_gradients(pairs, name, experimental_aggregate_gradients)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments, as JSON types; variables become their paths. Functions on gradients are left out.
+        """Returns the arguments as JSON types; variables become their paths. Functions on gradients are left out.
 
         Raises:
             ValueError: If an `exclude_*` argument holds a predicate that is not registered with
@@ -147,7 +161,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> LayerwiseOptimizer:
-        """An optimizer from `get_config()`, without state.
+        """Returns an optimizer from `get_config()`, without state.
 
         Args:
             config: The configuration.
@@ -157,11 +171,11 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
             return super().from_config(dict(config), custom_objects)
 
     def assign(self, variable: Any, value: Any) -> None:
-        """Assigns a value, in the update's dtype, to a variable: what the update calls in both worlds."""
+        """Assigns a value, in the update's dtype, to a variable; the update calls it in both worlds."""
         variable.assign(tf.cast(value, variable.dtype))
 
     def assign_sub(self, variable: Any, value: Any) -> None:
-        """Subtracts a value, in the update's dtype, from a variable: what the update calls in both worlds."""
+        """Subtracts a value, in the update's dtype, from a variable; the update calls it in both worlds."""
         variable.assign_sub(tf.cast(value, variable.dtype))
 
     def _get_variable_index(self, variable: Any) -> int:
@@ -180,8 +194,8 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
         )
 
     def _prepared(self, grads_and_vars: Sequence[Pair]) -> list[Pair]:
-        """The pairs with dense gradients, of an optimizer that is built for them."""
-        pairs = [(densify(gradient, variable), variable) for gradient, variable in grads_and_vars]
+        """Returns the pairs with dense gradients, after building the optimizer for them."""
+        pairs = [(update_kernels.dense(gradient, variable), variable) for gradient, variable in grads_and_vars]
         with tf.init_scope():
             self.build([variable for _, variable in pairs if not self._is_packed_norms(variable)])
         return pairs
@@ -209,10 +223,10 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
         return self._packed_norms is not None and _key(variable) == _key(self._packed_norms)
 
     def _split_off_norms(self, grads_and_vars: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
-        """The pairs of gradient and variable, and the one pair of K norms and their variable if there is one.
+        """Returns the pairs of gradient and variable, and the one pair of K norms and their variable if there is one.
 
-        A subclass that adapts to other norms than the gradients' adds that pair before the all-reduce, so that it
-        travels with the gradients through the host, whoever wraps the optimizer.
+        A subclass whose norms come with the gradients adds that pair before the all-reduce, so that it travels with
+        them through tf_keras and any wrapper.
         """
         pairs = list(grads_and_vars)
         norms = [pair for pair in pairs if self._is_packed_norms(pair[1])]
@@ -226,14 +240,14 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
         variables = [variable for _, variable in pairs]
 
         def update_replica(packed_rates: Any, learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
-            rows_of_rates, rows_of_norms = self._update_all(gradients, variables, learning_rate, norms)
+            new_rates, new_norms = self._update_all(gradients, variables, learning_rate, norms)
             for variable in variables:
                 if variable.constraint is not None:
                     variable.assign(variable.constraint(variable))
-            packed_rates.assign(rows_of_rates)
-            self._packed_norms.assign(rows_of_norms)
+            packed_rates.assign(new_rates)
+            self._packed_norms.assign(new_norms)
 
-        # One update context for all variables, not the host's one a variable: what an update returns comes back
+        # One update context for all variables, where tf_keras has one for each: what an update returns comes back
         # wrapped differently by each strategy, so rates have to be packed where they are made.
         gradients = [gradient for gradient, _ in pairs]
         with tf.name_scope(name or self._name):
@@ -246,18 +260,8 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
             return self.iterations.assign_add(1, read_value=False)
 
 
-def _check_learning_rate(learning_rate: Any) -> None:
-    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-        raise ValueError(
-            f"`learning_rate` is a schedule of Keras 3, which an optimizer of tf_keras cannot call: pass one of "
-            f"tf_keras.optimizers.schedules or official.modeling.optimization; received {learning_rate!r}."
-        )
-    if isinstance(learning_rate, numbers.Real):
-        require(learning_rate >= 0, "learning_rate", learning_rate, "0 or more")
-
-
 def _key(variable: Any) -> Any:
-    """What identifies a variable: the same for a replica's component, the whole and their autocast wrapper."""
+    """Returns what identifies a variable: the same for a replica's component, the whole and their autocast wrapper."""
     container = getattr(variable, "_distributed_container", None)
     whole = container() if container is not None else None
     return (variable if whole is None else whole)._unique_id

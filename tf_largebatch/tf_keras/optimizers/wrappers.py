@@ -1,4 +1,4 @@
-"""What Model Garden wraps around an optimizer, taken off again."""
+"""Finding CLARS inside what Model Garden wraps around an optimizer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from tf_largebatch.tf_keras.optimizers.clars import CLARS
 
 
 def clars_of(optimizer: Any) -> CLARS | None:
-    """The CLARS inside `LossScaleOptimizer` and `ExponentialMovingAverage`, or None if there is none.
+    """Returns the CLARS inside `LossScaleOptimizer` and `ExponentialMovingAverage`, or None if there is none.
 
     Args:
-        optimizer: any optimizer, as `Task.create_optimizer` returns it.
+        optimizer: Any optimizer, as `Task.create_optimizer` returns it.
     """
     while optimizer is not None and not isinstance(optimizer, CLARS):
         inner = getattr(optimizer, "inner_optimizer", None)  # LossScaleOptimizer
