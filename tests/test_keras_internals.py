@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from tf_largebatch import keras_internals
@@ -38,3 +41,20 @@ def test_a_graph_can_leave_the_strategy(two_replicas):
 
     tf.function(lambda: two_replicas.run(replica), autograph=False)()
     assert found == [1, 1], "tf.distribute keeps a graph's strategy elsewhere than in _distribution_strategy_stack"
+
+
+@pytest.mark.parametrize("name", keras_internals.OVERRIDDEN_OPTIMIZER_METHODS)
+def test_optimizers_have_the_methods_that_layer_wise_ones_override(name):
+    parameters, reason = keras_internals.OVERRIDDEN_OPTIMIZER_METHODS[name]
+    method = getattr(keras.optimizers.Optimizer, name, None)
+    assert method is not None, f"keras.optimizers.Optimizer has no {name} any more, which {reason}"
+    found = tuple(inspect.signature(method).parameters)[1:]
+    assert found == parameters, f"keras.optimizers.Optimizer.{name} has new parameters {found}; it {reason}"
+
+
+def test_optimizers_number_their_variables():
+    variables = [keras.Variable(1.0), keras.Variable(2.0)]
+    optimizer = keras.optimizers.SGD()
+    optimizer.build(variables)
+    assert [keras_internals.variable_index(optimizer, v) for v in (*variables, variables[1].value)] == [0, 1, 1]
+    assert keras_internals.variable_index(optimizer, keras.Variable(1.0)) is None

@@ -44,3 +44,34 @@ def leave_strategy(graph: Any) -> None:
     in which a synchronized batch normalization would wait for the other replicas.
     """
     graph._distribution_strategy_stack = []
+
+
+# Optimizers. `apply` calls these methods one after the other; Keras offers no public one between the gradients and the
+# variables of a single tensor. The layer-wise optimizers override them, by name and with these parameters.
+OVERRIDDEN_OPTIMIZER_METHODS: dict[str, tuple[tuple[str, ...], str]] = {
+    "_backend_apply_gradients": (
+        ("grads", "trainable_variables"),
+        "gets gradients that are unscaled but not yet clipped, averaged and reduced: CLARS packs its norms here",
+    ),
+    "_backend_increment_gradient_accumulators": (
+        ("grads", "acc_grads"),
+        "CLARS's norms are accumulated over micro-batches with the gradients",
+    ),
+    "_backend_reset_gradient_accumulators": ((), "and start anew with them"),
+    "_backend_update_step": (
+        ("grads", "trainable_variables", "learning_rate"),
+        "sums the gradients over the replicas: CLARS's norms are one more pair",
+    ),
+    "_distributed_tf_update_step": (
+        ("distribution", "grads_and_vars", "learning_rate"),
+        "updates one variable at a time; layer-wise rates are packed in one update of all variables",
+    ),
+}
+
+
+def variable_index(optimizer: Any, variable: Any) -> int | None:
+    """Returns the number of a variable among those that a Keras optimizer was built with; None for another variable.
+
+    `_var_key`, `_trainable_variables_indices`: Keras's own `_get_variable_index` raises a KeyError without a name.
+    """
+    return optimizer._trainable_variables_indices.get(optimizer._var_key(variable))

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch import check
+from tf_largebatch import check, keras_internals
 from tf_largebatch.core.exclusions import Exclusion
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.optimizers import update_kernels
@@ -206,7 +206,7 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
         return self.add_variable((size,), keras.initializers.Constant(ABSENT), "float32", name=name)
 
     def _index_if_known(self, variable: Any) -> int | None:
-        return self._trainable_variables_indices.get(self._var_key(variable))
+        return keras_internals.variable_index(self, variable)
 
     def _refuse_new_variables(self, variables: Sequence[Any]) -> None:
         new = [variable_path(variable) for variable in variables if self._index_if_known(variable) is None]
