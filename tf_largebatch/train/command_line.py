@@ -66,7 +66,8 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
     except (TrainingDiverged, run_directory.DirectoryRefused, DamagedFile) as error:
         return _failed(str(error))
     except (OSError, tf.errors.OpError) as error:
-        return _failed(f"{_reason(error)} The run in {output_dir} stopped; --resume continues it.")
+        stopped = f" The run in {output_dir} stopped; --resume continues it." if _has_begun(output_dir) else ""
+        return _failed(_reason(error) + stopped)
     except KeyboardInterrupt:
         return _interrupted(output_dir)
     return 0
@@ -85,10 +86,13 @@ def _failed(sentence: str) -> int:
 
 
 def _interrupted(output_dir: os.PathLike[str] | None) -> int:
-    begun = output_dir is not None and os.path.exists(os.path.join(output_dir, run_directory.CONFIG))
-    how = "--resume continues after the last whole epoch" if begun else "nothing was written"
+    how = "--resume continues after the last whole epoch" if _has_begun(output_dir) else "nothing was written"
     print(f"\ninterrupted: {how}.", file=sys.stderr)
     return INTERRUPTED
+
+
+def _has_begun(output_dir: os.PathLike[str] | None) -> bool:
+    return output_dir is not None and os.path.exists(os.path.join(output_dir, run_directory.CONFIG))
 
 
 def _reason(error: Exception) -> str:
