@@ -1,4 +1,4 @@
-"""The directive `official-configs`: every YAML in `official_configs/`, from the header that each begins with."""
+"""The directive `official-configs` lists every YAML file in `official_configs/`, from its header."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def header(text: str) -> tuple[str, dict[str, str]]:
-    """The first line of a file's leading comment, and its `Key: value` lines, continued where they are indented."""
+    """Returns the first line of a file's leading comment, and its `Key: value` lines, joined with their indented ones."""
     lines = [line[1:] for line in text.splitlines() if line.startswith("#")]
     values: dict[str, str] = {}
     key = None
@@ -34,13 +34,13 @@ def header(text: str) -> tuple[str, dict[str, str]]:
 
 
 def table(directory: pathlib.Path = CONFIGS) -> tuple[list[str], list[str]]:
-    """The table's lines, and the files of experiments of the papers whose header lacks a column."""
+    """Returns the table's lines, and the files of the papers' experiments whose header lacks a column."""
     lines = [f"| configuration | {' | '.join(_COLUMNS).lower()} |", "|---|" + "---|" * len(_COLUMNS)]
     incomplete = []
     for path in sorted(directory.rglob("*.yaml")):
         title, values = header(path.read_text())
         name = path.relative_to(directory).as_posix()
-        # The small ones reproduce nothing.
+        # The small ones reproduce no experiment of a paper.
         if not title or (path.parent == directory and any(column not in values for column in _COLUMNS)):
             incomplete.append(name)
         cells = [f"`{name}` {title}", *(values.get(column, "") for column in _COLUMNS)]
@@ -52,7 +52,7 @@ class OfficialConfigs(SphinxDirective):
     """Inserts the table."""
 
     def run(self) -> list[nodes.Node]:
-        """The parsed table."""
+        """Returns the parsed table."""
         lines, incomplete = table()
         for name in incomplete:
             _LOGGER.warning("official_configs/%s: the header lacks one of %s", name, ", ".join(_COLUMNS))

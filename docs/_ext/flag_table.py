@@ -1,4 +1,4 @@
-"""The directives `flag-table`, every flag of the command line, and `optimizer-defaults`, both from the program."""
+"""The directives `flag-table` and `optimizer-defaults` list the command line's flags and the optimizers' defaults."""
 
 from __future__ import annotations
 
@@ -60,29 +60,29 @@ def _said(value: Any) -> str:
 
 class _Table(SphinxDirective):
     def run(self) -> list[nodes.Node]:
-        """The parsed table."""
+        """Returns the parsed table."""
         node = nodes.container()
         self.state.nested_parse(StringList(self.rows(), source="tf_largebatch.train"), self.content_offset, node)
         return node.children
 
     def rows(self) -> list[str]:
-        """Lines of Markdown."""
+        """Returns lines of Markdown."""
         raise NotImplementedError
 
 
 class FlagTable(_Table):
-    """Inserts `flag_rows`."""
+    """Inserts the tables of all flags."""
 
     def rows(self) -> list[str]:
-        """All flags."""
+        """Returns lines of Markdown."""
         return flag_rows()
 
 
 class OptimizerDefaultsTable(_Table):
-    """Inserts `default_rows`."""
+    """Inserts the table of the optimizers' defaults."""
 
     def rows(self) -> list[str]:
-        """All defaults."""
+        """Returns lines of Markdown."""
         return default_rows()
 
 

@@ -1,7 +1,7 @@
-"""Docstrings are written as they are read, in the Markdown of the pages; Sphinx's autodoc expects reStructuredText.
+"""Converts docstrings from Markdown to reStructuredText, which Sphinx's autodoc expects.
 
-Of Markdown they use code in single backticks and indented blocks (equations); a `|` or a lone `*` is an ordinary
-character.
+The docstrings use two things of Markdown: code in single backticks, and indented blocks for equations. A `|` or a single
+`*` is an ordinary character.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _SPECIAL = re.compile(r"(\*\*?[^\s*](?:[^*]*[^\s*])?\*\*?(?!\w))|([*|])|(\w)_(?=
 
 
 def to_rst(lines: list[str]) -> list[str]:
-    """The docstring as reStructuredText with Google's sections left for napoleon."""
+    """Returns the docstring as reStructuredText; napoleon converts Google's sections later."""
     converted: list[str] = []
     in_section = False
     for block, indent in _blocks(lines):
@@ -38,7 +38,7 @@ def to_rst(lines: list[str]) -> list[str]:
 
 
 def _blocks(lines: list[str]) -> list[tuple[list[str], int]]:
-    """Runs of lines without an empty one, with the indentation of their first; an indented run starts a new one."""
+    """Returns the paragraphs, with the indentation of their first lines."""
     blocks: list[tuple[list[str], int]] = []
     current: list[str] = []
     for line in [*lines, ""]:

@@ -1,4 +1,4 @@
-"""The directive `public-api`: everything a module exports, from its `__all__`, so that no name can be forgotten."""
+"""The directive `public-api` documents every name in a module's `__all__`, so that none can be forgotten."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 
 def exported(module_name: str) -> list[str]:
-    """The names a module exports, or defines in public if it has no `__all__`, in the order of the source."""
+    """Returns the names that a module exports, or its public definitions without `__all__`, in the order of the source."""
     module = importlib.import_module(module_name)
     if hasattr(module, "__all__"):
         return [name for name in module.__all__ if not name.startswith("__")]
@@ -27,7 +27,7 @@ def exported(module_name: str) -> list[str]:
 
 
 def autodoc_lines(module_name: str, name: str) -> list[str]:
-    """The autodoc directive of one name."""
+    """Returns the autodoc directive of one name."""
     thing = getattr(importlib.import_module(module_name), name)
     path = f"{module_name}.{name}"
     if inspect.isclass(thing):
@@ -38,13 +38,13 @@ def autodoc_lines(module_name: str, name: str) -> list[str]:
 
 
 class PublicApi(SphinxDirective):
-    """Documents the exports of the module named as argument, except those of `:except-of:` modules."""
+    """Documents the exports of the module that is its argument, except those of the `:except-of:` modules."""
 
     required_arguments = 1
     option_spec: ClassVar = {"except": directives.unchanged, "except-of": directives.unchanged}
 
     def run(self) -> list[nodes.Node]:
-        """The parsed autodoc directives."""
+        """Returns the parsed autodoc directives."""
         module = self.arguments[0]
         left_out = set(self.options.get("except", "").split())
         for other in self.options.get("except-of", "").split():

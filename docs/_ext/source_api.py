@@ -1,6 +1,6 @@
-"""The directive `source-api`: classes of a module that cannot be imported here, from its source.
+"""The directive `source-api` documents classes from their source, where the module cannot be imported.
 
-`tf_largebatch.model_garden` needs Model Garden, which has an environment of its own.
+`tf_largebatch.model_garden` and `tf_largebatch.tf_keras` need tf_keras, which has a separate environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def class_lines(path: pathlib.Path, module: str, name: str, config: Any) -> list[str]:
-    """A `py:class` directive with the signature of `__init__` and the class's docstring.
+    """Returns a `py:class` directive with the signature of `__init__` and the class's docstring.
 
     Raises:
         ValueError: If there is no such class, or it has no docstring.
@@ -35,12 +35,12 @@ def class_lines(path: pathlib.Path, module: str, name: str, config: Any) -> list
 
 
 class SourceApi(SphinxDirective):
-    """Documents one class: `source-api} FILE MODULE CLASS`."""
+    """Documents one class: `{source-api} FILE MODULE CLASS`."""
 
     required_arguments = 3
 
     def run(self) -> list[nodes.Node]:
-        """The parsed `py:class` directive."""
+        """Returns the parsed `py:class` directive."""
         file, module, name = self.arguments
         self.env.note_dependency(str(ROOT / file))
         lines = ["```{eval-rst}", *class_lines(ROOT / file, module, name, self.config), "```"]

@@ -74,7 +74,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
 
 
 def quiet_main(argv: Sequence[str]) -> int:
-    """Runs `main` without what tensorflow_datasets logs, which breaks the progress bar."""
+    """Runs `main` without the log messages of tensorflow_datasets, which break the progress bar."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return main(argv)
@@ -96,7 +96,7 @@ def _has_begun(output_dir: os.PathLike[str] | None) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What the operating system or TensorFlow said, on one line, with the file's name."""
+    """Returns the message of the operating system or of TensorFlow on one line, with the file's name."""
     text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error) or type(error).__name__
     name = getattr(error, "filename", None)
     where = f" ({name})" if name else ""

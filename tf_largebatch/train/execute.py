@@ -118,7 +118,7 @@ def _fit(run: Run) -> None:
 
 
 def _callbacks(run: Run, images: Any, labels: Any) -> list[keras.callbacks.Callback]:
-    """What records the run, in order; some images with their labels are for pictures."""
+    """Returns the callbacks that record the run, in order; the images and labels are for pictures."""
     config, output_dir, steps = run.config, run.output_dir, run.steps_per_epoch
     found: list[keras.callbacks.Callback] = [] if run.noise_scale is None else [run.noise_scale]
     found.append(MetricsRecorder(output_dir / run_directory.METRICS, images_per_epoch=steps * config.run.batch_size))
@@ -133,7 +133,7 @@ def _callbacks(run: Run, images: Any, labels: Any) -> list[keras.callbacks.Callb
 
 
 def _reached(run: Run) -> Result:
-    """What the run reached, from its metrics.csv.
+    """Reads the result of the run from its metrics.csv.
 
     Raises:
         TrainingDiverged: If the run is complete and its last loss on the evaluation images is not finite.
@@ -158,7 +158,7 @@ def _reached(run: Run) -> Result:
 
 
 def _finish(run: Run, result: Result) -> Result:
-    """Evaluates under attack, saves the final model and the result, where this is not done yet, and prints."""
+    """Evaluates under attack, saves the final model and the result unless that is done already, and prints."""
     config = run.config
     if result.complete and needs_evaluation(config, result):
         accuracy = adversarial.robust_accuracy(

@@ -1,4 +1,4 @@
-"""Arguments of a run that are command-line flags: their declaration, and what is known of each."""
+"""Declares the arguments of a run as command-line flags, and lists them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def flag(default: Any, text: str, choices: tuple[str, ...] | None = None, name: 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """What is known of a flag.
+    """A flag and the field of `TrainConfig` that holds its value.
 
     Attributes:
         name: Its name on the command line.
@@ -56,6 +56,6 @@ def flags_of(config_class: type) -> dict[str, Flag]:
 
 
 def _plain(hint: Any) -> type:
-    """The type of an annotation such as `int | None`."""
+    """Returns the type of an annotation such as `int | None`."""
     kinds = typing.get_args(hint) or (hint,)
     return next(kind for kind in kinds if kind is not types.NoneType)

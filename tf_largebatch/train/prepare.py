@@ -1,4 +1,4 @@
-"""Builds everything that a run needs from its arguments, before anything is written."""
+"""Builds everything that a run needs from its arguments; writes nothing."""
 
 from __future__ import annotations
 

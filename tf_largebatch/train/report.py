@@ -1,4 +1,4 @@
-"""What a run says about itself: the description in config.json, and what it prints before and after training."""
+"""Describes a run: in config.json, and in what is printed before and after training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run reached, and its file."""
+"""The result of a run, and its file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tf_largebatch.train.run_directory import RESULT
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run reached.
+    """The result of a run.
 
     Attributes:
         accuracy: Share of the evaluation images classified correctly after the last epoch.
