@@ -17,7 +17,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def header(text: str) -> tuple[str, dict[str, str]]:
-    """Returns the first line of a file's leading comment, and its `Key: value` lines, joined with their indented ones."""
+    """Returns the first line of a file's leading comment, and its `Key: value` lines with their continuations."""
     lines = [line[1:] for line in text.splitlines() if line.startswith("#")]
     values: dict[str, str] = {}
     key = None

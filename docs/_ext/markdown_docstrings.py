@@ -1,7 +1,7 @@
 """Converts docstrings from Markdown to reStructuredText, which Sphinx's autodoc expects.
 
-The docstrings use two things of Markdown: code in single backticks, and indented blocks for equations. A `|` or a single
-`*` is an ordinary character.
+The docstrings use two things of Markdown: code in single backticks, and indented blocks for equations. A `|` or a
+single `*` is an ordinary character.
 """
 
 from __future__ import annotations

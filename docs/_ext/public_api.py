@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 
 
 def exported(module_name: str) -> list[str]:
-    """Returns the names that a module exports, or its public definitions without `__all__`, in the order of the source."""
+    """Returns the names in a module's `__all__`, or its public definitions in the order of the source."""
     module = importlib.import_module(module_name)
     if hasattr(module, "__all__"):
         return [name for name in module.__all__ if not name.startswith("__")]
