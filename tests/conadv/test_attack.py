@@ -126,6 +126,17 @@ def test_probabilities_are_attacked_as_their_logits(end):
     assert found == pytest.approx(expected, abs=0.026) and expected < 0.9  # one image of 40
 
 
+def test_a_loss_that_was_told_of_logits_by_mistake_sees_those_behind_the_softmax():
+    """Keras trains such a model as if it gave logits, with a warning."""
+    x, _ = images(40)
+    y = np.argmax(confident().predict(x / 255, verbose=0), axis=1)
+    found = [
+        lb.accuracy_under_attack(confident(end), [(x / 255, y)], SPARSE(from_logits=True), 20.0, (0.0, 1.0))
+        for end in (None, ENDS["softmax layer"])
+    ]
+    assert found[0] == found[1] < 0.9
+
+
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16", "mixed_bfloat16"])
 def test_accuracy_does_not_depend_on_the_scale_of_the_logits(dtype):
     x, _ = images(60)

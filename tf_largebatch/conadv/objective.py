@@ -26,7 +26,7 @@ import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.conadv.class_labels import loss_sum
-from tf_largebatch.conadv.probability_logarithms import log_odds, log_probabilities
+from tf_largebatch.conadv.probability_logarithms import log_odds, log_probabilities, logits_behind
 from tf_largebatch.core.rates import compute_dtype
 
 # The size of the gradient at the logits is this number divided by their spread, so that float16 holds the gradients of
@@ -97,19 +97,23 @@ def direction(loss: Any, y: Any, own: Any, outputs: Any) -> tuple[Any, Any]:
         z = ops.cast(outputs, compute_dtype(outputs.dtype))
         found = _unit_max(_gradient(lambda at: loss_sum(loss, y, at), ops.stop_gradient(z)))
     elif kind in (Scores.LOGITS, Scores.PROBABILITIES):
-        is_logits = kind is Scores.LOGITS
-        z = ops.cast(outputs, compute_dtype(outputs.dtype)) if is_logits else log_probabilities(outputs)
+        z = _logits(outputs, "Softmax") if kind is Scores.LOGITS else log_probabilities(outputs)
         found = _softmax_over(z, ops.logical_not(own)) - _softmax_over(z, own)
         # Without a class on either side there is nothing to tell apart.
         both = ops.any(own, axis=-1, keepdims=True) & ops.any(ops.logical_not(own), axis=-1, keepdims=True)
         found = ops.where(both, found, ops.zeros_like(found))
     else:
-        is_logits = kind is Scores.BINARY_LOGITS
-        z = ops.cast(outputs, compute_dtype(outputs.dtype)) if is_logits else log_odds(outputs)
+        z = _logits(outputs, "Sigmoid") if kind is Scores.BINARY_LOGITS else log_odds(outputs)
         sign = ops.where(own, -ops.ones_like(z), ops.ones_like(z))
         logarithm = ops.log_sigmoid(sign * z)
         found = sign * ops.exp(logarithm - ops.max(logarithm, axis=-1, keepdims=True))
     return z, ops.stop_gradient(found * _size(z))
+
+
+def _logits(outputs: Any, end: str) -> Any:
+    """The outputs; their logits where they are probabilities nonetheless, which Keras's losses see, too."""
+    logits = logits_behind(outputs, end)
+    return ops.cast(outputs, compute_dtype(outputs.dtype)) if logits is None else logits
 
 
 def image_gradient(forward: Callable[[Any], tuple[Any, Any]], x: Any) -> Any:

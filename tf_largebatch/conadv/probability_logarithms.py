@@ -37,9 +37,8 @@ def log_probabilities(probabilities: Any) -> Any:
         sigmoid is found.
     """
     found = _logarithm(probabilities)
-    if found is None and _operation(probabilities) is None:
-        logits = logits_kept_by_keras(probabilities)
-        found = None if logits is None else ops.log_softmax(_cast(logits))
+    if found is None and (logits := logits_behind(probabilities, "Softmax")) is not None:
+        found = ops.log_softmax(logits)
     return _plain_logarithm(probabilities) if found is None else found
 
 
@@ -49,17 +48,28 @@ def log_odds(probabilities: Any) -> Any:
     Args:
         probabilities: As in `log_probabilities`.
     """
-    operation = _operation(probabilities)
-    while operation is not None and operation.type in _UNCHANGED:
-        operation = operation.inputs[0].op
-    if operation is not None and operation.type == "Sigmoid":
-        return _cast(operation.inputs[0])
-    logits = logits_kept_by_keras(probabilities) if operation is None else None
+    logits = logits_behind(probabilities, "Sigmoid")
     if logits is not None:
-        return _cast(logits)
+        return logits
     logarithm = log_probabilities(probabilities)
     complement = ops.maximum(-ops.expm1(logarithm), _tiny(logarithm))
     return logarithm - ops.log(complement)
+
+
+def logits_behind(outputs: Any, kind: str) -> Any:
+    """Returns the logits z where outputs are directly `softmax(z)` or `sigmoid(z)`, else None.
+
+    Args:
+        outputs: The classifier's output.
+        kind: "Softmax" or "Sigmoid". In eager execution, where Keras keeps the logits of both alike, it is not checked.
+    """
+    operation = _operation(outputs)
+    if operation is None:
+        logits = logits_kept_by_keras(outputs)
+        return None if logits is None else _cast(logits)
+    while operation.type in _UNCHANGED:
+        operation = operation.inputs[0].op
+    return _cast(operation.inputs[0]) if operation.type == kind else None
 
 
 def _logarithm(tensor: Any) -> Any:
