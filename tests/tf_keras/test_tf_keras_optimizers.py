@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import warnings
@@ -156,6 +157,42 @@ def test_sparse_gradients_are_those_of_the_whole_tensor(cls):
         found.append((trained[2].numpy(), optimizer.gradient_norms()))
     np.testing.assert_array_equal(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
+
+
+@BOTH
+@pytest.mark.parametrize("classic", [True, False])
+@pytest.mark.parametrize("decay, max_rate", [(0.0, None), (0.05, 0.1)])
+def test_a_step_without_gradient_makes_no_leap(cls, classic, decay, max_rate):
+    """The rule is that of core/rates.py and of LARS's denominator; tests/optimizers/test_update.py has every form."""
+    arguments = {"classic_momentum": classic, "weight_decay_rate": decay, "max_rate": max_rate}
+    optimizer, trained, some = make(cls, 8.0, **arguments), variables(), gradients(4)
+    reference = Reference(
+        trained[0].numpy(), lr=8.0, eta=optimizer.eta, decay=decay, classic=classic, max_rate=max_rate
+    )
+    some[3] = [0 * g for g in some[3]]
+    for step in some:
+        before = trained[0].numpy()
+        apply(optimizer, step, trained)
+        reference.step(step[0], float(np.linalg.norm(step[0])) if cls is CLARS else None)
+    assert difference(trained[0].numpy(), reference.w) < 1e-5
+    if cls is CLARS or not classic or not decay:
+        assert optimizer.layerwise_rates()["stem/kernel"] == 0
+    assert classic or np.array_equal(trained[0].numpy(), before)
+
+
+@BOTH
+def test_numpys_scalars_are_arguments(cls):
+    kinds = {float: np.float32, bool: np.bool_, int: np.int64}
+    given = {name: kinds.get(type(value), lambda v: v)(value) for name, value in other_arguments(cls).items()}
+    config = cls(**given).get_config()
+    assert json.loads(json.dumps(config)) == cls(**other_arguments(cls)).get_config()
+
+
+@BOTH
+def test_docstrings_are_whole(cls):
+    assert "{{" not in cls.__doc__
+    documented = set(re.findall(r"^        (\w+): ", cls.__doc__, re.MULTILINE))
+    assert documented >= set(inspect.signature(cls).parameters)
 
 
 @BOTH

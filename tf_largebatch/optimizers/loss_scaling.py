@@ -1,7 +1,7 @@
-"""Dynamic loss scaling under several replicas: a step that overflows anywhere is skipped everywhere.
+"""Dynamic loss scaling with several replicas: a step that overflows on one of them is skipped on all.
 
-`keras.optimizers.LossScaleOptimizer` looks at the gradients of the first replica alone, before they are summed: where
-only another one overflows, it would apply the infinite sum to all.
+`keras.optimizers.LossScaleOptimizer` looks at the gradients of the first replica only, before they are summed. Where
+only another replica overflows, it would apply the infinite sum to all.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_largebatch.core.gradient_norms import GradientNorms
 
-def agree_on_overflow(gradients: Sequence[Any], norms: Sequence[Any] = ()) -> list[Any]:
+
+def agree_on_overflow(gradients: Sequence[Any], norms: GradientNorms | None = None) -> list[Any]:
     """Makes one gradient NaN on every replica if any gradient or norm of any replica is not finite.
 
-    To be called in replica context before `LossScaleOptimizer.apply`, which then skips the step and halves the scale.
-    With several replicas it sends one number; with one, only the norms are looked at, as Keras looks at the gradients.
+    Call it in replica context before `LossScaleOptimizer.apply`, which then skips the step and halves the scale. With
+    several replicas it sends one number; with one replica it looks at the norms only, since Keras looks at the
+    gradients.
 
     Args:
         gradients: This replica's gradients, dense or `tf.IndexedSlices`, or None.
-        norms: Scalars, or None.
+        norms: This replica's gradient norms, if there are any.
 
     Returns:
         The gradients.
     """
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    checked = [norm for norm in norms if norm is not None]
+    checked = [] if norms is None else [norms.values]
     present = [i for i, gradient in enumerate(gradients) if gradient is not None]
     if not present or (replicas == 1 and not checked):
         return list(gradients)

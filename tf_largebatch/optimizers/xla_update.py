@@ -1,4 +1,4 @@
-"""The update of all tensors as one program of XLA, a program for each device."""
+"""Compiles the update of all tensors with XLA, into one program for each device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 
 class CompiledPerDevice:
-    """Calls a function compiled by XLA inside an update context of `tf.distribute`, compiled once for each device.
+    """Calls a function inside an update context of `tf.distribute`, compiled by XLA once for each device.
 
     A program may touch the variables of one device only, so every replica needs its own, traced where the
     distributed variables stand for that replica's copies.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -294,17 +295,17 @@ class LargeBatchModel(keras.Model):
         """Passes gradients and norms to the optimizer."""
         variables, gradients = result.variables, result.gradients
         clars = self._clars()
-        norms = [] if clars is None or result.norms is None else result.norms.unpack()
+        norms = None if clars is None else result.norms
         if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # It unscales the gradients itself and knows nothing of the norms. A contribution that overflows where the
             # gradient does not must skip the step all the same.
-            scale = self.optimizer.scale_loss(tf.ones(()))
-            norms = [None if s is None else s / scale for s in norms]
+            if norms is not None:
+                norms = dataclasses.replace(norms, values=norms.values / self.optimizer.scale_loss(tf.ones(())))
             gradients = agree_on_overflow(gradients, norms)
-        if clars is None:
+        if clars is None or norms is None:
             self.optimizer.apply(gradients, variables)
             return
-        with clars.measured_gradient_norms(norms):
+        with clars.measured_gradient_norms(norms, variables):
             self.optimizer.apply(gradients, variables)
 
     @property
