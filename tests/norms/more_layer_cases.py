@@ -137,6 +137,14 @@ TIME = {
         (3, 5, 5, 2),
         lambda: of(L.TimeDistributed(keras.Sequential([L.Conv2D(3, 3, use_bias=False), L.BatchNormalization()]))),
     ),
+    "time distributed conv transpose": (
+        (3, 4, 3, 2),
+        lambda: of(L.TimeDistributed(L.Conv2DTranspose(3, 2, strides=2))),
+    ),
+    "time distributed depthwise": (
+        (3, 5, 4, 2),
+        lambda: of(L.TimeDistributed(L.DepthwiseConv2D(3, strides=2, depth_multiplier=2))),
+    ),
     "time distributed lstm": ((3, 4, 2), lambda: of(L.TimeDistributed(L.LSTM(3)))),
 }
 

@@ -1,9 +1,9 @@
 """Convolutions' norms in the forms that are cheap on a TPU.
 
-There memory traffic decides. A product for every example of which only the sum of squares and the sum over examples are
-wanted is fused with both: the contributions never reach memory. What is left is reading `a` and `d`, as often as there
-are products, and copying what lies with the examples innermost, where no product for each of them can be formed. The
-tables behind every choice are in benchmarks/README.md.
+Memory traffic decides there. The compiler fuses a product for every example with the two sums taken of it, the sum of
+squares and the sum over examples, so that the contributions never reach memory. What is left is reading `a` and `d`
+once for each product, and copying tensors that lie with the examples innermost, where no product for each example can
+be formed. The tables behind every choice are in benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Sums = tuple[tf.Tensor, tf.Tensor]  # `||G_i||^2`, shape [B], and `sum_i G_i`
 
 
 def norms_and_gradient(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> _Sums | None:
-    """`||G_i||^2`, shape [B], and `sum_i G_i`; None where the general form is to be used."""
+    """Returns `||G_i||^2`, shape [B], and `sum_i G_i`; None where the general form is to be used."""
     if not _applies(a, d, window, groups):
         return None
     if _gram_is_cheaper(a, d, window):
@@ -42,35 +42,35 @@ def norms_and_gradient(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) 
 
 
 def squared_norms(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf.Tensor | None:
-    """`||G_i||^2`, shape [b]; None where the general form is to be used."""
+    """Returns `||G_i||^2`, shape [b]; None where the general form is to be used."""
     if not _applies(a, d, window, groups):
         return None
     if _gram_is_cheaper(a, d, window):
         return _shifted_gram(a, d, window)
-    # These are a few examples of the batch: cut them out first, and rearrange them only.
+    # These are a few examples of the batch: cut them out first, then rearrange only them.
     a, d = kept_apart(a, d)
     together = norms_and_gradient(a, d, window, groups)
     return None if together is None else together[0]
 
 
 def all_norms_are_free(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> bool:
-    """Whether `norms_and_gradient` of the whole batch is cheaper than the gradient and a few examples' `squared_norms`.
+    """Returns whether `norms_and_gradient` of all examples is cheaper than the gradient and `squared_norms` of a few.
 
-    So it is where one product gives both at the traffic of the ordinary kernel: a few examples would have to be cut out
-    and read once more.
+    It is cheaper where one product gives both at the traffic of the ordinary kernel: a few examples would have to be
+    cut out and read once more.
     """
     return _applies(a, d, window, groups) and window.is_pointwise and not _gram_is_cheaper(a, d, window)
 
 
 def _applies(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> bool:
-    """Two spatial axes of sizes known when the step is traced, and no groups."""
+    """Returns whether there are two spatial axes, one group, and sizes that are known when the step is traced."""
     return groups == 1 and a.shape.rank == 4 and a.shape.is_fully_defined() and d.shape.is_fully_defined()
 
 
 def _geometry(a: tf.Tensor, d: tf.Tensor, window: Window) -> list[list[int]]:
-    """For each axis the rows of zeros before and after `a` with which every kernel offset meets all of `d`.
+    """Returns, for each axis, the zeros before and after `a` with which every kernel offset meets all of `d`.
 
-    After the last row that is used there may be more: then the number is negative.
+    The second number is negative where `a` goes on after the last row that is used.
     """
     before = [side[0] for side in window.padding_of(a, list(d.shape[1:-1]))]
     sizes = zip(a.shape[1:-1], d.shape[1:-1], window.kernel_size, window.strides, window.dilation_rate, strict=True)
@@ -79,7 +79,7 @@ def _geometry(a: tf.Tensor, d: tf.Tensor, window: Window) -> list[list[int]]:
 
 
 def _with_columns(a: tf.Tensor, padding: list[int]) -> tf.Tensor:
-    """`a` with so many columns of zeros before and after."""
+    """Returns `a` with that many columns of zeros before and after it."""
     before, after = padding
     return tf.pad(a[:, :, : a.shape[2] + min(after, 0)], [[0, 0], [0, 0], [before, max(after, 0)], [0, 0]])
 
@@ -89,7 +89,7 @@ def _sums(contributions: tf.Tensor) -> _Sums:
 
 
 def _pointwise(a: tf.Tensor, d: tf.Tensor, window: Window) -> _Sums:
-    """`G_i = a_i^T d_i`, in as many blocks as it takes for the sums to be fused into the product."""
+    """Forms `G_i = a_i^T d_i` in as many blocks as it takes for the sums to be fused into the product."""
     rows, columns = window.strides
     a = a[:, ::rows, ::columns] if max(window.strides) > 1 else a
     a, d = (tf.reshape(t, [t.shape[0], -1, t.shape[-1]]) for t in (a, d))
@@ -111,14 +111,14 @@ def _pointwise(a: tf.Tensor, d: tf.Tensor, window: Window) -> _Sums:
 
 
 def _columns(a: tf.Tensor, d: tf.Tensor, window: Window) -> _Sums:
-    """One product for every column of the kernel; the rows slide within it."""
+    """Forms one product for every column of the kernel; the rows slide within it."""
     rows, columns = _geometry(a, d, window)
     a = _with_columns(a, columns)
     width, stride, dilation = d.shape[2], window.strides[1], window.dilation_rate[1]
     starts = range(0, window.kernel_size[1] * dilation, dilation)
     shifted = [a[:, :, start : start + (width - 1) * stride + 1 : stride] for start in starts]
     if a.shape[-1] * window.kernel_size[1] <= _LANES:
-        # So few inputs that those for all columns fit beside each other, as the first layer's do: one product.
+        # The inputs for all columns fit beside each other, as in a first layer: one product.
         shifted = [tf.concat(shifted, axis=-1)]
     parts = [_sums(row_contributions(x, d, rows, window.strides[0], window.dilation_rate[0])) for x in shifted]
     squares, gradients = zip(*parts, strict=True)
@@ -126,7 +126,7 @@ def _columns(a: tf.Tensor, d: tf.Tensor, window: Window) -> _Sums:
 
 
 def _pairs_apply(a: tf.Tensor, d: tf.Tensor, window: Window) -> bool:
-    """Three columns of kernel around an even number of columns, with channels for no more than half a register."""
+    """Returns whether a kernel of three columns meets an even number of columns, and channels fill half a register."""
     return (
         window.kernel_size[1] == 3
         and window.strides[1] == 1
@@ -138,7 +138,7 @@ def _pairs_apply(a: tf.Tensor, d: tf.Tensor, window: Window) -> bool:
 
 
 def _pairs_of_columns(a: tf.Tensor, d: tf.Tensor, window: Window) -> _Sums:
-    """Two neighbouring columns side by side in the channels, so that no register is half empty.
+    """Puts two neighbouring columns side by side in the channels, so that no register is half empty.
 
     With columns 2m and 2m + 1 of `a` beside those of `d`, one product gives all that the kernel's middle column wants
     and half of what the outer two want, whose other halves join neighbouring pairs.
@@ -161,14 +161,14 @@ def _pairs_of_columns(a: tf.Tensor, d: tf.Tensor, window: Window) -> _Sums:
 
 
 def _gram_is_cheaper(a: tf.Tensor, d: tf.Tensor, window: Window) -> bool:
-    """Few positions and many channels: `T^2 (C + P)` products, and nothing of the kernel's size but the gradient."""
+    """Returns whether positions are few and channels many: the Gram form takes `T^2 (C + P)` products."""
     inputs, outputs = a.shape[-1], d.shape[-1]
     positions = math.prod(d.shape[1:3] if window.is_pointwise else a.shape[1:3])
     return 8 * positions * (inputs + outputs) < math.prod(window.kernel_size) * inputs * outputs
 
 
 def _shifted_gram(a: tf.Tensor, d: tf.Tensor, window: Window) -> tf.Tensor:
-    """`sum_{t,t'} (patch_t . patch_t') (d_t . d_t')`; the patches' products are sums of shifted pixels' products."""
+    """Returns `sum_{t,t'} (patch_t . patch_t') (d_t . d_t')`, the first factors as sums of shifted pixels' products."""
     if window.is_pointwise and max(window.strides) > 1:
         a = a[:, :: window.strides[0], :: window.strides[1]]
         window = dataclasses.replace(window, strides=(1, 1))
@@ -195,7 +195,7 @@ def _shifted_gram(a: tf.Tensor, d: tf.Tensor, window: Window) -> tf.Tensor:
 
 
 def _ordinary_gradient(a: tf.Tensor, d: tf.Tensor, window: Window) -> tf.Tensor:
-    """`sum_i G_i` in float32."""
+    """Returns `sum_i G_i` in float32."""
     gradient = tf.raw_ops.Conv2DBackpropFilter(
         input=a,
         filter_sizes=[*window.kernel_size, a.shape[-1], d.shape[-1]],

@@ -1,4 +1,4 @@
-"""The kind of device a training step is being traced for: what is cheap differs between them."""
+"""Tells which kind of device a training step is being traced for: what is cheap differs between them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Literal
 
 import tensorflow as tf
 
+from tf_largebatch.check import require
+
 Device = Literal["cpu", "gpu", "tpu"]
 _DEVICES = ("cpu", "gpu", "tpu")
 
@@ -16,10 +18,10 @@ _compiling_for: Device | None = None
 
 
 def device() -> Device:
-    """The kind of device that the step now being traced will run on.
+    """Returns the kind of device that the step now being traced will run on.
 
-    "tpu" under a `tf.distribute.TPUStrategy`, else "gpu" if TensorFlow sees one, else "cpu". Within `compiling_for`
-    what was said there. The forms chosen by it differ in cost, not in what they compute.
+    That is "tpu" under a `tf.distribute.TPUStrategy`, else "gpu" if TensorFlow sees one, else "cpu"; within
+    `compiling_for` it is the kind given there. The forms chosen by it differ in cost, not in what they compute.
     """
     if _compiling_for is not None:
         return _compiling_for
@@ -30,7 +32,7 @@ def device() -> Device:
 
 @contextlib.contextmanager
 def compiling_for(kind: Device) -> Iterator[None]:
-    """Within it steps are traced for this kind of device, whatever this machine has: ahead-of-time compilation.
+    """Traces steps for this kind of device, whatever this machine has: for ahead-of-time compilation.
 
     Args:
         kind: "cpu", "gpu" or "tpu".
@@ -39,8 +41,7 @@ def compiling_for(kind: Device) -> Iterator[None]:
         ValueError: if it is none of them.
     """
     global _compiling_for
-    if kind not in _DEVICES:
-        raise ValueError(f"kind must be one of {_DEVICES}, got kind={kind!r}.")
+    require(kind in _DEVICES, "kind", kind, f"one of {_DEVICES}", "name the kind of device to compile for")
     saved, _compiling_for = _compiling_for, kind
     try:
         yield

@@ -1,4 +1,4 @@
-"""Training-mode batch normalization by TensorFlow's fused kernels, with each example's share of gamma and beta.
+"""Computes training-mode batch normalization by TensorFlow's fused kernels, and each example's gamma and beta gradient.
 
 Keras writes batch normalization out in elementwise operations, each of which reads and writes all activations. The
 fused kernels do it in two passes forwards and two backwards. On a CPU that saves more than the sums over every
@@ -17,7 +17,7 @@ from tf_largebatch.norms.shapes import product, static_or_dynamic_shape
 def fused_batch_norm(
     x: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, epsilon: float
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta` over all axes but the last.
+    """Computes `y = gamma (x - mean) / sqrt(variance + epsilon) + beta` over all axes but the last.
 
     The gradient with respect to gamma and beta is split among the examples: row i holds
     `sum_t d_{i,t} (x_{i,t} - mean) / sqrt(variance + epsilon)` and `sum_t d_{i,t}`.
@@ -63,7 +63,7 @@ def fused_batch_norm(
             )[0]
             d_beta = tf.reduce_sum(d, axis=[1, 2])
             d_gamma = (tf.reduce_sum(d * images, axis=[1, 2]) - mean * d_beta) * tf.math.rsqrt(variance + epsilon)
-            # Else nothing waits for the sums, and all layers' d are kept until the executor comes to them.
+            # Otherwise nothing waits for the sums, and the executor keeps every layer's d until it computes them.
             with tf.control_dependencies([d_gamma, d_beta]):
                 return tf.reshape(dx, sizes), d_gamma, d_beta
 

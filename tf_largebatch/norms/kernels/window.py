@@ -1,4 +1,4 @@
-"""The geometry of a convolution: its padding, and the inputs that each kernel offset meets."""
+"""Describes the geometry of a convolution: its padding, and the inputs that each kernel offset meets."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Window:
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output position sees one input position only."""
+        """Whether each output position sees a single input position."""
         return all(k == 1 for k in self.kernel_size)
 
     def over_rows(self) -> Window:
-        """The window with one more spatial axis in front, along which it does not move."""
+        """Returns the window with one more spatial axis in front, along which the kernel does not reach."""
         return Window((1, *self.kernel_size), (1, *self.strides), self.padding, (1, *self.dilation_rate))
 
     def padding_of(self, x: tf.Tensor, output_sizes: list[Size]) -> list[list[Any]]:
-        """How many zeros the convolution puts before and after x along each spatial axis."""
+        """Returns how many zeros the convolution puts before and after x along each spatial axis."""
         before_after: list[list[Any]] = []
         for size, out, k, s, r in zip(
             static_or_dynamic_shape(x)[1:-1],
@@ -63,7 +63,7 @@ class Window:
         return tf.pad(x, [[0, 0], *self.padding_of(x, output_sizes), [0, 0]])
 
     def shifted_inputs(self, x: tf.Tensor, output_sizes: list[Size]) -> Iterator[tf.Tensor]:
-        """For each kernel offset in row-major order, the inputs it meets: [B, *output_sizes, C]."""
+        """Yields the inputs that each kernel offset meets, in row-major order: [B, *output_sizes, C]."""
         x = self.pad(x, output_sizes)
         for offset in itertools.product(*(range(k) for k in self.kernel_size)):
             first = [o * r for o, r in zip(offset, self.dilation_rate, strict=True)]
@@ -71,7 +71,7 @@ class Window:
 
 
 def every(x: tf.Tensor, first: Sequence[int], strides: Sequence[int], counts: Sequence[Size]) -> tf.Tensor:
-    """Along each spatial axis of x [B, ..., C] `count` positions, `stride` apart, from `first` on."""
+    """Takes `count` positions, `stride` apart, from `first` on, along each spatial axis of x [B, ..., C]."""
     sizes = x.shape[1:-1]
     unstrided = all(s == 1 for s in strides)
     if unstrided and not any(first) and list(counts) == list(sizes):

@@ -1,7 +1,7 @@
-"""XLA's general convolution and its barrier, which no public TensorFlow op offers: the forms for TPUs need them.
+"""XLA's general convolution and its barrier, which no public TensorFlow op offers and the forms for TPUs need.
 
-The ops are TensorFlow's own, of its bridge to XLA (tensorflow/compiler/tf2xla), and exist in compiled functions only,
-which on a TPU everything is.
+The ops belong to TensorFlow's bridge to XLA (tensorflow/compiler/tf2xla). They exist in compiled functions only, as
+everything is on a TPU.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from tensorflow.compiler.xla import xla_data_pb2
 
 
 def row_contributions(a: tf.Tensor, d: tf.Tensor, padding: list[int], stride: int, dilation: int) -> tf.Tensor:
-    """`G_i[o, c, p] = sum_{r,w} a[i, stride r + dilation o, w, c] d[i, r, w, p]`, a product for every example.
+    """Returns `G_i[o, c, p] = sum_{r,w} a[i, stride r + dilation o, w, c] d[i, r, w, p]`, a product for every example.
 
-    As one convolution in which the rows slide and the columns w are contracted. XLA's convolutions have no batch axis
-    that both operands share, so the examples are an axis that slides too: the B examples of `a` are set B apart and
-    those of `d` laid over them in steps of B - 1, so that at step i only example i meets itself. That is how XLA writes
-    batched products for the TPU, which knows the pattern and multiplies nothing else.
+    It is one convolution in which the rows slide and the columns w are contracted. XLA's convolutions have no batch
+    axis that both operands share, so the examples are an axis that slides too: the B examples of `a` are set B apart
+    and those of `d` laid over them in steps of B - 1, so that at step i only example i meets itself. XLA writes batched
+    products for the TPU in this way, and the compiler knows the pattern and multiplies nothing else.
 
     Args:
         a: [B, H, W, C].
         d: [B, R, W, P], of the same dtype.
         padding: rows of zeros before and after `a`, may be negative; they fix the number K of offsets o.
         stride: of the convolution whose kernel's gradient this is.
-        dilation: likewise.
+        dilation: of the convolution whose kernel's gradient this is.
 
     Returns:
         float32, shape [B, K, C, P].
@@ -57,5 +57,5 @@ def row_contributions(a: tf.Tensor, d: tf.Tensor, padding: list[int], stride: in
 
 
 def kept_apart(*tensors: tf.Tensor) -> list[tf.Tensor]:
-    """The tensors, all of which the compiler has to have computed before it goes on to what is made of them."""
+    """Returns the tensors behind a barrier: the compiler computes all of them before anything made of them."""
     return gen_xla_ops.xla_optimization_barrier(list(tensors))

@@ -1,4 +1,4 @@
-"""Contractions made of others: with an axis less, gate by gate, given later, or over several rows of one example."""
+"""Combines contractions: drops an axis, joins gates, defers an operand, or adds up several rows of one example."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class WithoutFirstAxis:
     inner: Any
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The inner contributions, without the axis."""
+        """Returns the inner contributions without the axis."""
         return tf.squeeze(self.inner.contributions(d, examples), axis=1)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The inner norms."""
+        """Returns the inner norms."""
         return self.inner.squared_norms(d, examples)
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """The inner norms and gradient, without the axis."""
+        """Returns the inner norms, and the gradient without the axis."""
         together = self.inner.norms_and_gradient(d)
         return None if together is None else (together[0], tf.squeeze(together[1], axis=0))
 
     def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
-        """The inner contraction over rows, without the axis."""
+        """Returns the inner contraction over rows, without the axis."""
         inner = over_rows(self.inner, batch, rows)
         return None if inner is None else WithoutFirstAxis(inner)
 
@@ -45,20 +45,20 @@ class RowOf:
     rows: int
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The inner contributions in their row, zeros in the others."""
+        """Returns the inner contributions in their row and zeros in the others."""
         inner = self.inner.contributions(d, examples)[:, tf.newaxis]
         return tf.pad(inner, [[0, 0], [self.row, self.rows - self.row - 1], *([0, 0] for _ in inner.shape[2:])])
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The inner norms."""
+        """Returns the inner norms."""
         return self.inner.squared_norms(d, examples)
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The contributions add up to the gradient."""
+        """Returns `||G_i||^2` and `sum_i G_i`: the contributions add up to the gradient."""
         return squared_norms_and_sum(self.contributions(d, slice(None)))
 
     def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
-        """The inner contraction over rows, in its row of the variable."""
+        """Returns the inner contraction over rows, in its row of the variable."""
         inner = over_rows(self.inner, batch, rows)
         return None if inner is None else RowOf(inner, self.row, self.rows)
 
@@ -70,19 +70,19 @@ class Deferred:
     inner: Any = dataclasses.field(init=False)
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The contributions of the contraction set after the loop."""
+        """Returns the contributions of the contraction that is set after the loop."""
         return self.inner.contributions(d, examples)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The norms of the contraction set after the loop."""
+        """Returns the norms of the contraction that is set after the loop."""
         return self.inner.squared_norms(d, examples)
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """The norms and gradient of the contraction set after the loop."""
+        """Returns the norms and gradient of the contraction that is set after the loop."""
         return self.inner.norms_and_gradient(d)
 
     def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
-        """The contraction set after the loop, over rows."""
+        """Returns the contraction that is set after the loop, over rows."""
         return over_rows(self.inner, batch, rows)
 
 
@@ -93,15 +93,15 @@ class ByGate:
     gates: tuple[Any, ...]
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The gates' contributions side by side."""
+        """Returns the gates' contributions side by side."""
         return tf.concat([gate.contributions(d_g, examples) for gate, d_g in self._with_d(d)], axis=-1)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The gates' squares added."""
+        """Returns the sum of the gates' squared norms."""
         return tf.add_n([gate.squared_norms(d_g, examples) for gate, d_g in self._with_d(d)])
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """The gates' squares added and their gradients side by side."""
+        """Returns the sum of the gates' squared norms and their gradients side by side."""
         together = [gate.norms_and_gradient(d_g) for gate, d_g in self._with_d(d)]
         known = [t for t in together if t is not None]
         if len(known) < len(together):
@@ -109,7 +109,7 @@ class ByGate:
         return tf.add_n([squares for squares, _ in known]), tf.concat([g for _, g in known], axis=-1)
 
     def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
-        """The gates' contractions over rows."""
+        """Returns the gates' contractions over rows; None if a gate has none."""
         gates = [over_rows(gate, batch, rows) for gate in self.gates]
         return None if any(gate is None for gate in gates) else ByGate(tuple(gates))
 
@@ -130,7 +130,7 @@ class Folded:
     rows: Size
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i = sum_r G_{i,r}`, shape [b, *w.shape]."""
+        """Returns `G_i = sum_r G_{i,r}`, shape [b, *w.shape]."""
         merged = over_rows(self.inner, self.batch, self.rows)
         if merged is not None:
             return merged.contributions(split_rows(d, self.batch, self.rows), examples)
@@ -142,14 +142,14 @@ class Folded:
         return tf.map_fn(of_example, tf.range(self.batch)[examples], fn_output_signature=tf.float32)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The norms of the sums over the rows."""
+        """Returns the squared norms of the sums over the rows."""
         merged = over_rows(self.inner, self.batch, self.rows)
         if merged is not None:
             return merged.squared_norms(split_rows(d, self.batch, self.rows), examples)
         return sum_squares_per_example(self.contributions(d, examples))
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """The norms of the sums over the rows; these add up to the gradient."""
+        """Returns the squared norms of the sums over the rows, and the gradient, which is the sum of these sums."""
         merged = over_rows(self.inner, self.batch, self.rows)
         if merged is not None:
             return merged.norms_and_gradient(split_rows(d, self.batch, self.rows))
@@ -157,6 +157,6 @@ class Folded:
 
 
 def over_rows(contraction: Any, batch: Size, rows: Size) -> Any:
-    """The contraction over examples of `rows` rows each, one example after the other; None if it has none."""
+    """Returns the contraction over examples of `rows` consecutive rows each; None if there is none."""
     method = getattr(contraction, "over_rows", None)
     return None if method is None else method(batch, rows)

@@ -46,7 +46,7 @@ class Convolution:
         return convolution_kernels.norms_and_gradient(self.a, d, self.window, self.groups)
 
     def over_rows(self, batch: Size, rows: Size) -> Contraction:
-        """The contraction in which `rows` rows of `a`, one after the other, belong to one example."""
+        """Returns the contraction in which `rows` consecutive rows of `a` belong to one example."""
         return WithoutFirstAxis(Convolution(split_rows(self.a, batch, rows), self.window.over_rows(), self.groups))
 
 
@@ -78,24 +78,24 @@ class DepthwiseConvolution:
         return squares, tf.reshape(gradient, self.shape)
 
     def over_rows(self, batch: Size, rows: Size) -> DepthwiseConvolution:
-        """The contraction in which `rows` rows of `a`, one after the other, belong to one example."""
+        """Returns the contraction in which `rows` consecutive rows of `a` belong to one example."""
         return DepthwiseConvolution(split_rows(self.a, batch, rows), self.window.over_rows(), self.shape)
 
 
 def layer_window(layer: Any) -> Window:
-    """The geometry of a Keras convolution layer."""
+    """Returns the geometry of a Keras convolution layer."""
     return Window(layer.kernel_size, layer.strides, layer.padding, layer.dilation_rate)
 
 
 def channels_last(layer: Any, t: tf.Tensor) -> tf.Tensor:
-    """The tensor with its channels on the last axis."""
+    """Returns the tensor with its channels on the last axis."""
     if layer.data_format == "channels_last":
         return t
     return tf.transpose(t, [0, *range(2, t.shape.rank), 1])
 
 
 def channels_as_in(layer: Any, t: tf.Tensor) -> tf.Tensor:
-    """The inverse of `channels_last`."""
+    """Undoes `channels_last`."""
     if layer.data_format == "channels_last":
         return t
     return tf.transpose(t, [0, t.shape.rank - 1, *range(1, t.shape.rank - 1)])
@@ -107,7 +107,7 @@ def record_channels_last(layer: Any, recorder: Recorder, variable: Any, y: tf.Te
 
 
 def bias_and_activation(layer: Any, recorder: Recorder, y: tf.Tensor) -> tf.Tensor:
-    """The common end of all convolution layers."""
+    """Adds the bias and applies the activation, as every convolution layer does last."""
     if layer.use_bias:
         axis = y.shape.rank - 1 if layer.data_format == "channels_last" else 1
         shape = [1] * y.shape.rank
@@ -161,7 +161,7 @@ def separable_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> 
 
 
 def depthwise(layer: Any, recorder: Recorder, kernel: Any, inputs: tf.Tensor) -> tf.Tensor:
-    """A layer's depthwise convolution, recorded."""
+    """Records and returns a layer's depthwise convolution."""
     y = ops.depthwise_conv(
         inputs,
         recorder.value(kernel),

@@ -1,6 +1,7 @@
 """Transposed convolutions: `G_i[o] = sum_t d_{i, stride t + dilation o} (x) x_{i,t}`, a convolution from `y` to `x`.
 
-The input's positions t take the part of a convolution's output positions, the padded output gradient that of its input.
+So the layer's input stands where a convolution has its output gradient, and the layer's output gradient where a
+convolution has its input.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.recorder import Recorder
+from tf_largebatch.norms.recorder import Contraction, Recorder
+from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
 from tf_largebatch.norms.rules.convolution import (
     Convolution,
     Window,
@@ -20,6 +22,7 @@ from tf_largebatch.norms.rules.convolution import (
     layer_window,
     record_channels_last,
 )
+from tf_largebatch.norms.shapes import Size, split_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +33,23 @@ class TransposedConvolution:
     window: Window
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i`, shape [b, *kernel_size, P, C]."""
+        """Returns `G_i` in float32, shape [b, *kernel_size, P, C]."""
         return self._convolution(d).contributions(self.a, examples)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """Directly, offset by offset."""
+        """Returns `||G_i||^2`, by the form that suits the device and the shapes."""
         return self._convolution(d).squared_norms(self.a, examples)
 
     def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
-        """The contributions add up to the gradient."""
+        """Returns both, or None where the norms are cheaper beside the ordinary weight-gradient kernel."""
         return self._convolution(d).norms_and_gradient(self.a)
 
+    def over_rows(self, batch: Size, rows: Size) -> Contraction:
+        """Returns the contraction in which `rows` consecutive rows of `a` belong to one example."""
+        return WithoutFirstAxis(TransposedConvolution(split_rows(self.a, batch, rows), self.window.over_rows()))
+
     def _convolution(self, d: tf.Tensor) -> Convolution:
-        """The convolution with this kernel whose input is `d` and whose output is as large as `a`."""
+        """Returns the convolution with this kernel that maps a tensor like `d` to one like `a`."""
         return Convolution(d, self.window, groups=1)
 
 

@@ -1,4 +1,4 @@
-"""STFTSpectrogram: the real and the imaginary transform are strided convolutions of every channel with one kernel."""
+"""STFTSpectrogram: the real and the imaginary part are strided convolutions of every channel with one kernel each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tf_largebatch.norms.rules.convolution import Convolution, Window
 
 
 def stft_spectrogram(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """The layer's own call, whose convolutions `y[c] = conv(x[c], W)` are recorded; `W` [frame, 1, frequencies]."""
+    """Runs the layer's own `call` and records its convolutions `y[c] = conv(x[c], W)`, `W` [frame, 1, frequencies]."""
 
     def recorded_convolution(inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
         y = type(layer)._apply_conv(layer, inputs, recorder.value(kernel))  # [B, channels, frequencies, frames]

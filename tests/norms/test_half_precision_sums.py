@@ -1,0 +1,58 @@
+"""Sums over many examples in half precision: the gradient assembled from contributions is as exact as its inputs."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers as L
+
+from tf_largebatch.norms import KERAS, measure
+
+EXAMPLES = 16_384
+LAYERS = {
+    "depthwise": ((4, 4, 4), lambda: L.DepthwiseConv2D(3, padding="same")),
+    "depthwise, small map": ((2, 2, 4), lambda: L.DepthwiseConv2D(3, padding="same")),
+    "conv": ((4, 4, 3), lambda: L.Conv2D(4, 3, padding="same")),
+    "pointwise": ((4, 4, 3), lambda: L.Conv2D(4, 1)),
+    "groups": ((4, 4, 4), lambda: L.Conv2D(4, 3, groups=2)),
+    "transposed": ((3, 3, 3), lambda: L.Conv2DTranspose(2, 3, strides=2, padding="same")),
+    "conv1d, one channel": ((16, 1), lambda: L.Conv1D(4, 8, strides=4)),
+}
+
+
+def gradients(make, shape, weights, x, direction, half):
+    """The gradients of a loss with a scale of 1024: measured in half precision, or the plain ones in float64."""
+    model = keras.Sequential([keras.Input(shape), make()])
+    model.set_weights(weights)
+
+    def loss(y):
+        return 1024.0 * tf.reduce_mean(tf.cast(y, tf.float64 if not half else tf.float32) * direction)
+
+    if half:
+        variables = model.trainable_variables
+        return measure(model, lambda: model(x, training=True), loss, variables, EXAMPLES, KERAS)[1].gradients
+    with tf.GradientTape() as tape:
+        value = loss(model(x, training=True))
+    return tape.gradient(value, [v.value for v in model.trainable_variables])
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_gradient_of_many_examples(layer):
+    shape, make = LAYERS[layer]
+    rng = np.random.default_rng(0)
+    # A mean apart from zero, so that a sum of half-precision terms would stop growing; exact in float16.
+    x = (rng.normal(size=(EXAMPLES, *shape)) + 0.5).astype("float16")
+    keras.config.set_dtype_policy("mixed_float16")
+    weights = [w.astype("float16") for w in keras.Sequential([keras.Input(shape), make()]).get_weights()]
+    direction = rng.normal(size=keras.Sequential([keras.Input(shape), make()]).output_shape[1:]) + 1.0
+    found = gradients(make, shape, weights, x, tf.constant(direction, tf.float32), True)
+    keras.config.set_dtype_policy("float64")
+    exact = gradients(make, shape, weights, x.astype("float64"), tf.constant(direction, tf.float64), False)
+    for f, e in zip(found, exact, strict=True):
+        assert f.dtype == tf.float32
+        error = np.linalg.norm(tf.cast(f, tf.float64) - e) / np.linalg.norm(e)
+        # `d` is rounded to 11 bits, and by the same amount at a position in all examples here: 2^-11 / sqrt(3) = 2.8e-4
+        # on average. Keras's own kernels reach 2e-4 to 0.7.
+        assert error < 4e-4, (layer, error)
