@@ -17,7 +17,7 @@ from train_runs import add_networks, command_line, rows_of
 
 from tf_largebatch import callbacks, data
 from tf_largebatch.callbacks.checkpoint import list_checkpoints
-from tf_largebatch.train import execute, prepare
+from tf_largebatch.train import TrainConfig, execute, prepare
 
 FLAGS = ("--model=linear", "--optimizer=sgd", "--batch_size=512", "--verbose=0")
 
@@ -215,6 +215,17 @@ def test_a_second_run_in_a_directory_is_refused(tmp_path, monkeypatch, capsys):
     assert statuses[1] == 1
     errors = capsys.readouterr().err.strip().split("\n")
     assert len(errors) == 2 and f"is in use by process {os.getpid()}" in errors[0], errors
+
+
+def test_runs_that_start_in_the_same_second_get_their_own_directories(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, names = TrainConfig.from_flags(), set()
+    for process in (1, 2, 2):
+        monkeypatch.setattr(prepare.os, "getpid", lambda process=process: process)
+        path = prepare._fresh_directory(config)
+        path.mkdir(parents=True)
+        names.add(path)
+    assert len(names) == 3
 
 
 def test_a_run_that_another_finished_in_the_meantime_is_refused(run_of, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 import pathlib
 import sys
 from typing import Any
@@ -202,9 +203,10 @@ def _load_trained(
 
 
 def _fresh_directory(config: TrainConfig) -> pathlib.Path:
+    """Names a directory that no other run has, not even one that is started in the same second."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     dataset = config.data.name.replace("/", "-").replace(":", "-")
-    stem = f"{dataset}-{config.model.name}-{config.optimizer.name}-{config.run.batch_size}-{now}"
+    stem = f"{dataset}-{config.model.name}-{config.optimizer.name}-{config.run.batch_size}-{now}-{os.getpid()}"
     path, count = pathlib.Path("runs") / stem, 1
     while path.exists():
         count += 1
