@@ -116,9 +116,9 @@ def test_a_saved_path_finds_its_variable_after_keras_dropped_or_added_the_models
 def test_a_saved_path_must_not_be_ambiguous():
     with pytest.raises(ValueError, match=r"may mean any of \['stem/kernel', 'head/kernel'\]"):
         select(variables(), {"path": "kernel"})
-    twins = [tf.Variable([1.0], name="a/kernel"), tf.Variable([1.0], name="a/kernel")]
+    same = [tf.Variable([1.0], name="a/kernel"), tf.Variable([1.0], name="a/kernel")]
     with pytest.raises(ValueError, match="may mean any of"):
-        select(twins, {"path": "a/kernel"})
+        select(same, {"path": "a/kernel"})
 
 
 def test_none_and_the_empty_list_stay_apart():

@@ -171,7 +171,7 @@ def test_weights_can_be_got_and_set(cls):
 @BOTH
 @pytest.mark.parametrize("wrapper", ["none", "ema", "loss scale"])
 def test_two_replicas_equal_one(cls, wrapper, two_replicas):
-    """Halves of gradients and norms on each replica add up to one device's; under a function, as the host runs it."""
+    """Parts of gradients and norms on each replica add up to those of one device, in a function, as in Model Garden."""
     everything, handed = gradients(3), norms(3)
 
     def train(strategy, shares):

@@ -130,8 +130,8 @@ def test_other_dtypes(cls, dtype):
 
 @BOTH
 @pytest.mark.parametrize("clipping", [{"clipnorm": 0.5}, {"clipvalue": 0.01}, {"global_clipnorm": 0.5}], ids=str)
-def test_clipping_is_the_hosts_and_clars_measures_before_it(cls, clipping):
-    # Nothing adapted, no momentum: SGD of the host.
+def test_clipping_is_that_of_tf_keras_and_clars_measures_before_it(cls, clipping):
+    # Nothing adapted, no momentum: SGD of tf_keras.
     optimizer = make(cls, 0.1, momentum=0.0, exclude_from_layer_adaptation=["."], **clipping)
     sgd = tf_keras.optimizers.legacy.SGD(0.1, **clipping)
     found = apply_all(optimizer, gradients(2), variables())

@@ -28,11 +28,13 @@ class CLARS(NormSource, LayerwiseOptimizer):
         {{update}}
 
     `s` is measured before clipping and without weight decay. The rate is that of LARS times `||grad|| / s`, which is 1
-    where all examples agree and about `1 / sqrt(B)` where they do not. The paper runs CLARS without a warmup.
+    where all examples agree and about `1 / sqrt(B)` where their gradients are independent noise. The paper runs CLARS
+    without a warmup.
 
     {{numerics}}
 
-    A tensor has rate 0 in a step in which `s` is 0, as in the authors' code. {{zero_norms}}
+    A tensor has rate 0 in a step in which `s` is 0, as in the authors' code.
+    {{zero_norms}}
 
     {{clars_source}}
 

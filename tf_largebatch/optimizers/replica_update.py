@@ -1,4 +1,4 @@
-"""The layer-wise update under `tf.distribute`: the host of `LayerwiseUpdate` in Keras 3 on TensorFlow."""
+"""The layer-wise update in Keras 3 on TensorFlow: all variables of a replica in one update of `tf.distribute`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of the layer-wise optimizers of tf_keras, which host the update of the Keras 3 ones.
+"""The base of the layer-wise optimizers of tf_keras, which run the update of the Keras 3 ones.
 
 The base class is `tf_keras.optimizers.legacy.Optimizer`: Model Garden's `ema:` and its loss scaling wrap no other.
 """

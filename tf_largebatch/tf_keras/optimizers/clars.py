@@ -33,7 +33,8 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
     {{numerics}}
 
-    A tensor has rate 0 in a step in which `s` is 0, as in the authors' code. {{zero_norms}}
+    A tensor has rate 0 in a step in which `s` is 0, as in the authors' code.
+    {{zero_norms}}
 
     {{clars_source}}
 
