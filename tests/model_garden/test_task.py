@@ -1,4 +1,8 @@
-"""The task: norms and ConAdv inside the host's training step, on one device and two, and what is exported."""
+"""The task: norms and ConAdv inside Model Garden's training step, on one device and two, and what is exported.
+
+Steps run eagerly, which spares the tracing of each configuration, unless a test is about the graph. The runs of the
+real command line (test_train_main.py) are compiled.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,13 @@ import tensorflow as tf
 import tf_keras
 from official.vision.ops import preprocess_ops
 from official.vision.serving import export_saved_model_lib
-from official.vision.tasks import image_classification as host
+from official.vision.tasks import image_classification as model_garden_task
 
 from tf_largebatch.core import pgd
 from tf_largebatch.model_garden import registry_imports  # noqa: F401  (it registers)
-from tf_largebatch.model_garden.conadv import _value_range
-from tf_largebatch.model_garden.streams import batch_norms
+from tf_largebatch.model_garden.adversary import value_range
+from tf_largebatch.model_garden.rebuildable import batch_norms
+from tf_largebatch.training.step_seed import Purpose, step_seed
 
 SGD = {"optimizer": {"type": "sgd", "sgd": {"momentum": 0.9}}}
 CLARS = {"trainer": {"optimizer_config": {"optimizer": {"type": "clars"}}}}
@@ -32,7 +37,7 @@ def records(tmp_path_factory):
 @pytest.fixture
 def frozen_batch_norms(monkeypatch):
     """Batch norms that use the moving averages, and so do not couple examples."""
-    build = host.ImageClassificationTask.build_model
+    build = model_garden_task.ImageClassificationTask.build_model
 
     def build_frozen(task):
         model = build(task)
@@ -40,7 +45,7 @@ def frozen_batch_norms(monkeypatch):
             layer.trainable = False
         return model
 
-    monkeypatch.setattr(host.ImageClassificationTask, "build_model", build_frozen)
+    monkeypatch.setattr(model_garden_task.ImageClassificationTask, "build_model", build_frozen)
 
 
 def optimizer(**config):
@@ -51,9 +56,13 @@ def conadv(**config):
     return {"task": {"conadv": {"enabled": True, **config}}}
 
 
+EAGER = {"trainer": {"train_tf_function": False, "train_tf_while_loop": False}}
+IN_GRAPH = {"trainer": {"train_tf_function": True, "train_tf_while_loop": True}}
+
+
 def trained(records, *overrides, steps=3, strategy=None, experiment="clars_resnet_imagenet", seed=0):
-    """The host's trainer after some steps, its task and the last loop's logs."""
-    params = runs.params_of(experiment, runs.merged(runs.tiny(records), runs.TINY, optimizer(), *overrides))
+    """Model Garden's trainer after some steps, its task and the last loop's logs."""
+    params = runs.params_of(experiment, runs.merged(runs.tiny(records), runs.TINY, optimizer(), EAGER, *overrides))
     trainer, task = runs.trainer_of(params, strategy, seed)
     task.initialize(trainer.model)
     with trainer.strategy.scope():
@@ -71,7 +80,7 @@ def assert_close(found, expected, rtol=1e-4, atol=1e-5):
 
 
 def test_two_replicas_equal_one(records, two_replicas):
-    """Batch norms synchronised; sums in another order, which the batch norms amplify: 1e-3 of the weights' scale."""
+    """Batch norms synchronized; sums in another order, which the batch norms amplify: 1e-3 of the weights' scale."""
     one, _, logs_of_one = trained(records, SYNC, CLARS)
     two, _, logs_of_two = trained(records, SYNC, CLARS, strategy=two_replicas)
     assert_close(weights(two), weights(one), rtol=1e-3, atol=1e-3)
@@ -128,44 +137,44 @@ def test_conadv_with_batch_norms_on_two_replicas(use_sync_bn, records, two_repli
     trainer, task, logs = trained(records, conadv(), sync, strategy=two_replicas)
     assert np.isfinite(list(logs.values())).all() and logs["perturbation"] > 0
     assert 0 < logs["bn_distance"] < 10
-    adversarial = task._siblings[0].network
-    for main, twin in zip(batch_norms(trainer.model), batch_norms(adversarial), strict=True):
-        assert main.gamma is not twin.gamma
-        assert np.abs(main.moving_mean.numpy() - twin.moving_mean.numpy()).max() > 0
+    adversarial = task._auxiliary[0].network
+    for main, auxiliary in zip(batch_norms(trainer.model), batch_norms(adversarial), strict=True):
+        assert main.gamma is not auxiliary.gamma
+        assert np.abs(main.moving_mean.numpy() - auxiliary.moving_mean.numpy()).max() > 0
 
 
-def test_four_pixels_are_the_authors_nine():
-    """They add 9 * 2 / 255, meant for images in [-1, 1], to standardised ones: there, about 4 pixels of 255."""
+def test_an_epsilon_of_4_is_the_authors_9():
+    """They add 9 * 2 / 255, meant for images in [-1, 1], to standardized ones: about 4 units of 1/255."""
     config = runs.params_of("conadv_resnet_imagenet").task.conadv
-    ours = pgd.in_input_units(config.epsilon, _value_range(config))
+    ours = pgd.in_input_units(config.epsilon, value_range(config))
     np.testing.assert_allclose(ours, 4 / np.array(preprocess_ops.STDDEV_RGB), rtol=1e-5)
     np.testing.assert_allclose(ours, 9 * 2 / 255, rtol=0.04)
 
 
 class Literal:
-    """Algorithm 1 word by word, slowly: weights of every step are kept, the attack runs on a copy of the network."""
+    """Algorithm 1 step by step, slowly: it keeps the weights of every step and runs each attack on its own."""
 
     def __init__(self, trainer, task):
-        self.main, self.adversarial = trainer.model, task._siblings[0].network
-        self.adversary, self.config = task._adversary, task.task_config.conadv
-        self.task = task
+        self.main, self.adversarial = trainer.model, task._auxiliary[0].network
+        self.config = task.task_config.conadv
         self.history, self.velocity = [], {}
 
-    def copies(self, images, labels, step):
+    def adversarial_images(self, images, labels, step):
         present = [v.numpy() for v in self.adversarial.variables]
         then = self.history[max(0, step - self.config.staleness)]
         for variable, value in zip(self.adversarial.variables, then, strict=True):
             variable.assign(value)
-        value_range = _value_range(self.config)
-        lower, upper = pgd.bounds(value_range)
-        target_seed, start_seed = self.adversary._seeds(tf.constant(step))
+        lower, upper = pgd.bounds(value_range(self.config))
+        target_seed, start_seed = (step_seed(self.config.seed, step, p) for p in (Purpose.TARGETS, Purpose.START))
         targets = pgd.random_wrong_classes(labels, 10, target_seed)
-        epsilon = pgd.in_input_units(self.config.epsilon, value_range)
+        epsilon = pgd.in_input_units(self.config.epsilon, value_range(self.config))
         x = pgd.random_start(images, epsilon, lower, upper, self.config.random_start, "linf", start_seed)
         with tf.GradientTape() as tape:
             tape.watch(x)
             logits = self.adversarial(x, training=True)
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)
+            # log P(other classes) - log P(target): the direction of the cross-entropy, and never vanishing.
+            others = tf.reduce_logsumexp(logits - 1e9 * tf.one_hot(targets, 10), axis=-1)
+            loss = tf.reduce_sum(others - tf.gather(logits, targets, batch_dims=1))
         x = pgd.step(x, images, tape.gradient(loss, x), epsilon, epsilon, lower, upper, "linf", descend=True)
         for variable, value in zip(self.adversarial.variables, present, strict=True):
             variable.assign(value)
@@ -173,13 +182,13 @@ class Literal:
 
     def step(self, images, labels, number):
         self.history.append([v.numpy() for v in self.adversarial.variables])
-        copies = self.copies(images, labels, number)
+        adversarial = self.adversarial_images(images, labels, number)
         targets = tf.one_hot(labels, 10)
         variables = {v.ref(): v for m in (self.main, self.adversarial) for v in m.trainable_variables}
         with tf.GradientTape() as tape:
             loss = sum(
                 tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, network(x, training=True)))
-                for network, x in ((self.main, images), (self.adversarial, copies))
+                for network, x in ((self.main, images), (self.adversarial, adversarial))
             )
         gradients = tape.gradient(loss, list(variables.values()))
         for variable, gradient in zip(variables.values(), gradients, strict=True):
@@ -193,7 +202,7 @@ class Literal:
 def test_lock_step_with_a_literal_transcription(staleness, records):
     """Five steps over three batches; 1e-4, since sign() turns rounding into whole steps of single pixels."""
     options = conadv(staleness=staleness)
-    trainer, _, _ = trained(records, options, steps=5)
+    trainer, _, _ = trained(records, options, IN_GRAPH if staleness == 1 else {}, steps=5)
     fresh, task, _ = trained(records, options, steps=0)
     literal = Literal(fresh, task)
     batches = iter(task.build_inputs(task.task_config.train_data))
@@ -204,7 +213,7 @@ def test_lock_step_with_a_literal_transcription(staleness, records):
     assert_close(weights(trainer), weights(fresh), rtol=1e-4, atol=1e-4)
 
 
-def test_without_perturbation_the_copies_are_the_images(records):
+def test_without_perturbation_the_adversarial_images_are_the_images(records):
     for staleness in (0, 1):
         _, _, logs = trained(records, conadv(epsilon=0.0, staleness=staleness), steps=2)
         assert logs["perturbation"] == 0
@@ -219,7 +228,7 @@ def test_the_attack_moves_no_moving_average(records):
     for one, other in zip(batch_norms(plain.model), batch_norms(attacked.model), strict=True):
         np.testing.assert_allclose(other.moving_mean.numpy(), one.moving_mean.numpy(), rtol=1e-5, atol=1e-6)
     # Of the adversarial statistics, too: 0.9 of the initial 1 is left after one update, 0.81 after two.
-    stem = batch_norms(task._siblings[0].network)[0]
+    stem = batch_norms(task._auxiliary[0].network)[0]
     batch_variance = (stem.moving_variance.numpy() - 0.9) / 0.1
     assert (batch_variance > 0).all()
 
@@ -259,28 +268,24 @@ def test_the_update_does_not_wait_for_the_attack_on_the_coming_batch(staleness, 
 
 
 def test_the_step_compiles_under_xla(records):
-    """What the host does with `runtime.enable_xla` on a GPU. XLA adds up in another order: 1e-3."""
+    """What Model Garden does with `runtime.enable_xla` on a GPU. XLA adds up in another order: 1e-3."""
     losses = []
     # In micro-batches: the loop around the step needs shapes that are known.
     options = runs.merged(conadv(staleness=1), CLARS, {"task": {"micro_batch_size": 4}})
     for jit_compile in (False, True):
         trainer, task, _ = trained(records, options, steps=0)
         batch = next(iter(task.build_inputs(task.task_config.train_data)))
-        step = tf.function(task.train_step, jit_compile=jit_compile)
-
-        @tf.function
-        def run(inputs, trainer=trainer, step=step):
-            return trainer.strategy.run(step, args=(inputs, trainer.model, trainer.optimizer, []))
-
+        step = tf.function(task.train_step, jit_compile=True) if jit_compile else task.train_step
         with trainer.strategy.scope():
-            losses.append([float(run(batch)["loss"]) for _ in range(3)])
+            arguments = (batch, trainer.model, trainer.optimizer, [])
+            losses.append([float(trainer.strategy.run(step, args=arguments)["loss"]) for _ in range(3)])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
 
 
 def test_three_streams(records):
     options = {"augment": {"type": "autoaug", "autoaug": {"augmentation_name": "test"}}}
     _trainer, task, logs = trained(records, conadv(**options), steps=2)
-    assert len(task._siblings) == 2 and np.isfinite(logs["training_loss"])
+    assert len(task._auxiliary) == 2 and np.isfinite(logs["training_loss"])
     (views, _), _ = next(iter(task.build_inputs(task.task_config.train_data)))
     clean, _ = next(iter(trained(records, steps=0)[1].build_inputs(task.task_config.train_data)))
     np.testing.assert_allclose(views[:, 0], clean, rtol=1e-5, atol=1e-5)
@@ -289,7 +294,7 @@ def test_three_streams(records):
 
 def test_noise_instead_of_the_attack(records):
     _, task, logs = trained(records, conadv(attack="noise"), steps=2)
-    assert not task._adversary.looks_ahead and 0 < logs["perturbation"] < 4
+    assert not task._adversary.needs_next_batch and 0 < logs["perturbation"] < 4
 
 
 def test_replica_norms_make_clars_lars(records):
@@ -340,7 +345,7 @@ def test_the_export_is_the_clean_model(records, tmp_path):
     saved = tf.train.load_checkpoint(str(tmp_path / "export" / "variables" / "variables")).get_variable_to_shape_map()
     count = sum("VARIABLE_VALUE" in key for key in saved)
     assert count == len(trainer.model.variables)
-    assert not any("conadv" in key or "past" in key for key in saved)
+    assert not any("conadv" in key or "snapshots" in key for key in saved)
     x = preprocess_ops.normalize_image(
         tf.cast(images, tf.float32), offset=preprocess_ops.MEAN_RGB, scale=preprocess_ops.STDDEV_RGB
     )
@@ -359,8 +364,8 @@ def test_pretrained_weights_reach_all_networks(records, tmp_path):
     options = runs.merged(conadv(staleness=2), {"task": {"init_checkpoint": path}})
     loaded, task, _ = trained(records, options, steps=0)
     assert_close(weights(loaded), weights(source), rtol=0, atol=0)
-    twin = [v.numpy() for v in task._siblings[0].network.variables]
-    assert_close(twin, weights(source), rtol=0, atol=0)
-    for past in task._adversary.past:
-        live = [v.numpy() for v in task._siblings[0].network.trainable_variables]
+    auxiliary = [v.numpy() for v in task._auxiliary[0].network.variables]
+    assert_close(auxiliary, weights(source), rtol=0, atol=0)
+    for past in task._adversary.snapshots:
+        live = [v.numpy() for v in task._auxiliary[0].network.trainable_variables]
         assert_close([v.numpy() for v in past], live, rtol=0, atol=0)

@@ -138,7 +138,7 @@ def test_killed_and_resumed_equals_undisturbed(records, tmp_path):
         assert runs.run_main(directory, experiment, runs.merged(base, steps(count))) == 0
     expected = runs.checkpoint(whole)
     assert expected["global_step/.ATTRIBUTES/VARIABLE_VALUE"] == count
-    assert any("/past/1/" in key for key in expected)  # the weights of past steps are part of it
+    assert any("/snapshots/1/" in key for key in expected)  # the weights of past steps are part of it
     assert_same_state(runs.checkpoint(killed), expected)
 
 

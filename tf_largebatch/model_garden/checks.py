@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import numpy as np
 from official.modeling import optimization
 
 from tf_largebatch.conadv.arguments import check_arguments
 from tf_largebatch.core.pgd import bounds
+from tf_largebatch.model_garden.adversary import value_range
 from tf_largebatch.model_garden.field_types import check_types
 from tf_largebatch.model_garden.ranges import check_ranges
 from tf_largebatch.model_garden.refusals import ConfigurationError, is_integer, require, require_one_of
@@ -191,9 +193,14 @@ def _check_conadv(task: Any) -> None:
             f"{count} numbers, lower and upper of each channel",
         )
         try:
-            bounds([conadv.value_range[i : i + 2] for i in range(0, count, 2)])
+            lower, upper = bounds(value_range(conadv))
         except ValueError as error:
             raise ConfigurationError(f"{path}.value_range: {error}") from error
+        least, most = bounds(value_range(conadv.replace(value_range=None)))
+        contains = all(lower <= np.asarray(least) + 1e-3) and all(upper >= np.asarray(most) - 1e-3)
+        rule = "a range that contains the images, which Model Garden standardizes"
+        shown = ", ".join(f"{value:.3f}" for pair in zip(least, most, strict=True) for value in pair)
+        require(contains, f"{path}.value_range", conadv.value_range, rule, f"they lie in [{shown}]; null means that")
     data = task.train_data
     for field in ("mixup_and_cutmix", "is_multilabel"):
         require(

@@ -1,9 +1,9 @@
-"""Sibling networks: further copies of a network that share chosen variables with it.
+"""Networks that can be rebuilt: a second network that shares chosen variables with the first one.
 
-tf_keras has no way to run a model with other batch norms or other weights than its own. Instead of rerouting layers
-while they run, which the interleaved replica threads of `MirroredStrategy` would trip over, the network is built again
-by the very function that built it, and each variable that the building asks for is either the original's or a new one.
-So a sibling is a plain model, the original stays untouched, and nothing has to be routed.
+tf_keras cannot run a model with batch norms or weights other than its own. Rerouting layers while they run would
+conflict with the interleaved replica threads of `MirroredStrategy`. So the function that built the network builds it
+again, and each variable that the second network asks for is either the first one's or a new one. Both are plain models,
+and the first one stays as it is.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ import tf_keras
 Choose = Callable[[Any, Callable[..., Any], dict[str, Any]], Any]
 
 
-class Blueprint:
+class RebuildableNetwork:
     """A network, the variables created by building it in their order, and how to build it again.
 
     Args:
-        build: builds the network; must create the same variables in the same order each time.
+        build: Builds the network. It must create the same variables in the same order each time.
 
     Attributes:
-        network: the network built.
-        created: its variables as the distribution strategy made them (under mixed precision the layers hold them
-            in a wrapper that casts).
-        own: those of them that it does not share with the network it is a sibling of.
+        network: The network.
+        created: Its variables as the distribution strategy made them. (Under mixed precision the layers hold them in a
+            wrapper that casts.)
+        own: Those of them that it does not share with the network from which it was rebuilt.
     """
 
     def __init__(self, build: Callable[[], tf_keras.Model]) -> None:
@@ -42,18 +42,18 @@ class Blueprint:
         with tf.variable_creator_scope(record):
             self.network = build()
 
-    def sibling(self, choose: Choose) -> Blueprint:
+    def rebuild(self, choose: Choose) -> RebuildableNetwork:
         """Builds the network again.
 
         Args:
-            choose: gives the variable to use where the original used its first argument; the other two create a
-                variable as the layer wants it: `next_creator(**kwargs)`.
+            choose: Gives the variable to use where the first network used its first argument. The other two arguments
+                create a variable as the layer wants it: `next_creator(**kwargs)`.
 
         Returns:
-            The sibling.
+            The second network.
 
         Raises:
-            RuntimeError: if the network was not built in the same order again.
+            RuntimeError: If the network was not built in the same order again.
         """
         originals = iter(self.created)
 
@@ -61,23 +61,23 @@ class Blueprint:
             return choose(_next(originals), next_creator, kwargs)
 
         with tf.variable_creator_scope(replay):
-            sibling = Blueprint(self._build)
+            rebuilt = RebuildableNetwork(self._build)
         if next(originals, None) is not None or any(
-            mine.shape != other.shape for mine, other in zip(self.created, sibling.created, strict=True)
+            mine.shape != other.shape for mine, other in zip(self.created, rebuilt.created, strict=True)
         ):
             raise RuntimeError(_NOT_THE_SAME)
         shared = {id(variable) for variable in self.created}
-        sibling.own = [variable for variable in sibling.created if id(variable) not in shared]
-        return sibling
+        rebuilt.own = [variable for variable in rebuilt.created if id(variable) not in shared]
+        return rebuilt
 
-    def twin(self) -> Blueprint:
-        """A sibling with batch norms of its own that shares all other variables."""
+    def with_auxiliary_batch_norms(self) -> RebuildableNetwork:
+        """Builds the network again with batch norms of its own; all other variables are shared."""
         own = {id(raw(variable)) for layer in batch_norms(self.network) for variable in layer.weights}
 
         def choose(original: Any, next_creator: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
             return next_creator(**kwargs) if id(original) in own else original
 
-        return self.sibling(choose)
+        return self.rebuild(choose)
 
     def raw_trainable(self) -> list[Any]:
         """The network's trainable variables, unwrapped."""
@@ -85,27 +85,27 @@ class Blueprint:
 
 
 def raw(variable: Any) -> Any:
-    """The variable that the strategy made, out of mixed precision's wrapper that casts."""
+    """The variable that the strategy made, without mixed precision's wrapper that casts."""
     return getattr(variable, "_variable", variable) if "AutoCast" in type(variable).__name__ else variable
 
 
 def batch_norms(network: tf_keras.Model) -> list[Any]:
-    """All batch normalisation layers of a network, synchronised ones too, that it calls."""
+    """All batch-normalization layers that a network calls, synchronized ones too."""
     base = tf_keras.layers.BatchNormalization.__mro__[1]
     return [layer for layer in network._flatten_layers() if isinstance(layer, base) and layer.built]
 
 
-def normalise_by_batch(network: tf_keras.Model) -> None:
-    """Has a network's batch norms use the statistics of this replica's batch and touch no moving average, for good.
+def normalize_by_batch(network: tf_keras.Model) -> None:
+    """Makes a network's batch norms use the statistics of this replica's batch and change no moving average, for good.
 
-    Meant for the network of an attack, which is to leave no trace in the statistics and to wait for no other replica.
-    Frozen batch norms stay as they are: tf_keras has them use the moving averages in training, too. Only ever done to a
-    sibling that nobody else uses.
+    It is meant for the network of an attack, which must not change the statistics and must not wait for other replicas.
+    Frozen batch norms stay as they are: in tf_keras they use the moving averages in training, too. The network must be
+    one that nothing else uses.
     """
     for layer in batch_norms(network):
         if not layer.trainable:
             continue
-        # Past Keras's tracking: this is no state of the layer.
+        # Past Keras's tracking: the function is no state of the layer.
         object.__setattr__(layer, "call", _batch_statistics_call(layer))
 
 
