@@ -71,6 +71,29 @@ class Lookup:
         return tf.reshape(of_examples(self.ids, examples), [sizes[0], product(sizes[1:])])
 
 
+@dataclasses.dataclass(frozen=True)
+class SharedLookup:
+    """`y = w[ids]` with the same ids for every example: `ids` and `y` have no batch axis, `d` is [B, *y.shape]."""
+
+    ids: tf.Tensor
+    rows: int
+
+    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """`G_i`, dense, float32, shape [b, V, P]."""
+        return self._lookup(d).contributions(d, examples)
+
+    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+        """Positions with the same row add up before the square."""
+        return self._lookup(d).squared_norms(d, examples)
+
+    def norms_and_gradient(self, d: tf.Tensor) -> None:
+        """The ordinary gradient is sparse, and summed over the batch already."""
+        return None
+
+    def _lookup(self, d: tf.Tensor) -> Lookup:
+        return Lookup(tf.broadcast_to(self.ids, [static_or_dynamic_shape(d)[0], *self.ids.shape]), self.rows)
+
+
 def _sums_by_slot(slots: tf.Tensor, d: tf.Tensor, count: Size) -> tf.Tensor:
     """Each example's sums of `d` [b, T, P] over the positions of each slot [b, T], float32, [b, count, P].
 
@@ -85,10 +108,16 @@ def _sums_by_slot(slots: tf.Tensor, d: tf.Tensor, count: Size) -> tf.Tensor:
 
 
 def embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = W[ids]`; a negative id counts from the end of the table, as in Keras."""
-    rows = layer.embeddings.shape[0]
+    """`y = W[ids]`; a negative id counts from the end of the table, as in Keras.
+
+    Ids without a batch axis, such as positions, are looked up once for all examples.
+    """
+    table, rows = layer.embeddings, layer.embeddings.shape[0]
     ids = inputs if inputs.dtype in (tf.int32, tf.int64) else tf.cast(inputs, tf.int32)
     ids = tf.where(ids < 0, ids + rows, ids)
-    y = tf.gather(recorder.value(layer.embeddings), ids)
-    y = recorder.record(layer.embeddings, y, Lookup(ids, rows))
+    y = tf.gather(recorder.value(table), ids)
+    if recorder.has_batch_axis(inputs):
+        y = recorder.record(table, y, Lookup(ids, rows))
+    else:
+        y = recorder.record_broadcast(table, y, SharedLookup(ids, rows))
     return ops.cast(y, layer.compute_dtype)
