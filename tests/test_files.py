@@ -44,15 +44,17 @@ def test_a_damaged_json_file_is_named(content, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://b", "file:///tmp/x", pathlib.PurePosixPath("hdfs:/") / "x"])
-def test_addresses_are_refused_and_local_paths_are_not(path):
-    if "://" not in str(path):
-        assert local_path(path) == pathlib.Path(path)
-        return
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://b", "file:///tmp/x", pathlib.Path("gs://bucket") / "x"])
+def test_addresses_are_refused(path):
     with pytest.raises(
         ValueError, match="output_dir must be a path of this machine's file system; received output_dir="
     ):
         local_path(path, "output_dir")
+
+
+@pytest.mark.parametrize("path", ["run", "C:/run", "a/b:c", "x:y", pathlib.Path("/a/gs:")])
+def test_local_paths_are_not(path):
+    assert local_path(path) == pathlib.Path(path)
 
 
 def test_the_home_directory_is_expanded(tmp_path, monkeypatch):

@@ -32,7 +32,8 @@ def local_path(path: str | os.PathLike[str], name: str = "path") -> pathlib.Path
     """
     text = os.fspath(path)
     require(
-        not re.match(r"[A-Za-z][\w+.-]*://", text),
+        # One slash too: pathlib turns gs://bucket into gs:/bucket.
+        not re.match(r"[A-Za-z][\w+.-]+:/", text),
         name,
         text,
         "a path of this machine's file system",

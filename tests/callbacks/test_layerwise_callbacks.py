@@ -222,3 +222,10 @@ def test_tensors_of_one_path_are_told_apart_everywhere(tmp_path):
         assert scalars(tmp_path)[f"rate/{path}", 1] == pytest.approx(values[path].rate)
     assert [path for _, path, _ in read_layerwise_values(tmp_path / "rates.csv")] == list(values)
     assert read_rate_table(tmp_path / "rates.csv")[1] == ["fc/kernel", "fc/kernel#2", "top/kernel"]
+
+
+def test_event_files_go_to_the_home_directory_or_an_address(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert LayerwiseTensorBoard("~/logs").log_dir == str(tmp_path / "logs")
+    # TensorFlow writes there itself; a pathlib.Path would make a local directory gs: of it.
+    assert LayerwiseTensorBoard("gs://bucket/logs").log_dir == "gs://bucket/logs"

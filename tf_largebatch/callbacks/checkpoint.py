@@ -49,7 +49,7 @@ class RunCheckpoint(keras.callbacks.Callback):
 
 def list_checkpoints(directory: str | os.PathLike[str]) -> list[tuple[int, pathlib.Path]]:
     """Returns the checkpoints of a directory as (completed epochs, path), oldest first; none if it is missing."""
-    paths = pathlib.Path(directory).glob("epoch-*.npz")
+    paths = local_path(directory).glob("epoch-*.npz")
     return sorted((int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name)))
 
 
@@ -99,7 +99,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: keras.Model) -> int:
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads all arrays, whose checksums are compared here, before any variable changes."""
     try:
-        with np.load(path) as file:
+        with np.load(local_path(path)) as file:
             arrays = {name: file[name] for name in file.files}
         int(arrays["epoch"])
     except (ValueError, TypeError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:

@@ -69,7 +69,7 @@ def read_layerwise_values(path: str | os.PathLike[str]) -> list[tuple[int, str, 
     with naming_damage(path):
         return [
             (int(row["update"]), row["variable"], {name: float(row[name]) for name in _VALUES if row.get(name)})
-            for row in _read(pathlib.Path(path))
+            for row in _read(local_path(path))
         ]
 
 

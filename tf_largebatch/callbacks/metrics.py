@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import os
-import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -94,7 +93,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: If the file is damaged; the message names it.
     """
-    path = pathlib.Path(path)
+    path = local_path(path)
     if not path.exists():
         return []
     with naming_damage(path), open(path, newline="") as file:

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -159,7 +158,7 @@ def read_noise_scales(path: str | os.PathLike[str]) -> list[tuple[int, str, Nois
 
 def _read_rows(path: str | os.PathLike[str]) -> list[list[str]]:
     """Without the header and without a row cut short at the end; none if the file is missing."""
-    path = pathlib.Path(path)
+    path = local_path(path)
     if not path.exists():
         return []
     text = path.read_text()

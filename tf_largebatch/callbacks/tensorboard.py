@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ class LayerwiseTensorBoard(LayerwiseCallback):
     them: `pip install tensorboard` (writing does not need it) and `tensorboard --logdir=LOG_DIR`.
 
     Args:
-        log_dir: Directory of the event files.
+        log_dir: Directory of the event files, or an address that TensorFlow can write to, such as gs://bucket/logs.
         every: Record the first update and every update whose number is a multiple of this; `"epoch"` for the
             last of every epoch.
         batch_gradient_norms: Whether the optimizer keeps the norms of the batch's gradients, from which
@@ -38,12 +37,12 @@ class LayerwiseTensorBoard(LayerwiseCallback):
         self, log_dir: str | os.PathLike[str], every: int | str = "epoch", batch_gradient_norms: bool = False
     ) -> None:
         super().__init__(every, batch_gradient_norms)
-        self.log_dir = pathlib.Path(log_dir)
+        self.log_dir = os.path.expanduser(log_dir)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Opens the event file."""
         super().on_train_begin(logs)
-        self._writer = tf.summary.create_file_writer(str(self.log_dir / "layerwise"))
+        self._writer = tf.summary.create_file_writer(tf.io.gfile.join(self.log_dir, "layerwise"))
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Closes the event file."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.callbacks.noise_scale import readable_noise_scale
+from tf_largebatch.files import local_path
 from tf_largebatch.plots import style
 from tf_largebatch.plots.heat_map import draw_rates, height, read_rate_table
 from tf_largebatch.plots.run_files import CURVES, LAYERWISE_RATES, METRICS
@@ -39,7 +40,7 @@ def plot_curves(
     Raises:
         ValueError: If the directory holds no metrics.
     """
-    output_dir = pathlib.Path(output_dir)
+    output_dir = local_path(output_dir, "output_dir")
     rows = read_metrics(output_dir / METRICS)
     if not rows:
         raise ValueError(f"output_dir must hold a {METRICS}; received {str(output_dir)!r}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.check import message
+from tf_largebatch.files import local_path
 from tf_largebatch.plots import style
 from tf_largebatch.plots.heat_map import draw_rates, height, read_rate_table
 from tf_largebatch.plots.run_files import LAYERWISE_RATES, METRICS
@@ -62,7 +62,7 @@ def plot_history(
     tables = {}
     for label, run in runs.items():
         if layerwise_rates and isinstance(run, str | os.PathLike):
-            updates, names, rates = read_rate_table(pathlib.Path(run) / LAYERWISE_RATES)
+            updates, names, rates = read_rate_table(local_path(run, "history") / LAYERWISE_RATES)
             if len(names):
                 tables[label] = (updates, names, rates)
     shown = _shown(curves, metrics)
@@ -91,8 +91,8 @@ def _is_curves(mapping: Mapping[str, Any]) -> bool:
 def _curves(run: Any) -> dict[str, tuple[list[float], list[float]]]:
     """`{metric: (epochs, values)}` of one run."""
     if isinstance(run, str | os.PathLike):
-        rows = read_metrics(pathlib.Path(run) / METRICS)
-        if not rows and not (pathlib.Path(run) / LAYERWISE_RATES).exists():
+        rows = read_metrics(local_path(run, "history") / METRICS)
+        if not rows and not (local_path(run, "history") / LAYERWISE_RATES).exists():
             rule, remedy = f"a directory that holds a {METRICS} or a {LAYERWISE_RATES}", "it holds neither"
             raise ValueError(message("history", rule, os.fspath(run), remedy))
         names = [name for name in (rows[0] if rows else {}) if name not in _NOT_CURVES]

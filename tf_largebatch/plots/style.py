@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Any) -> None:
     """Saves a picture as PNG; the file appears whole or not at all."""
-    with replacing(pathlib.Path(path)) as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=_DPI, format="png")
 
 
