@@ -19,26 +19,29 @@ OLDEST_STAMP := $(OLDEST_VENV)/.installed
 train: $(STAMP)
 	$(BIN)/python -m tf_largebatch.train $(ARGS)
 
+# Tests of tf_keras and of Model Garden run in their own environment.
+NOT_GARDEN := --ignore=tests/tf_keras --ignore=tests/model_garden
+
 test: test-base test-garden
 
 test-base: $(STAMP) lint
-	$(BIN)/python -m pytest tests --ignore=tests/model_garden --numprocesses=2 $(ARGS)
+	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 $(ARGS)
 
 test-garden: $(GARDEN_STAMP)
-	$(GARDEN_BIN)/python -m pytest tests/model_garden --numprocesses=2 $(ARGS)
+	$(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden --numprocesses=2 $(ARGS)
 
 # Lines of the package that the tests of Keras 3 reach; slower by the counting.
 coverage: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/model_garden --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
 
 # What takes minutes or the network: the wheel in a clean environment, deep models in every precision.
 test-long: $(STAMP)
-	$(BIN)/python -m pytest tests --ignore=tests/model_garden -m long $(ARGS)
+	$(BIN)/python -m pytest tests $(NOT_GARDEN) -m long $(ARGS)
 
 # Notebooks, documentation, packages and the TPU compiler are the same there.
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST_VENV)/bin/python -m pytest tests --numprocesses=2 \
-	  $(foreach part,colab docs garden packaging tpu,--ignore=tests/$(part)) $(ARGS)
+	  $(foreach part,colab docs model_garden packaging tf_keras tpu,--ignore=tests/$(part)) $(ARGS)
 
 # The documentation in build/docs, warnings are errors. From nothing, so that no page is stale.
 docs: $(STAMP)
