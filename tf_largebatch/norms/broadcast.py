@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Container
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tf_largebatch.norms.shapes import static_or_dynamic_shape
@@ -85,6 +86,8 @@ def _follow_through(
             continue
         if op.type in _SAME_ENTRIES and (place == 0 or op.type == "IdentityN"):
             waiting.append((z, lambda d: to_u(tf.reshape(d, [-1, *t.shape]))))
+        elif op.type == "Transpose" and place == 0 and tf.get_static_value(op.inputs[1]) is not None:
+            waiting.append((z, _chain(to_u, _transposed_back(tf.get_static_value(op.inputs[1])))))
         elif op.type in _ELEMENTWISE and z.shape == t.shape and t.shape.is_fully_defined():
             waiting.append((z, _chain(to_u, _of_operand(op, place))))
         elif op.type in _ELEMENTWISE and _is_repeated_over_examples(t, z):
@@ -93,6 +96,12 @@ def _follow_through(
             followed.meetings.append(Meeting(z, _chain(to_u, _summed_to(t))))
         else:
             followed.elsewhere.append(z)
+
+
+def _transposed_back(axes: Any) -> Derivative:
+    """The inverse of a transposition, of each example's gradient."""
+    inverse = [0, *(1 + int(axis) for axis in np.argsort(axes))]
+    return lambda d: tf.transpose(d, inverse)
 
 
 def _chain(*steps: Derivative) -> Derivative:

@@ -132,7 +132,10 @@ def measure(
                 try:
                     return own_call(*args, **kwargs)
                 except Exception as error:
-                    raise refusal_in(error) or error from error
+                    refusal = refusal_in(error)
+                    if refusal is None or refusal is error:
+                        raise
+                    raise refusal from None
 
             own_call = recorded_call(model, registry, recorder) if model in layers else original_call(model)
             with intercept(model, checked_call):

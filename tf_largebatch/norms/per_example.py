@@ -8,8 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_largebatch.core.paths import variable_path
+from tf_largebatch.check import require
+from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.norms.measure import measure
+from tf_largebatch.norms.recorder import NeedsGraph
 from tf_largebatch.norms.registry import KERAS, Registry
 from tf_largebatch.norms.state import restored, state_of
 
@@ -50,18 +52,21 @@ def per_example_gradient_norms(
         registry: the layer rules.
 
     Returns:
-        `{variable path: float32 tensor of shape [B]}`, without the variables that the loss does not depend on.
+        `{variable path: float32 tensor of shape [B]}`, without the variables that the loss does not depend on. A second
+        variable of one path is `"path#2"`, as in `layerwise_rates`.
 
     Raises:
-        ValueError: if a layer with trainable variables has no rule, or a variable is used elsewhere than in the layer
-            that owns it; the message names all of them.
+        ValueError: if the model is not built, a layer with trainable variables has no rule, a variable is used
+            elsewhere than in the layer that owns it, or a layer's first axis is not the batch; the message names them.
     """
+    check_built(model)
     registry = registry.allowing_generic() if allow_generic else registry
-    x, y = (keras.tree.map_structure(tf.convert_to_tensor, t) for t in (x, y))
-    batch_size = int(keras.tree.flatten(x)[0].shape[0])
+    x, y = as_tensors(x), as_tensors(y)
+    batch_size = number_of_examples(x)
     loss_object = as_loss(loss)
     variables = model.trainable_variables
-    with restored(state_of(model)):
+
+    def squared_norms() -> list[tf.Tensor | None]:
         _, measurement = measure(
             model,
             lambda: model(x, training=training),
@@ -70,12 +75,43 @@ def per_example_gradient_norms(
             batch_size,
             registry,
         )
+        return measurement.squared_norms
+
+    with restored(state_of(model)):
+        try:
+            found = squared_norms()
+        except NeedsGraph:
+            found = tf.function(squared_norms, autograph=False)()
     undo = undivided(loss_object, batch_size, sample_weight)
-    return {
-        variable_path(v): undo * tf.sqrt(squares)
-        for v, squares in zip(variables, measurement.squared_norms, strict=True)
-        if squares is not None
-    }
+    labels = variable_labels(variables)
+    return {label: undo * tf.sqrt(squares) for label, squares in zip(labels, found, strict=True) if squares is not None}
+
+
+def check_built(model: Any) -> None:
+    """Raises ValueError if the model has no variables yet."""
+    require(
+        all(layer.built for layer in model._flatten_layers()),
+        "model",
+        getattr(model, "name", model),
+        "a built model",
+        "call it once on a batch, or build it, before its norms are measured",
+    )
+
+
+def as_tensors(batch: Any) -> Any:
+    """Returns the arrays of nested inputs or targets as tensors; None and sparse and ragged tensors stay."""
+
+    def as_tensor(t: Any) -> Any:
+        keep = t is None or isinstance(t, (tf.SparseTensor, tf.RaggedTensor))
+        return t if keep else tf.convert_to_tensor(t)
+
+    return keras.tree.map_structure(as_tensor, batch)
+
+
+def number_of_examples(x: Any) -> int:
+    """Returns the size of axis 0 of the first input that is not None."""
+    first = next(t for t in keras.tree.flatten(x) if t is not None)
+    return int(first.shape[0])
 
 
 def as_loss(loss: Any) -> keras.losses.Loss:

@@ -201,9 +201,13 @@ def _without_trace(model: Any) -> Iterator[None]:
 
 def refusal_in(error: BaseException | None) -> BaseException | None:
     """Returns the package's own sentence among an error and its causes, or None."""
-    while error is not None and not (isinstance(error, ValueError) and "Per-example gradient norms" in str(error)):
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, ValueError) and "Per-example gradient norms" in str(error):
+            return error
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def _is_float(t: Any) -> bool:

@@ -8,10 +8,10 @@ import keras
 import tensorflow as tf
 from keras import layers as L
 
-from tf_largebatch.norms.patched import patched
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.recurrent_cells import ConvLSTMRule, SimpleRNNRule, cell_rule
 from tf_largebatch.norms.shapes import static_or_dynamic_size
+from tf_largebatch.norms.view import view
 
 
 def cells_of(layer: Any) -> list[Any]:
@@ -61,8 +61,10 @@ def recurrent(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
         with recorder.unseen():
             type(layer)._maybe_config_dropout_masks(layer, cell, inputs, state)
 
-    with patched(layer, inner_loop=inner_loop, _maybe_config_dropout_masks=dropout_masks):
-        return type(layer).call(layer, *args, **kwargs)
+    replaced: dict[str, Any] = {"inner_loop": inner_loop, "_maybe_config_dropout_masks": dropout_masks}
+    if recorder.checks_structure:  # with another batch size than that of the states
+        replaced["stateful"] = False
+    return type(layer).call(view(layer, **replaced), *args, **kwargs)
 
 
 def cell_alone(cell: Any, recorder: Recorder, inputs: tf.Tensor, states: Any, training: bool | None = False) -> Any:

@@ -6,10 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_largebatch.norms.patched import patched
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
 from tf_largebatch.norms.rules.convolution import Convolution, Window
+from tf_largebatch.norms.view import view
 
 
 def stft_spectrogram(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
@@ -23,5 +23,4 @@ def stft_spectrogram(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Te
         recorded = recorder.record(kernel, tf.transpose(y, [0, 1, 3, 2]), contraction)
         return tf.transpose(recorded, [0, 1, 3, 2])
 
-    with patched(layer, _apply_conv=recorded_convolution):
-        return type(layer).call(layer, inputs)
+    return type(layer).call(view(layer, _apply_conv=recorded_convolution), inputs)
