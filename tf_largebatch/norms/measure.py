@@ -147,7 +147,8 @@ def measure(
         native = [_readable(v) for v in in_loss]
         _refuse_in_loss(in_loss, weight_terms.example_dependent(loss, output, native))
         in_loss = []
-    return output, _split(tape, recorder, target, variables, examples, in_loss)
+    of_examples = [t for t in tf.nest.flatten(output) if isinstance(t, tf.Tensor)]
+    return output, _split(tape, recorder, target, variables, examples, in_loss, of_examples)
 
 
 def _check_replacements(model: Any, replacements: Mapping[Any, Any], registry: Registry) -> list[Any]:
@@ -203,6 +204,7 @@ def _split(
     variables: Sequence[Variable],
     examples: int | None,
     in_loss: Sequence[Variable],
+    of_examples: Sequence[tf.Tensor],
 ) -> Measurement:
     """Differentiates the target at every recorded tensor and assembles the measurement."""
     uses, elsewhere = _met(recorder)
@@ -224,7 +226,11 @@ def _split(
     if lost:
         raise ValueError(broadcast_message(lost))
     at = {id(v): d for v, d in zip(variables, d_variables, strict=True)}
-    _refuse_in_loss(in_loss, [at[id(v)] is not None and weight_terms.depends_on_examples(at[id(v)]) for v in in_loss])
+    of_examples = [*of_examples, *(use.output for use in uses)]
+    _refuse_in_loss(
+        in_loss,
+        [at[id(v)] is not None and weight_terms.depends_on_examples(at[id(v)], of_examples) for v in in_loss],
+    )
     d_copy = dict(zip(copies, d_copies, strict=True))
     _check_explained(uses, d_outputs, d_copy)
     uses_of: dict[int, list[Use]] = {}

@@ -19,12 +19,14 @@ _FIXED = {"Const", "VarHandleOp", "VariableV2", "NoOp"}
 _DATA = {"IteratorGetNext", "IteratorGetNextSync", "OptionalGetValue", "MultiDeviceIteratorGetNextFromShard"}
 
 
-def depends_on_examples(gradient: Any) -> bool:
+def depends_on_examples(gradient: Any, of_examples: Iterable[tf.Tensor] = ()) -> bool:
     """Returns whether a gradient in a graph depends on anything but variables and constants.
 
     Args:
         gradient: a tensor or `tf.IndexedSlices` of the graph under construction.
+        of_examples: tensors that are the examples' even where these are constants of the graph.
     """
+    examples = {id(t) for t in of_examples}
     waiting = [(t, t.graph) for t in _tensors([gradient])]
     seen: set[int] = set()
     while waiting:
@@ -32,6 +34,8 @@ def depends_on_examples(gradient: Any) -> bool:
         if id(t) in seen or t.dtype == tf.resource:
             continue
         seen.add(id(t))
+        if id(t) in examples:
+            return True
         if t.op.type == "Placeholder":
             outside = [external for external, internal in getattr(graph, "captures", ()) if internal is t]
             if not outside or not hasattr(outside[0], "op") or not hasattr(outside[0], "graph"):
