@@ -1,4 +1,4 @@
-"""Sets held in memory: splits, order, augmentation, standardisation, refusals."""
+"""Sets held in memory: splits, order, augmentation, standardization, refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_digits_are_split_1437_to_360_with_equal_shares_of_the_classes(digits):
     assert not any(image.tobytes() in train_images for image in x_test)
 
 
-def test_batches_are_standardised_float32_images_and_int32_labels(digits):
+def test_batches_are_standardized_float32_images_and_int32_labels(digits):
     images, labels = next(iter(digits.train(1437)))
     assert images.dtype == tf.float32 and labels.dtype == tf.int32
     assert images.shape == (1437, 8, 8, 1) and labels.shape == (1437,)

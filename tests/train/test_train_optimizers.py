@@ -8,6 +8,7 @@ import pytest
 from train_runs import add_networks, command_line, rows_of
 
 from tf_largebatch import LARS
+from tf_largebatch.conadv.auxiliary_batch_norm import variables_without_decay
 from tf_largebatch.train import TrainConfig
 from tf_largebatch.train.optimizers import (
     LAYERWISE_ARGUMENTS,
@@ -21,8 +22,8 @@ from tf_largebatch.train.prepare import prepare
 from tf_largebatch.train.resolve import resolved
 
 
-def optimizer_of(variables, **options):
-    return build_optimizer(resolved(TrainConfig.from_flags(**options)).optimizer, 0.1, variables)
+def optimizer_of(without_decay=(), **options):
+    return build_optimizer(resolved(TrainConfig.from_flags(**options)).optimizer, 0.1, without_decay)
 
 
 def test_defaults_depend_on_the_optimizer_and_the_data_set():
@@ -35,11 +36,11 @@ def test_defaults_depend_on_the_optimizer_and_the_data_set():
 
 
 def test_an_infinite_cap_is_none():
-    assert optimizer_of([], max_rate=float("inf")).max_rate is None
+    assert optimizer_of(max_rate=float("inf")).max_rate is None
 
 
 def test_clars_never_falls_back_to_the_norm_of_a_replicas_gradient():
-    assert optimizer_of([]).get_config()["gradient_norms"] == "per_example"
+    assert optimizer_of().get_config()["gradient_norms"] == "per_example"
 
 
 def test_of_conadv_only_kernels_decay_with_any_optimizer(monkeypatch):
@@ -48,16 +49,18 @@ def test_of_conadv_only_kernels_decay_with_any_optimizer(monkeypatch):
     config = TrainConfig.from_flags(model="tiny", adversarial="conadv", augmented_stream="rand_augment")
     model = prepare(config.with_flags(optimizer="sgd")).model
     variables = model.trainable_variables
+    model.optimizer.build(variables)
+    assert [model.optimizer._use_weight_decay(v) for v in variables] == [len(v.shape) > 1 for v in variables]
     assert sum("gamma" in v.path for v in variables) == 3  # clean, adversarial, augmented
     for name, row in OPTIMIZERS.items():
         if not row.layerwise:
-            optimizer = optimizer_of(variables, optimizer=name, weight_decay_rate=0.5)
+            optimizer = optimizer_of(variables_without_decay(model), optimizer=name, weight_decay_rate=0.5)
             optimizer.build(variables)
             assert optimizer.weight_decay == 0.5
             assert [optimizer._use_weight_decay(v) for v in variables] == [len(v.shape) > 1 for v in variables], name
     before = [np.asarray(v) for v in variables]
     for name in ("sgd", "adamw", "muon", "lars"):
-        optimizer = optimizer_of(variables, optimizer=name, weight_decay_rate=0.5)
+        optimizer = optimizer_of(variables_without_decay(model), optimizer=name, weight_decay_rate=0.5)
         optimizer.apply([np.zeros(v.shape, "float32") for v in variables], variables)
         for variable, old in zip(variables, before, strict=True):
             moved = not np.array_equal(variable, old)
@@ -66,7 +69,7 @@ def test_of_conadv_only_kernels_decay_with_any_optimizer(monkeypatch):
 
 
 def test_muon_decays_what_it_trains_by_adam_at_the_same_rate():
-    optimizer = optimizer_of([], optimizer="muon", weight_decay_rate=0.25)
+    optimizer = optimizer_of(optimizer="muon", weight_decay_rate=0.25)
     assert (optimizer.weight_decay, optimizer.adam_weight_decay) == (0.25, 0.25)
 
 
@@ -84,4 +87,4 @@ def test_an_optimizer_is_added_by_one_row(monkeypatch, tmp_path, capsys):
     assert command_line(*flags) == 0, capsys.readouterr().err
     rates = rows_of(tmp_path / "run" / "layerwise_rates.csv")
     assert {row["variable"].split("/")[-1] for row in rates} == {"kernel", "bias"}
-    assert isinstance(optimizer_of([], optimizer="half_lars"), keras.optimizers.Optimizer)
+    assert isinstance(optimizer_of(optimizer="half_lars"), keras.optimizers.Optimizer)

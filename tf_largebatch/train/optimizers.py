@@ -203,15 +203,14 @@ def build_schedule(
     )
 
 
-def build_optimizer(config: OptimizerConfig, schedule: Any, variables: Sequence[Any]) -> keras.optimizers.Optimizer:
+def build_optimizer(config: OptimizerConfig, schedule: Any, without_decay: Sequence[Any]) -> keras.optimizers.Optimizer:
     """Builds the optimizer.
-
-    Tensors of fewer than two dimensions get no weight decay with any optimizer, so that comparisons are fair.
 
     Args:
         config: The arguments, resolved.
         schedule: The learning rate.
-        variables: All variables to train: those of the network, and those of a wrapper such as `ConAdvModel`.
+        without_decay: Variables without weight decay: those that CLARS and LARS exclude by themselves, so that
+            comparisons of optimizers are fair.
     """
     row = OPTIMIZERS[config.name]
     options = {"learning_rate": schedule, **row.fixed}
@@ -222,6 +221,5 @@ def build_optimizer(config: OptimizerConfig, schedule: Any, variables: Sequence[
             options.update(dict.fromkeys(arguments, None if value == math.inf else value))
     optimizer = row.make(**options)
     if not row.layerwise:
-        # As CLARS and LARS do by themselves.
-        optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
+        optimizer.exclude_from_weight_decay(var_list=list(without_decay))
     return optimizer

@@ -17,6 +17,7 @@ from tf_largebatch.callbacks import GradientNoiseScale, load_checkpoint
 from tf_largebatch.callbacks.checkpoint import DamagedCheckpoint, list_checkpoints
 from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.check import require
+from tf_largebatch.conadv.auxiliary_batch_norm import variables_without_decay
 from tf_largebatch.distribute import strategies
 from tf_largebatch.norms import KERAS, check_supported
 from tf_largebatch.train import adversarial, run_directory
@@ -152,8 +153,8 @@ def _compiled(config: TrainConfig, inner: keras.Model, dataset: data.Dataset, sc
         loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # The wrapper's variables too: the auxiliary batch norms of adversarial training.
-    optimizer = build_optimizer(config.optimizer, schedule, model.trainable_variables)
+    # Of the wrapper, whose auxiliary batch norms are trained too.
+    optimizer = build_optimizer(config.optimizer, schedule, variables_without_decay(model))
     # Keras's "auto" compiles with XLA on CPUs too, where that makes convolutions several times slower.
     accelerated = bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile="auto" if accelerated else False)
