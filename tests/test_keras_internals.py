@@ -19,6 +19,22 @@ def test_an_optimizer_holds_its_schedule():
     assert keras_internals.learning_rate_schedule(keras.optimizers.SGD(0.1)) is None
 
 
+def test_layers_are_found_at_any_depth():
+    inner = keras.layers.Dense(1)
+    model = keras.Sequential([keras.Input((2, 3)), keras.Sequential([keras.layers.TimeDistributed(inner)])])
+    assert any(layer is inner for layer in keras_internals.layers_within(model)), (
+        "_flatten_layers no longer goes inside"
+    )
+
+
+def test_an_optimizer_holds_its_variables_in_order():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    found = keras_internals.trained_variables(optimizer)
+    assert [id(v) for v in found] == [id(v) for v in model.trainable_variables], "_trainable_variables has changed"
+
+
 def test_keras_keeps_the_logits_of_a_softmax_and_a_sigmoid():
     logits = tf.constant([[1.0, 2.0, 4.0]])
     for activation in (keras.activations.softmax, keras.activations.sigmoid):

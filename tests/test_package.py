@@ -12,6 +12,7 @@ import tf_largebatch
 ROOT = pathlib.Path(tf_largebatch.__file__).parent
 # Files that share a name, and the job that they share.
 SAME_JOB = {
+    "arguments": "what the arguments of a constructor may be: of the optimizers, of ConAdvModel",
     "base": "what LARS and CLARS have in common, in either Keras",
     "clars": "the optimizer CLARS, in either Keras",
     "command_line": "a program's flags, messages and exit status",

@@ -9,17 +9,15 @@ from typing import Any
 
 import keras
 
-# Optimizers.
+# Layers.
 
 
-def learning_rate_schedule(optimizer: Any) -> Any:
-    """Returns the schedule of a Keras optimizer; None for a constant learning rate.
+def layers_within(model: Any) -> list[Any]:
+    """Returns a model and the layers in it, at any depth of nesting, those inside wrappers and layers included.
 
-    `_learning_rate`: the public `learning_rate` gives the value for the coming update, and a record needs that of the
-    last one.
+    `_flatten_layers`: the public `layers` stops at nested models and sees no layer inside another one.
     """
-    schedule = getattr(optimizer, "_learning_rate", None)
-    return schedule if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule) else None
+    return list(model._flatten_layers())
 
 
 # Outputs.
@@ -75,3 +73,21 @@ def variable_index(optimizer: Any, variable: Any) -> int | None:
     `_var_key`, `_trainable_variables_indices`: Keras's own `_get_variable_index` raises a KeyError without a name.
     """
     return optimizer._trainable_variables_indices.get(optimizer._var_key(variable))
+
+
+def trained_variables(optimizer: Any) -> list[Any]:
+    """Returns the variables that a Keras optimizer was built with, in their order.
+
+    `_trainable_variables`: the public `variables` holds the optimizer's own state.
+    """
+    return optimizer._trainable_variables
+
+
+def learning_rate_schedule(optimizer: Any) -> Any:
+    """Returns the schedule of a Keras optimizer; None for a constant learning rate.
+
+    `_learning_rate`: the public `learning_rate` gives the value for the coming update, and a record needs that of the
+    last one.
+    """
+    schedule = getattr(optimizer, "_learning_rate", None)
+    return schedule if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule) else None

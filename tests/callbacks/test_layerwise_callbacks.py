@@ -184,10 +184,18 @@ def test_arguments_are_checked(make, message):
 
 
 def test_refusals_when_training_begins(tmp_path):
-    with pytest.raises(ValueError, match=r"(?i)must have layer-wise rates, as CLARS and LARS do; received sgd"):
+    with pytest.raises(ValueError, match=r"(?i)optimizer must be one with layer-wise rates; received optimizer='sgd"):
         fitted("sgd", [LayerwiseTensorBoard(tmp_path)])
     with pytest.raises(ValueError, match=r"patterns that each match one of the 4 tensors' paths.*'c/kernel'"):
         fitted(lb.CLARS(0.1), [LayerwiseProgress(tensors=["c/kernel"])])
+
+
+def test_executions_of_several_steps_are_counted_in_updates(tmp_path):
+    model = fitted(lb.CLARS(0.1), epochs=0)
+    model.compile(lb.CLARS(0.1), MEAN_SQUARES, steps_per_execution=2, jit_compile=False)
+    model.fit(*data(), batch_size=2, epochs=2, verbose=0, callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv", 4)])
+    # Executions end at updates 2, 4, 6 and 8, 10, 12; the first update and the multiples of 4 lie in these.
+    assert sorted({update for update, *_ in read_layerwise_values(tmp_path / "rates.csv")}) == [2, 4, 8, 12]
 
 
 def towers():

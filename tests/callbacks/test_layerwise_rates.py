@@ -47,5 +47,5 @@ def test_a_record_cut_short_is_left_out(tmp_path):
 def test_recorders_refuse_what_they_cannot_record(tmp_path):
     with pytest.raises(ValueError, match="must be a positive integer or 'epoch'; received every=0"):
         LayerwiseRateRecorder(tmp_path / "rates.csv", 0)
-    with pytest.raises(ValueError, match=r"(?i)must have layer-wise rates, as CLARS and LARS do; received sgd"):
+    with pytest.raises(ValueError, match=r"(?i)optimizer must be one with layer-wise rates; received optimizer='sgd"):
         fit(small_model("sgd"), callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv")])

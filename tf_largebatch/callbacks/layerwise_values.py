@@ -1,4 +1,4 @@
-"""What LARS and CLARS did to each tensor in the last update, and a base for callbacks that keep it."""
+"""What LARS and CLARS did to each tensor in the last update, and a base class for callbacks that record it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import keras
 import tensorflow as tf
 
 from tf_largebatch.callbacks.metrics import updates_taken
+from tf_largebatch.check import require
 from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.core.rates import l2_norm
+from tf_largebatch.keras_internals import trained_variables
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerwiseValues:
-    """One tensor in one update.
+    """The rate and the norms of one tensor in one update.
 
     Attributes:
         rate: The layer-wise rate, without unit; None for a tensor without layer adaptation.
         weight_norm: `||w||` after the update.
-        gradient_norm: What the rate was divided by, in the unit of the mean-loss gradient: CLARS's mean
+        gradient_norm: The norm that the rate was divided by, in the unit of the mean loss's gradient: CLARS's mean
             per-example norm `s`, LARS's `||g||`; None if unknown.
-        batch_gradient_norm: `||grad||`, the norm of the batch's gradient without weight decay, in the same
-            unit; None unless the optimizer keeps it (`keep_batch_gradient_norms`).
-        gradient_agreement: `M = ||grad|| / s`, from 0 (the examples' gradients cancel) to 1 (they are
-            parallel); None unless both are known.
+        batch_gradient_norm: `||grad||`, the norm of the batch's gradient without weight decay, in the same unit; None
+            unless the optimizer keeps it (`keep_batch_gradient_norms`).
+        gradient_agreement: `M = ||grad|| / s`, from 0 (the examples' gradients cancel) to 1 (they are parallel); None
+            unless both norms are known.
     """
 
     rate: float | None
@@ -37,26 +39,26 @@ class LayerwiseValues:
 
 
 def layerwise_optimizer(model: keras.Model) -> Any:
-    """The model's CLARS or LARS, out of its loss-scaling wrapper.
+    """Returns the model's CLARS or LARS, without a loss-scaling wrapper around it.
 
     Raises:
-        ValueError: If its optimizer has no layer-wise rates.
+        ValueError: If the model's optimizer has no layer-wise rates.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if not hasattr(optimizer, "layerwise_rates"):
-        name = getattr(optimizer, "name", repr(optimizer))
-        raise ValueError(f"`optimizer` must have layer-wise rates, as CLARS and LARS do; received {name}.")
+    name = getattr(optimizer, "name", repr(optimizer))
+    has_rates = hasattr(optimizer, "layerwise_rates")
+    require(has_rates, "optimizer", name, "one with layer-wise rates", "compile the model with CLARS or LARS")
     return optimizer
 
 
 def layerwise_values(model: keras.Model) -> dict[str, LayerwiseValues]:
-    """What the last update did to every tensor it updated.
+    """Returns what the last update did to every tensor.
 
     Args:
         model: A model compiled with CLARS or LARS, or a wrapper of this package around one.
 
     Returns:
-        `{variable path: values}` in the model's order.
+        `{label: values}` in the model's order. The label is the tensor's path, `"path#2"` for the second of that path.
 
     Raises:
         ValueError: If the optimizer has no layer-wise rates.
@@ -65,9 +67,10 @@ def layerwise_values(model: keras.Model) -> dict[str, LayerwiseValues]:
     optimizer = layerwise_optimizer(model)
     rates, norms, adapted = optimizer.layerwise_rates(), optimizer.gradient_norms(), set(optimizer.adapted_tensors())
     batch_norms = optimizer.batch_gradient_norms()
-    variables = dict(zip(variable_labels(optimizer._trainable_variables), optimizer._trainable_variables, strict=True))
+    trained = trained_variables(optimizer)
+    variables = dict(zip(variable_labels(trained), trained, strict=True))
     weights = tf.stack([tf.cast(l2_norm(variables[path]), tf.float32) for path in rates]).numpy().tolist()
-    # LARS divides by the norm of the gradient itself: no agreement of examples can be read from it.
+    # LARS divides by the norm of the gradient itself, which says nothing about the agreement of examples.
     per_example = hasattr(optimizer, "measured_gradient_norms")
     found = {}
     for (path, rate), weight in zip(rates.items(), weights, strict=True):
@@ -87,8 +90,8 @@ class LayerwiseCallback(keras.callbacks.Callback):
     """Calls `record` with the layer-wise values of chosen updates.
 
     Args:
-        every: The first update and every update whose number is a multiple of this; `"epoch"` for the last of
-            every epoch.
+        every: Record the first update and every update whose number is a multiple of this; `"epoch"` for the last of
+            every epoch. With `steps_per_execution`, the end of the execution that holds such an update is recorded.
         batch_gradient_norms: Whether the optimizer keeps the norms of the batch's gradients, from which
             `gradient_agreement` follows: a pass over the gradients in every update.
 
@@ -99,43 +102,47 @@ class LayerwiseCallback(keras.callbacks.Callback):
 
     def __init__(self, every: int | str = "epoch", batch_gradient_norms: bool = False) -> None:
         super().__init__()
-        if every != "epoch" and not (isinstance(every, int) and not isinstance(every, bool) and every >= 1):
-            raise ValueError(f"`every` must be a positive integer or 'epoch'; received every={every!r}.")
+        is_count = isinstance(every, int) and not isinstance(every, bool) and every >= 1
+        require(is_count or every == "epoch", "every", every, "a positive integer or 'epoch'")
         self.every = every
         self.batch_gradient_norms = batch_gradient_norms
 
     def record(self, update: int, values: dict[str, LayerwiseValues]) -> None:
-        """Keeps the values of an update; for subclasses.
+        """Records the values of an update; a subclass must define it.
 
         Args:
             update: Number of updates taken, from 1.
-            values: What `layerwise_values` found.
+            values: The result of `layerwise_values`.
         """
         raise NotImplementedError
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Checks the optimizer, and counts the updates already taken."""
+        """Checks the optimizer, and asks it for the norms of the batch's gradients if they are wanted."""
         optimizer = layerwise_optimizer(self.model)
         if self.batch_gradient_norms and not optimizer.keeps_batch_gradient_norms:
             with self.model.distribute_strategy.scope():
                 optimizer.keep_batch_gradient_norms()
             self.model.make_train_function(force=True)
-        self._update = updates_taken(self.model)
+        self._update = self._before_epoch = updates_taken(self.model)
+
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Counts the updates that were already taken."""
+        self._before_epoch = updates_taken(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Records, if it is this update's turn."""
-        self._update += 1
-        if isinstance(self.every, int) and (self._update == 1 or self._update % self.every == 0):
+        """Records the first update and every update whose number is a multiple of `every`."""
+        last, self._update = self._update, self._before_epoch + batch + 1
+        if isinstance(self.every, int) and (last == 0 or self._update // self.every > last // self.every):
             self._record()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Records, if epochs are wanted."""
+        """Records the last update of the epoch, with `every="epoch"`."""
         if self.every == "epoch":
             self._record()
 
     def _record(self) -> None:
         try:
             values = layerwise_values(self.model)
-        except RuntimeError:  # No step yet: a loss scale that was too large skipped the first.
+        except RuntimeError:  # no update yet: a loss scale that was too large skipped the first
             return
         self.record(updates_taken(self.model), values)

@@ -11,12 +11,13 @@ import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.check import require
+from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms.intercept import intercept
 
 
 def batch_normalizations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """Returns the batch normalizations of a model, at any depth of nesting."""
-    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    return [layer for layer in layers_within(model) if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 class AuxiliaryBatchNorms(keras.layers.Layer):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tf_largebatch.check import require
 from tf_largebatch.core import pgd
+from tf_largebatch.keras_internals import layers_within
 
 
 def as_floating(x: Any) -> Any:
@@ -57,7 +58,7 @@ def check_accepts_floating(model: Any) -> None:
     Raises:
         ValueError: If one of its inputs is of integers, which would truncate every perturbation.
     """
-    for part in model._flatten_layers():
+    for part in layers_within(model):
         for tensor in keras.tree.flatten(getattr(part, "inputs", None) or []):
             dtype = keras.backend.standardize_dtype(tensor.dtype)
             require(
