@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 
 
 @dataclasses.dataclass
@@ -61,3 +62,30 @@ class Reference:
             self.v = self.beta * self.v + g
             update = self.lr * self.rate * (g + self.beta * self.v if self.nesterov else self.v)
         self.w = self.w - update
+
+
+def references(arguments, started, not_adapted=(), not_decayed=()):
+    """`{path: reference}` for an optimizer made with these arguments, from `{path: weights}`."""
+    names = {"lr": "learning_rate", "eta": "eta", "beta": "momentum", "decay": "weight_decay_rate"}
+    names |= {"nesterov": "nesterov", "classic": "classic_momentum", "epsilon": "epsilon", "max_rate": "max_rate"}
+    settings = {name: arguments[argument] for name, argument in names.items() if argument in arguments}
+    return {
+        path: Reference(w, **settings, adapted=path not in not_adapted, decayed=path not in not_decayed)
+        for path, w in started.items()
+    }
+
+
+def assert_follows(optimizer, found, expected, all_gradients, all_norms=None):
+    """Weights, rates and norms of an optimizer after these steps are the references', which take the steps here."""
+    for step, some in enumerate(all_gradients):
+        handed = [None] * len(some) if all_norms is None else all_norms[step]
+        handed = handed.values() if isinstance(handed, dict) else handed
+        for reference, gradient, norm in zip(expected.values(), some, handed, strict=True):
+            reference.step(gradient, norm)
+    rates, measured = optimizer.layerwise_rates(), optimizer.gradient_norms()
+    for (path, reference), actual in zip(expected.items(), found, strict=True):
+        # Ten float32 steps: the roundings of 6e-8 add up to well below 1e-6.
+        assert np.linalg.norm(actual - reference.w) < 1e-6 * np.linalg.norm(reference.w), path
+        assert rates[path] == pytest.approx(reference.rate, rel=1e-6), path
+        if reference.adapted:
+            assert measured[path] == pytest.approx(reference.norm, rel=1e-6), path

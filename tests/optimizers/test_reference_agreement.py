@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from layerwise_cases import SHAPES, apply_all, gradients, norms, variables
-from reference import Reference
+from reference import Reference, assert_follows, references
 
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -36,49 +36,24 @@ SETTINGS = [
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("decay, max_rate, adaptation, decaying", SETTINGS)
 def test_ten_steps(cls, classic, nesterov, decay, max_rate, adaptation, decaying):
-    optimizer = cls(
-        learning_rate=0.5,
-        momentum=0.75,
-        eta=0.125,
-        weight_decay_rate=decay,
-        nesterov=nesterov,
-        classic_momentum=classic,
-        epsilon=0.25,
-        max_rate=max_rate,
-        exclude_from_layer_adaptation=EXCLUSIONS[adaptation][0],
-        exclude_from_weight_decay=EXCLUSIONS[decaying][0],
-    )
-    trained = variables()
-    references = [
-        Reference(
-            variable.numpy(),
-            lr=0.5,
-            eta=0.125,
-            beta=0.75,
-            decay=decay,
-            nesterov=nesterov,
-            classic=classic,
-            epsilon=0.25,
-            max_rate=max_rate,
-            adapted=path not in EXCLUSIONS[adaptation][1],
-            decayed=path not in EXCLUSIONS[decaying][1],
-        )
-        for path, variable in zip(SHAPES, trained, strict=True)
-    ]
-    all_gradients = gradients(STEPS)
-    all_norms = norms(STEPS) if cls is CLARS else None
+    arguments = {
+        "learning_rate": 0.5,
+        "momentum": 0.75,
+        "eta": 0.125,
+        "weight_decay_rate": decay,
+        "nesterov": nesterov,
+        "classic_momentum": classic,
+        "epsilon": 0.25,
+        "max_rate": max_rate,
+    }
+    not_adapted, not_decayed = EXCLUSIONS[adaptation], EXCLUSIONS[decaying]
+    exclusions = {"exclude_from_layer_adaptation": not_adapted[0], "exclude_from_weight_decay": not_decayed[0]}
+    optimizer, trained = cls(**arguments, **exclusions), variables()
+    started = {path: variable.numpy() for path, variable in zip(SHAPES, trained, strict=True)}
+    expected = references(arguments, started, not_adapted[1], not_decayed[1])
+    all_gradients, all_norms = gradients(STEPS), norms(STEPS) if cls is CLARS else None
     found = apply_all(optimizer, all_gradients, trained, all_norms)
-    for step, some in enumerate(all_gradients):
-        for path, reference, gradient in zip(SHAPES, references, some, strict=True):
-            reference.step(gradient, None if all_norms is None else all_norms[step][path])
-
-    rates, measured = optimizer.layerwise_rates(), optimizer.gradient_norms()
-    for path, actual, reference in zip(SHAPES, found, references, strict=True):
-        # Ten float32 steps: the roundings of 6e-8 add up to well below 1e-6.
-        assert difference(actual, reference.w) < 1e-6, path
-        assert rates[path] == pytest.approx(reference.rate, rel=1e-6), path
-        if reference.adapted:
-            assert measured[path] == pytest.approx(reference.norm, rel=1e-6), path
+    assert_follows(optimizer, found, expected, all_gradients, all_norms)
 
 
 def test_the_learning_rate_of_each_step_counts(schedule=(0.5, 0.25, 0.0, 1.0)):

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from layerwise_cases import MALFORMED_NORMS, OUT_OF_RANGE
-from reference import Reference
+from reference import Reference, assert_follows, references
 from tf_keras_optimizer_cases import (
     SHAPES,
     apply,
@@ -44,48 +44,22 @@ def difference(found, expected):
 def test_ten_steps_agree_with_numpy(cls, nesterov, classic, momentum, decay, max_rate):
     if nesterov and not momentum:
         return
-    optimizer = make(
-        cls,
-        0.5,
-        momentum=momentum,
-        eta=0.125,
-        weight_decay_rate=decay,
-        nesterov=nesterov,
-        classic_momentum=classic,
-        epsilon=0.25,
-        max_rate=max_rate,
-        exclude_from_weight_decay=["head"],
-    )
-    trained = variables()
-    references = [
-        Reference(
-            v.numpy(),
-            lr=0.5,
-            eta=0.125,
-            beta=momentum,
-            decay=decay,
-            nesterov=nesterov,
-            classic=classic,
-            epsilon=0.25,
-            max_rate=max_rate,
-            adapted="bias" not in path,
-            decayed="head" not in path,
-        )
-        for path, v in zip(SHAPES, trained, strict=True)
-    ]
-    all_gradients = gradients(STEPS)
-    all_norms = norms(STEPS) if cls is CLARS else None
+    arguments = {
+        "learning_rate": 0.5,
+        "momentum": momentum,
+        "eta": 0.125,
+        "weight_decay_rate": decay,
+        "nesterov": nesterov,
+        "classic_momentum": classic,
+        "epsilon": 0.25,
+        "max_rate": max_rate,
+    }
+    optimizer, trained = make(cls, **arguments, exclude_from_weight_decay=["head"]), variables()
+    started = {path: variable.numpy() for path, variable in zip(SHAPES, trained, strict=True)}
+    expected = references(arguments, started, not_adapted=["stem/bias"], not_decayed=["head/kernel"])
+    all_gradients, all_norms = gradients(STEPS), norms(STEPS) if cls is CLARS else None
     found = apply_all(optimizer, all_gradients, trained, all_norms)
-    for step, some in enumerate(all_gradients):
-        for i, (reference, gradient) in enumerate(zip(references, some, strict=True)):
-            reference.step(gradient, None if all_norms is None else all_norms[step][i])
-    rates, measured = optimizer.layerwise_rates(), optimizer.gradient_norms()
-    for path, actual, reference in zip(SHAPES, found, references, strict=True):
-        # Ten float32 steps: the roundings of 6e-8 add up to well below 1e-6.
-        assert difference(actual, reference.w) < 1e-6, path
-        assert rates[path] == pytest.approx(reference.rate, rel=1e-6), path
-        if reference.adapted:
-            assert measured[path] == pytest.approx(reference.norm, rel=1e-6), path
+    assert_follows(optimizer, found, expected, all_gradients, all_norms)
 
 
 @BOTH
