@@ -77,8 +77,8 @@ def test_no_radius_no_change_and_targets_depend_on_the_seed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epsilon": -1.0}, "epsilon must be a finite number of 0 or more, got epsilon=-1.0"),
-        ({"norm": "l1"}, "norm must be 'linf' or 'l2', got norm='l1'"),
+        ({"epsilon": -1.0}, "epsilon must be a finite number of 0 or more; received epsilon=-1.0"),
+        ({"norm": "l1"}, "norm must be one of 'linf', 'l2'; received norm='l1'"),
         ({"value_range": [(0, 1)] * 3}, "one for each of 2; received 3 pairs"),
         ({"loss": "mse"}, "An adversarial attack needs one classification loss"),
         ({"batches": []}, "batches must hold at least one image; received none"),
