@@ -1,7 +1,7 @@
-"""Config dataclasses of the Model Garden plug-in: what a YAML file or `--params_override` may say.
+"""Config dataclasses of the Model Garden plug-in: what a YAML file or `--params_override` may set.
 
-Each extends the class of the host of the same role and changes none of the host's. Fields that are None are filled in
-after all overrides from the final global batch size (`recipe.py`); a value given by the user stays.
+Each class extends Model Garden's class of the same role and changes nothing in it. Fields that are null are derived
+from the final global batch size after all overrides (`recipe.py`); a value that the user gives stays.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import dataclasses
 from official.core import config_definitions as cfg
 from official.modeling import hyperparams, optimization
 from official.vision.configs import backbones, common
-from official.vision.configs import image_classification as host
+from official.vision.configs import image_classification as model_garden
 
 from tf_largebatch.model_garden import checks, recipe, refusals
 
@@ -20,19 +20,19 @@ Excluded = list[str] | str | None
 
 @dataclasses.dataclass
 class LayerwiseConfig(optimization.BaseOptimizerConfig):
-    """What `clars` and `lars_lb` share: the arguments of the classes in `tf_largebatch.tf_keras.optimizers`.
+    """The arguments that `clars` and `lars_lb` share, of the classes in `tf_largebatch.tf_keras.optimizers`.
 
     Attributes:
-        momentum: momentum, at least 0 and below 1.
-        eta: trust coefficient, above 0.
+        momentum: Momentum, at least 0 and below 1.
+        eta: Trust coefficient, above 0.
         weight_decay_rate: L2 weight decay inside the gradient, 0 or more.
-        nesterov: whether to use Nesterov momentum.
-        classic_momentum: whether the learning rate goes inside the velocity.
-        epsilon: added to the gradient norm.
-        max_rate: cap on the layer-wise rate, or null.
-        exclude_from_layer_adaptation: patterns on variable names that keep the plain learning rate; null for tensors
-            of fewer than two dimensions, [] for none.
-        exclude_from_weight_decay: variables without weight decay, said in the same way, with the same default.
+        nesterov: Whether to use Nesterov momentum.
+        classic_momentum: Whether the learning rate goes inside the velocity.
+        epsilon: Added to the gradient norm.
+        max_rate: Cap on the layer-wise rate, or null for none.
+        exclude_from_layer_adaptation: Patterns on the names of variables that keep the plain learning rate; null for
+            tensors of fewer than two dimensions, [] for none.
+        exclude_from_weight_decay: Patterns on the names of variables without weight decay, with the same default.
     """
 
     momentum: float = 0.9
@@ -48,14 +48,14 @@ class LayerwiseConfig(optimization.BaseOptimizerConfig):
 
 @dataclasses.dataclass
 class LARSConfig(LayerwiseConfig):
-    """Optimizer type `lars_lb`; the host's own is `lars`."""
+    """Optimizer type `lars_lb`. Model Garden's own LARS is `lars`."""
 
     name: str = "LARS"
 
 
 @dataclasses.dataclass
 class CLARSConfig(LayerwiseConfig):
-    """Optimizer type `clars`. How the norms are measured is said under `task.gradient_norms`."""
+    """Optimizer type `clars`. `task.gradient_norms` sets how its norms are measured."""
 
     name: str = "CLARS"
     eta: float = 0.01
@@ -63,7 +63,7 @@ class CLARSConfig(LayerwiseConfig):
 
 @dataclasses.dataclass
 class OptimizerConfig(optimization.OptimizerConfig):
-    """The host's optimizers, `clars` and `lars_lb`."""
+    """Model Garden's optimizers, `clars` and `lars_lb`."""
 
     clars: CLARSConfig = dataclasses.field(default_factory=CLARSConfig)
     lars_lb: LARSConfig = dataclasses.field(default_factory=LARSConfig)
@@ -78,12 +78,16 @@ class OptimizationConfig(optimization.OptimizationConfig):
 
 @dataclasses.dataclass
 class TrainerConfig(cfg.TrainerConfig):
-    """The host's, with step counts that derive from the batch size while they are null.
+    """Model Garden's trainer, with step counts that are derived from the batch size while they are null.
 
     Attributes:
-        train_steps: null for `recipe.epochs` epochs.
-        steps_per_loop: null for an epoch; likewise the three intervals.
-        validation_steps: null for as many whole batches as `recipe.validation_examples` hold; -1 for the whole set.
+        train_steps: Steps of the training; null for `recipe.epochs` epochs.
+        steps_per_loop: Steps between two reports; null for an epoch.
+        summary_interval: Steps between two summaries; null for an epoch.
+        checkpoint_interval: Steps between two checkpoints; null for an epoch.
+        validation_interval: Steps between two evaluations; null for an epoch.
+        validation_steps: Batches of an evaluation; null for as many whole batches as `recipe.validation_examples` hold,
+            -1 for the whole data set.
     """
 
     optimizer_config: OptimizationConfig = dataclasses.field(default_factory=OptimizationConfig)
@@ -101,8 +105,8 @@ class DenseNet(hyperparams.Config):
 
     Attributes:
         model_id: 121, 169 or 201.
-        growth_rate: channels that each layer adds.
-        block_repeats: layers of each dense block in place of those of `model_id`, for smaller networks.
+        growth_rate: Channels that each layer adds.
+        block_repeats: Layers of each dense block in place of those of `model_id`, for smaller networks.
     """
 
     model_id: int = 121
@@ -112,14 +116,14 @@ class DenseNet(hyperparams.Config):
 
 @dataclasses.dataclass
 class Backbone(backbones.Backbone):
-    """The host's backbones and `densenet`."""
+    """Model Garden's backbones and `densenet`."""
 
     densenet: DenseNet = dataclasses.field(default_factory=DenseNet)
 
 
 @dataclasses.dataclass
-class Model(host.ImageClassificationModel):
-    """The host's classifier with a backbone of this plug-in."""
+class Model(model_garden.ImageClassificationModel):
+    """Model Garden's classifier, with `densenet` among its backbones."""
 
     backbone: Backbone = dataclasses.field(
         default_factory=lambda: Backbone(type="resnet", resnet=backbones.ResNet(model_id=50))
@@ -128,14 +132,14 @@ class Model(host.ImageClassificationModel):
 
 @dataclasses.dataclass
 class GradientNorms(hyperparams.Config):
-    """How the norms are measured which the optimizer `clars` divides by; other optimizers ignore it.
+    """How the gradient norms that `clars` divides by are measured. Other optimizers ignore it.
 
     Attributes:
-        mode: "exact": every example of the batch. "sampled": `norm_examples` of each replica's share. "replica": no
-            examples, but the norm of each replica's gradient; with one replica that is LARS.
-        norm_examples: with "sampled", how many, from 1 to the replica's batch.
-        allow_generic: whether layers without a rule are measured by differentiating them alone, example by example, at
-            two to three times their own cost, instead of being refused. Every backbone of the host has rules.
+        mode: "exact" measures every example of the batch, "sampled" measures `norm_examples` of each replica's share,
+            "replica" takes the norm of each replica's gradient instead; with one replica that is LARS.
+        norm_examples: With "sampled", the number of examples, from 1 to the replica's batch.
+        allow_generic: Whether to measure layers without a rule by differentiating each alone, example by example, at
+            two to three times its own cost. Otherwise they are refused. The backbones in `Backbone` have rules.
     """
 
     mode: str = "exact"
@@ -148,22 +152,22 @@ class ConAdv(hyperparams.Config):
     """Concurrent adversarial learning, arXiv 2106.00221; the arguments of `tf_largebatch.ConAdvModel`.
 
     Attributes:
-        enabled: whether each batch is trained on together with its adversarial copies.
-        epsilon: radius of the ball around each image, in pixels of 255.
-        step_size: length of an attack step in pixels of 255; null for `epsilon / num_steps`.
-        num_steps: attack steps.
-        staleness: tau: the copies trained on at step t were made with the weights of step t - tau, concurrently with
+        enabled: Whether each batch is trained on together with its adversarial images.
+        epsilon: Radius of the ball around each image, in units of 1/255.
+        step_size: Length of an attack step, in units of 1/255; null for `epsilon / num_steps`.
+        num_steps: Number of attack steps.
+        staleness: tau: the adversarial images of step t are made with the weights of step t - tau, concurrently with
             the training step before; 0 makes them within the step (DisAdv).
-        targeted: whether the attack descends the loss of a random wrong class; else it ascends the true one's.
-        random_start: probability of a random point of the ball as starting point.
+        targeted: Whether the attack descends the loss of a random wrong class; otherwise it ascends the true one's.
+        random_start: Probability of a random point of the ball as the starting point.
         norm: "linf" or "l2".
         attack: "pgd", or "noise" for a random point of the ball.
-        adversarial_weight: weight of the adversarial images' loss beside the clean and augmented images' 1.
-        augment: the view of a third stream with batch norms of its own, which the input pipeline makes, for example
+        adversarial_weight: Weight of the adversarial images' loss; clean and augmented images have weight 1.
+        augment: The view of a third stream with batch norms of its own, which the input pipeline makes, for example
             `{type: autoaug}`; null for none.
-        value_range: one [lower, upper] pair per channel, flat (6 numbers for 3 channels), of valid inputs; null for
-            what the host's standardisation makes of 0 to 255.
-        seed: of the targets and starting points.
+        value_range: Range of valid inputs: lower and upper of each channel, 6 numbers in one list. It must contain
+            what Model Garden's standardization makes of 0 to 255, which null means.
+        seed: Seed of the targets and starting points.
     """
 
     enabled: bool = False
@@ -182,16 +186,17 @@ class ConAdv(hyperparams.Config):
 
 
 @dataclasses.dataclass
-class LargeBatchTask(host.ImageClassificationTask):
-    """The host's image classification with measured gradient norms and concurrent adversarial learning.
+class LargeBatchTask(model_garden.ImageClassificationTask):
+    """Model Garden's image classification with measured gradient norms and concurrent adversarial learning.
 
     Attributes:
-        model: network, input size and number of classes.
-        gradient_norms: how the norms for the optimizer `clars` are measured.
-        conadv: concurrent adversarial learning.
-        micro_batch_size: splits each replica's batch into micro-batches of this many images, worked off one after the
-            other within the step, attacks too; null for no split. Memory is that of one micro-batch. Gradient and norms
-            are those of the whole batch, but that batch norms take their statistics from one micro-batch at a time.
+        model: Network, input size and number of classes.
+        gradient_norms: How the norms for the optimizer `clars` are measured.
+        conadv: Concurrent adversarial learning.
+        micro_batch_size: Splits each replica's batch into micro-batches of this many images, which are trained on one
+            after the other within the step, attacks included; null for no split. Memory is that of one micro-batch.
+            Gradient and norms are those of the whole batch, except that batch norms take their statistics from one
+            micro-batch at a time.
     """
 
     model: Model = dataclasses.field(default_factory=Model)
@@ -202,20 +207,20 @@ class LargeBatchTask(host.ImageClassificationTask):
 
 @dataclasses.dataclass
 class Recipe(hyperparams.Config):
-    """From which learning rate, warmup and step counts derive once the batch size is final.
+    """What learning rate, warmup and step counts are derived from once the batch size is final.
 
     Attributes:
-        train_examples: images of an epoch.
-        validation_examples: images to evaluate.
-        epochs: epochs of the training, warmup included.
-        base_learning_rate: learning rate at `base_batch_size`; the peak is proportional to the batch size.
-        base_batch_size: see there.
-        warmup_epochs: epochs of linear warmup; null with a table, which knows.
+        train_examples: Images of an epoch.
+        validation_examples: Images to evaluate.
+        epochs: Epochs of the training, warmup included.
+        base_learning_rate: Learning rate at `base_batch_size`; the peak is proportional to the batch size.
+        base_batch_size: Batch size at which the peak is `base_learning_rate`.
+        warmup_epochs: Epochs of linear warmup; null for the table's, or for none without a table.
         table: "conadv" for the authors' peaks and warmups by batch size in place of the linear rule.
     """
 
-    train_examples: int = host.IMAGENET_TRAIN_EXAMPLES
-    validation_examples: int = host.IMAGENET_VAL_EXAMPLES
+    train_examples: int = model_garden.IMAGENET_TRAIN_EXAMPLES
+    validation_examples: int = model_garden.IMAGENET_VAL_EXAMPLES
     epochs: float = 90.0
     base_learning_rate: float = 0.128
     base_batch_size: int = 256
@@ -225,27 +230,27 @@ class Recipe(hyperparams.Config):
 
 @dataclasses.dataclass
 class ExperimentConfig(cfg.ExperimentConfig):
-    """An experiment whose null fields are filled in by `validate`, which the host calls after all overrides."""
+    """An experiment whose null fields `validate` derives. Model Garden calls it after all overrides."""
 
     task: LargeBatchTask = dataclasses.field(default_factory=LargeBatchTask)
     trainer: TrainerConfig = dataclasses.field(default_factory=TrainerConfig)
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
 
     def override(self, override_params: dict | hyperparams.Config, is_strict: bool = True) -> None:
-        """As the host's; a field that does not exist is named with its whole path.
+        """Overrides fields, as Model Garden does; an unknown field is named with its whole path.
 
         Raises:
-            KeyError: if `is_strict` and there is no such field.
+            KeyError: If `is_strict` and there is no such field.
         """
         if is_strict:
             refusals.refuse_unknown_fields(self, override_params)
         super().override(override_params, is_strict)
 
     def validate(self) -> None:
-        """Checks every field and derives the null ones from the final batch size; may be called again.
+        """Checks every field and derives the null ones from the final batch size. It may be called again.
 
         Raises:
-            ValueError: naming the field, its value and what is allowed.
+            ConfigurationError: If a field cannot be used. The message names the field, its value and what is allowed.
         """
         checks.check_experiment(self)
         super().validate()

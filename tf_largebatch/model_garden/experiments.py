@@ -1,11 +1,11 @@
-"""The experiments of this plug-in, in the host's registry after `import tf_largebatch.model_garden.registry_imports`.
+"""The experiments of this plug-in; `import tf_largebatch.model_garden.registry_imports` registers them.
 
-Each is the two papers' setting at batch 4,096 (512 for CIFAR-10); `official_configs/` has the larger batches. Learning
-rate, warmup and step counts are null here and derive from the final batch size (`recipe.py`).
+Each is one of the two papers' settings at batch 4,096 (512 for CIFAR-10); `official_configs/` has the larger batches.
+Learning rate, warmup and step counts are null here and are derived from the final batch size (`recipe.py`).
 
 Sources: Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup", arXiv 2002.01576 (CLARS); Liu, Chen, Cheng, Hsieh,
-You, "Concurrent Adversarial Learning for Large-Batch Training", arXiv 2106.00221 (ConAdv). What the authors ran, as
-far as their released code shows it, is repeated where it stands.
+You, "Concurrent Adversarial Learning for Large-Batch Training", arXiv 2106.00221 (ConAdv). The values are those of
+their released code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from official.core import exp_factory
 from official.vision.configs import backbones, common
-from official.vision.configs import image_classification as host
+from official.vision.configs import image_classification as model_garden
 
 from tf_largebatch.model_garden import configs
 
@@ -33,7 +33,7 @@ CLARS_OPTIMIZER = {
     "max_rate": 0.1,
     "exclude_from_weight_decay": [],
 }
-# The ConAdv authors': LARS without decay of batch norms and biases; peak and warmup from their table.
+# The ConAdv authors' LARS: no decay of batch norms and biases; peak and warmup from their table.
 CONADV_OPTIMIZER = {"momentum": 0.92, "eta": 0.001, "weight_decay_rate": 5e-5, "classic_momentum": True}
 CONADV_RECIPE = {"epochs": 100.0, "table": "conadv"}
 CONADV_DECAY = {"power": 1.6, "end_learning_rate": 1e-4}
@@ -65,11 +65,11 @@ def _imagenet(
     dropout_rate: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> configs.ExperimentConfig:
-    """An experiment on ImageNet-format TFRecords; weight decay is the optimizer's, not a regulariser."""
+    """An experiment on ImageNet-format TFRecords. The optimizer decays the weights; there is no regularizer."""
 
-    def data(pattern: str, is_training: bool) -> host.DataConfig:
-        return host.DataConfig(
-            input_path=os.path.join(host.IMAGENET_INPUT_PATH_BASE, pattern),
+    def data(pattern: str, is_training: bool) -> model_garden.DataConfig:
+        return model_garden.DataConfig(
+            input_path=os.path.join(model_garden.IMAGENET_INPUT_PATH_BASE, pattern),
             is_training=is_training,
             global_batch_size=BATCH_SIZE,
         )
@@ -85,7 +85,7 @@ def _imagenet(
                     activation=activation, norm_momentum=norm[0], norm_epsilon=norm[1], use_sync_bn=False
                 ),
             ),
-            losses=host.Losses(l2_weight_decay=0.0, label_smoothing=label_smoothing),
+            losses=model_garden.Losses(l2_weight_decay=0.0, label_smoothing=label_smoothing),
             train_data=data("train*", True),
             validation_data=data("valid*", False),
             conadv=configs.ConAdv(**(conadv or {})),
@@ -111,7 +111,7 @@ def clars_densenet_imagenet() -> configs.ExperimentConfig:
 
 @exp_factory.register_config_factory("clars_mobilenet_imagenet")
 def clars_mobilenet_imagenet() -> configs.ExperimentConfig:
-    """MobileNetV2 with CLARS, without warmup; batch norms and dropout as in the host's mobilenet_imagenet."""
+    """MobileNetV2 with CLARS, without warmup; batch norms and dropout as in Model Garden's mobilenet_imagenet."""
     backbone = configs.Backbone(type="mobilenet", mobilenet=backbones.MobileNet(model_id="MobileNetV2"))
     optimization = _optimization("clars", CLARS_OPTIMIZER, CLARS_DECAY)
     return _imagenet(backbone, optimization, CLARS_RECIPE, norm=(0.997, 1e-3), dropout_rate=0.2)
@@ -119,7 +119,7 @@ def clars_mobilenet_imagenet() -> configs.ExperimentConfig:
 
 @exp_factory.register_config_factory("lars_resnet_imagenet")
 def lars_resnet_imagenet() -> configs.ExperimentConfig:
-    """ResNet-50 with LARS and five epochs of warmup: the rival, otherwise as clars_resnet_imagenet."""
+    """ResNet-50 with LARS and five epochs of warmup, the baseline of clars_resnet_imagenet."""
     optimization = _optimization("lars_lb", {**CLARS_OPTIMIZER, "eta": 0.001}, CLARS_DECAY)
     return _imagenet(_resnet(), optimization, {**CLARS_RECIPE, "warmup_epochs": 5.0})
 
@@ -151,14 +151,14 @@ def conadv_efficientnet_imagenet() -> configs.ExperimentConfig:
 def _cifar10(optimization: configs.OptimizationConfig, recipe: dict, conadv: dict | None) -> configs.ExperimentConfig:
     """ResNet-18 at a quarter of its width on CIFAR-10, read by tensorflow_datasets; two epochs, for a CPU."""
 
-    def data(split: str, is_training: bool, batch_size: int) -> host.DataConfig:
-        return host.DataConfig(
+    def data(split: str, is_training: bool, batch_size: int) -> model_garden.DataConfig:
+        return model_garden.DataConfig(
             tfds_name="cifar10",
             tfds_split=split,
             is_training=is_training,
             global_batch_size=batch_size,
-            cycle_length=1,  # the host repeats the one file there is and would read it ten times side by side
-            aug_crop=False,  # the host's crop is Inception's, too hard for 32 px and few epochs
+            cycle_length=1,  # the one file would otherwise be read ten times side by side
+            aug_crop=False,  # Inception's crop is too hard for 32 px and few epochs
         )
 
     params = _imagenet(_resnet(18, depth_multiplier=0.25), optimization, recipe, conadv=conadv, image_size=32)

@@ -1,4 +1,4 @@
-"""Training data that come with the batch of the next step, and in several views."""
+"""Training data with the batch of the next step, and in several views."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from official.vision.ops import augment
 def with_next_batch(dataset: tf.data.Dataset, replicas: int = 1) -> tf.data.Dataset:
     """Pairs each batch with the one its replica gets in the next step.
 
-    A strategy deals out consecutive batches of a worker's data set to the worker's replicas, so that a replica's next
-    batch comes `replicas` batches later. Each batch is read and augmented once.
+    A strategy gives consecutive batches of a worker's data set to the worker's replicas, so a replica's next batch
+    comes `replicas` batches later. Each batch is read and augmented once.
 
     Args:
-        dataset: endless batches of static shape.
-        replicas: replicas that this data set feeds.
+        dataset: Endless batches of static shape.
+        replicas: Number of replicas that this data set feeds.
 
     Returns:
         A data set of pairs `(batch t, batch t + replicas)`.
@@ -32,12 +32,12 @@ def with_next_batch(dataset: tf.data.Dataset, replicas: int = 1) -> tf.data.Data
 
 
 class Views:
-    """An augmenter in the host's sense that returns the image and augmented versions of it, [1 + views, H, W, C].
+    """An augmenter of Model Garden's kind that returns the image and augmented versions of it, [1 + views, H, W, C].
 
-    Given to the host's parser it makes several views of the same crop and flip, which then are standardised alike.
+    In Model Garden's parser it makes several views of the same crop and flip, which are then standardized alike.
 
     Args:
-        augmenters: objects with `distort(image)`, such as the host's AutoAugment.
+        augmenters: Objects with `distort(image)`, such as Model Garden's AutoAugment.
     """
 
     def __init__(self, augmenters: Sequence[Any]) -> None:
@@ -50,7 +50,7 @@ class Views:
 
 
 def augmenter_of(config: Any) -> Any:
-    """The host's augmenter for one of its `Augmentation` configs, of type autoaug or randaug."""
+    """Model Garden's augmenter for one of its `Augmentation` configs, of type autoaug or randaug."""
     arguments = config.get()
     if config.type == "autoaug":
         return augment.AutoAugment(

@@ -1,7 +1,7 @@
 """Learning rate, warmup and step counts from the final global batch size.
 
-Model Garden's experiment factories compute them before overrides, so that another batch size leaves them stale. Here
-they are null until the host has applied all overrides, and derived then.
+Model Garden's experiment factories compute them before overrides, so another batch size leaves them stale. Here they
+are null until all overrides have been applied, and are derived then.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from tf_largebatch.core.schedules import linear_scaling
 
-# Peak learning rate and epochs of warmup from which batch size on; the released code of "Concurrent Adversarial
+# Batch size from which on, peak learning rate, epochs of warmup; from the released code of "Concurrent Adversarial
 # Learning for Large-Batch Training", arXiv 2106.00221.
 CONADV_TABLE = ((65536, 43.0, 41.0), (32768, 31.2, 25.0), (16384, 25.0, 5.0), (1, 10.0, 5.0))
 
@@ -18,9 +18,9 @@ CONADV_TABLE = ((65536, 43.0, 41.0), (32768, 31.2, 25.0), (16384, 25.0, 5.0), (1
 def peak_and_warmup(recipe: Any, batch_size: int) -> tuple[float, float]:
     """Peak learning rate and epochs of warmup for a batch size.
 
-    With `recipe.table == "conadv"` the authors' table, else the linear rule
-    `base_learning_rate * batch_size / base_batch_size` (Goyal et al., arXiv 1706.02677). `recipe.warmup_epochs` has
-    the last word where it is not None.
+    They come from the authors' table with `recipe.table == "conadv"`, otherwise from the linear rule
+    `base_learning_rate * batch_size / base_batch_size` (Goyal et al., arXiv 1706.02677) without warmup.
+    `recipe.warmup_epochs` overrides the warmup where it is not None.
     """
     if recipe.table == "conadv":
         _, peak, warmup = next(row for row in CONADV_TABLE if batch_size >= row[0])
@@ -39,7 +39,7 @@ def derive(params: Any) -> None:
     * every schedule that starts at a learning rate: from the peak, its decay over the steps after the warmup.
 
     Args:
-        params: the `ExperimentConfig`.
+        params: The `ExperimentConfig`.
     """
     trainer, recipe = params.trainer, params.recipe
     batch_size = params.task.train_data.global_batch_size
@@ -53,7 +53,7 @@ def derive(params: Any) -> None:
 
     fill(trainer, "train_steps", max(1, round(recipe.epochs * exact_epoch)))
     fill(trainer, "steps_per_loop", min(epoch, trainer.train_steps))
-    # The host wants whole loops between summaries and checkpoints.
+    # Model Garden needs whole loops between summaries and checkpoints.
     loops = max(1, min(epoch, trainer.train_steps) // trainer.steps_per_loop)
     for field in ("summary_interval", "checkpoint_interval", "validation_interval"):
         fill(trainer, field, loops * trainer.steps_per_loop)

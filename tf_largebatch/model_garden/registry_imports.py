@@ -1,4 +1,4 @@
-"""Importing this module registers everything with the host: its own experiments, and ours beside them."""
+"""Importing this module registers Model Garden's own experiments, and those of this plug-in beside them."""
 
 from official.modeling import optimization
 from official.vision import registry_imports  # noqa: F401  (it registers)

@@ -1,1 +1,1 @@
-"""Backbones that the host lacks, of tf_keras layers."""
+"""Backbones that Model Garden lacks, built from tf_keras layers."""

@@ -1,4 +1,4 @@
-"""DenseNet-BC as a backbone of the host."""
+"""DenseNet-BC as a backbone for Model Garden."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DenseNet(tf_keras.Model):
     table 1: each layer of a block adds `growth_rate` channels to its input by BN-activation-conv(1, 4 growth_rate)-
     BN-activation-conv(3, growth_rate); transitions halve the channels and the resolution.
 
-    Outputs: `{"2": ..., "3": ..., "4": ..., "5": ...}`, the normalised and activated features after each block, at
+    Outputs: `{"2": ..., "3": ..., "4": ..., "5": ...}`, the normalized and activated features after each block, at
     strides 4 to 32.
 
     Args:
@@ -127,7 +127,7 @@ def build_densenet(
     norm_activation_config: hyperparams.Config,
     l2_regularizer: Any = None,
 ) -> tf_keras.Model:
-    """Builds the backbone `densenet` from its config, for the host's factory."""
+    """Builds the backbone `densenet` from its config, for Model Garden's factory."""
     config = backbone_config.get()
     return DenseNet(
         model_id=config.model_id,

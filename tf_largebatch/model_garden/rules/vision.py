@@ -24,14 +24,14 @@ from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 def add_position_embeddings(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, inputs_positions: Any = None
 ) -> tf.Tensor:
-    """`y_{i,t} = x_{i,t} + e_t`, so `G_i = d_i`; for another grid `e` is resized first, copied for each example."""
+    """`y_{i,t} = x_{i,t} + e_t`, so `G_i = d_i`; for another grid `e` is resized first, repeated for each example."""
     embedding = layer.pos_embedding  # [1, positions, width]
     shape = tuple(embedding.shape)
     if inputs.shape[1] == shape[1]:
         y = inputs + tf.cast(recorder.value(embedding), inputs.dtype)
         return recorder.record(embedding, y, Bias(shape, shape))
-    copies = tf.reshape(recorder.per_example(embedding), [-1, *layer.posemb_origin_shape, shape[2]])
-    resized = tf.image.resize(copies, layer.posemb_target_shape)  # [B, *target, width], bilinear as the layer does
+    repeated = tf.reshape(recorder.per_example(embedding), [-1, *layer.posemb_origin_shape, shape[2]])
+    resized = tf.image.resize(repeated, layer.posemb_target_shape)  # [B, *target, width], bilinear as the layer does
     rows, columns = layer.posemb_target_shape
     return inputs + tf.cast(tf.reshape(resized, [-1, rows * columns, shape[2]]), inputs.dtype)
 
@@ -39,8 +39,8 @@ def add_position_embeddings(
 @TF_KERAS.register(TokenLayer)
 def class_token(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     """`y_i = [token, x_i]`, so `G_i = d_{i,0}`."""
-    copies = recorder.per_example(layer.cls, inputs.dtype)  # [B, 1, 1, width]
-    return tf.concat([tf.squeeze(copies, axis=1), inputs], axis=1)
+    repeated = recorder.per_example(layer.cls, inputs.dtype)  # [B, 1, 1, width]
+    return tf.concat([tf.squeeze(repeated, axis=1), inputs], axis=1)
 
 
 @TF_KERAS.register(LayerScale)
@@ -58,8 +58,8 @@ def mobilenet_layer_scale(layer: Any, recorder: Recorder, x: tf.Tensor, training
 @TF_KERAS.register(Scale)
 def scalar_scale(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
     """`y = w x` with a scalar `w`: `G_i = d_i . x_i`."""
-    copies = recorder.per_example(layer._scale, inputs.dtype)
-    return tf.reshape(copies, [-1, *(1,) * (inputs.shape.rank - 1)]) * inputs
+    repeated = recorder.per_example(layer._scale, inputs.dtype)
+    return tf.reshape(repeated, [-1, *(1,) * (inputs.shape.rank - 1)]) * inputs
 
 
 @TF_KERAS.register(MultiQueryAttentionLayerV1, methods=("call", "_reshape_input"))
@@ -99,5 +99,5 @@ def _multi_query_attention(
 
 
 def _scaled(recorder: Recorder, gamma: Any, x: tf.Tensor) -> tf.Tensor:
-    copies = recorder.per_example(gamma, x.dtype)
-    return x * tf.reshape(copies, [-1, *(1,) * (x.shape.rank - 2), x.shape[-1]])
+    repeated = recorder.per_example(gamma, x.dtype)
+    return x * tf.reshape(repeated, [-1, *(1,) * (x.shape.rank - 2), x.shape[-1]])

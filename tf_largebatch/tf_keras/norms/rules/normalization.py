@@ -22,7 +22,7 @@ SMALLEST_FUSED_EPSILON = 1.001e-5
 class Scaling:
     """`y = w (x - mean) inverse + ...`, `w` on one axis; `mean` and `inverse` [size of that axis], float32.
 
-    Nothing is added to the forward pass, which leaves the host its fused kernel.
+    Nothing is added to the forward pass, which keeps tf_keras's fused kernel.
     """
 
     x: tf.Tensor
@@ -47,7 +47,7 @@ class Scaling:
 
 
 def refuse_batch_normalization(layer: Any) -> str | None:
-    """Variants whose normalised input is another one than `(x - mean) inverse` with one mean for each channel."""
+    """Variants whose normalized input is another one than `(x - mean) inverse` with one mean for each channel."""
     if layer.renorm:
         return "renorm=True"
     if layer.virtual_batch_size is not None:
@@ -82,7 +82,7 @@ def batch_normalization(
     else:
         y, mean, variance, inverse = _composed(layer, x, gamma, beta, training, mask)
     if training:
-        # The host's own way, which also minds an empty batch on one of the replicas.
+        # tf_keras's own way, which also allows for an empty batch on one of the replicas.
         count = tf.shape(x)[0] if layer._support_zero_size_input() else None
         layer._assign_moving_average(layer.moving_mean, mean, layer.momentum, count)
         layer._assign_moving_average(layer.moving_variance, variance, layer.momentum, count)
@@ -97,7 +97,7 @@ def batch_normalization(
 def _fused(
     layer: Any, x: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None, training: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The host's kernel: output, mean, the variance for the moving average, inverse deviation."""
+    """tf_keras's kernel: output, mean, the variance for the moving average, inverse deviation."""
     dtype = layer.moving_mean.dtype
     y, mean, variance = tf.compat.v1.nn.fused_batch_norm(
         x,
@@ -111,7 +111,7 @@ def _fused(
     )
     biased = variance
     if training:
-        # The kernel gives the unbiased estimate, which the host lets into its moving average, and uses the biased.
+        # The kernel gives the unbiased estimate, which tf_keras lets into its moving average, and uses the biased.
         sizes = static_or_dynamic_shape(x)
         count = tf.cast(product(sizes) // sizes[layer.axis[0]], dtype)
         biased = variance * tf.maximum(count - 1.0, 1.0) / count
@@ -128,7 +128,7 @@ def _composed(
     training: bool,
     mask: tf.Tensor | None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The same of ordinary operations: statistics over all replicas where synchronised, masks, any rank."""
+    """The same in ordinary operations: statistics over all replicas where synchronized, masks, any rank."""
     dtype = layer.moving_mean.dtype
     (axis,) = layer.axis
     wide = tf.cast(x, dtype)
@@ -147,7 +147,7 @@ def _composed(
 
 @TF_KERAS.register(tf_keras.layers.LayerNormalization)
 def layer_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = gamma z + beta` with `z` normalised over the layer's axes; copies of both for each example."""
+    """`y = gamma z + beta` with `z` normalized over the layer's axes; both are repeated for each example."""
     x = tf.cast(inputs, layer.compute_dtype)
     wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
     mean, variance = tf.nn.moments(wide, layer.axis, keepdims=True)
@@ -160,5 +160,5 @@ def layer_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf
     tf_keras.layers.GroupNormalization, methods=("call", "_apply_normalization", "_get_reshaped_weights")
 )
 def group_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-    """`y = gamma z + beta` with `z` normalised over each group of channels; copies of both for each example."""
+    """`y = gamma z + beta` with `z` normalized over each group of channels; both are repeated for each example."""
     return normalize_then_affine(layer, recorder, inputs, [layer.axis], mask=mask)
