@@ -58,7 +58,7 @@ def refused(base, tmp_path, capsys):
         ({"runtime": {"num_gpus": 99}}, r"runtime\.num_gpus must be at most"),
         (
             {"trainer": {"optimizer_config": {"optimizer": {"clars": {"exclude_from_weight_decay": ["nothing"]}}}}},
-            r"optimizer\.clars: .*exclude_from_weight_decay.*'nothing'",
+            r"optimizer\.clars: .*exclude_from_weight_decay.*nothing",
         ),
     ],
 )  # fmt: skip
