@@ -1,4 +1,4 @@
-"""SimpleRNN, LSTM, GRU, ConvLSTM and RNN over their cells: a loop over time of our own around Keras's own call."""
+"""SimpleRNN, LSTM, GRU, ConvLSTM and RNN over their cells: Keras's own call, with our own loop over time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cells_of(layer: Any) -> list[Any]:
 
 
 def covered_cells(layer: Any) -> list[Any]:
-    """The cells with all that is in them, whose variables the layer's rule records."""
+    """The cells and the layers in them: the layer's rule records their variables."""
     return layer.cell._flatten_layers() if isinstance(layer.cell, keras.layers.Layer) else []
 
 
@@ -51,7 +51,7 @@ def refuse_cell(cell: Any) -> str | None:
 
 
 def recurrent(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
-    """Keras's own call: initial states, dropout masks, what is returned; with a loop over time that is recorded."""
+    """Runs Keras's own call, which prepares states and dropout masks, with a loop over time that is recorded."""
 
     def inner_loop(sequences: Any, initial_state: Any, mask: Any, training: Any = False) -> tuple[Any, Any, Any]:
         return recorded_loop(layer, recorder, sequences, initial_state, mask, training)
@@ -68,7 +68,7 @@ def recurrent(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
 
 
 def cell_alone(cell: Any, recorder: Recorder, inputs: tf.Tensor, states: Any, training: bool | None = False) -> Any:
-    """One step of a cell that no RNN layer runs."""
+    """Runs one step of a cell that is called by itself, outside an RNN layer."""
     rule_of_cell: Any = cell_rule(cell)  # cells without one have been refused
     rule = rule_of_cell(cell, recorder, training)
     before = list(states) if keras.tree.is_nested(states) else [states]
@@ -78,7 +78,7 @@ def cell_alone(cell: Any, recorder: Recorder, inputs: tf.Tensor, states: Any, tr
 
 
 def recorded_loop(layer: Any, recorder: Recorder, x: tf.Tensor, initial_state: Any, mask: Any, training: Any) -> Any:
-    """What `RNN.inner_loop` returns: last output, outputs [B, T, ...] in the order of processing, last states."""
+    """Returns what `RNN.inner_loop` does: last output, outputs [B, T, ...] in the order of processing, last states."""
     mask = _step_mask(mask)
     if mask is not None and layer.unroll and layer.go_backwards and layer.zero_output_for_mask:
         raise ValueError(
@@ -110,7 +110,7 @@ def recorded_loop(layer: Any, recorder: Recorder, x: tf.Tensor, initial_state: A
 
 
 def scan(rules: list[Any], sites: list[list[tf.Tensor]], states: list[list[tf.Tensor]], mask: Any) -> Any:
-    """The loop over time.
+    """Runs the cells over the time steps.
 
     Returns:
         For each cell its states h after each step [B, T, ...], carried over masked steps; for each cell its reset
@@ -158,7 +158,7 @@ def scan(rules: list[Any], sites: list[list[tf.Tensor]], states: list[list[tf.Te
 
 
 def _grouped(flat: list[Any], sizes: list[int]) -> list[list[Any]]:
-    """A flat list cut into lists of these sizes."""
+    """Splits a flat list into lists of these sizes."""
     rest = iter(flat)
     return [[next(rest) for _ in range(size)] for size in sizes]
 
@@ -169,12 +169,12 @@ def _time_major(t: tf.Tensor) -> tf.Tensor:
 
 
 def _aligned(mask: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-    """The mask with axes of size 1 appended, so that it broadcasts over t."""
+    """Appends axes of size 1 to the mask, so that it broadcasts over t."""
     return tf.reshape(mask, [*tf.unstack(tf.shape(mask)), *(1,) * (t.shape.rank - mask.shape.rank)])
 
 
 def _step_mask(mask: Any) -> tf.Tensor | None:
-    """The mask as booleans [B, T]; the first of several is everyone's."""
+    """Returns the mask as booleans [B, T]. Where there are several, Keras uses the first for all inputs."""
     if keras.tree.is_nested(mask):
         mask = keras.tree.flatten(mask)[0]
     if mask is None:

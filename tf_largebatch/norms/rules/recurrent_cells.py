@@ -1,9 +1,9 @@
-"""The recurrent cells: their equations, with every use of a variable recorded at a tensor outside the loop over time.
+"""The equations of the recurrent cells. Every use of a variable is recorded at a tensor outside the loop over time.
 
-A *site* is a pre-activation of all time steps, [B, T, ..., P], computed before the loop, where step t adds to it what
-depends on the state. The gradient `d` there is the gradient at the complete pre-activation, so for a state's kernel U,
-which is used in the loop only, `G_i = sum_t h_{i,t-1} (x) d_{i,t}`: its contraction gets the states after the loop. At
-masked steps the state is carried over and `d` is zero.
+A *site* is a pre-activation of all time steps, [B, T, ..., P], computed before the loop. In the loop, step t adds the
+part that depends on the state. So the gradient `d` at the site is the gradient at the complete pre-activation.
+The recurrent kernel U is used in the loop only, and `G_i = sum_t h_{i,t-1} (x) d_{i,t}`: its contraction receives the
+states after the loop. At masked steps the state is carried over and `d` is zero.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ class SimpleRNNRule:
         self._recurrent = Deferred()
 
     def sites(self, x: tf.Tensor | None, like: tf.Tensor) -> list[tf.Tensor]:
-        """The sites, recorded; `x W` is in them if the inputs of all steps `x` [B, (T,) ...] are known before the loop.
+        """Returns the recorded sites. They contain `x W` if the inputs of all steps are known before the loop.
 
-        `like` has the leading axes of x and is x where it is known.
+        Args:
+            x: the inputs of all steps, [B, (T,) ...], or None.
+            like: a tensor with the leading axes of x; x itself where it is known.
         """
         cell, recorder = self.cell, self.recorder
         if x is not None:
@@ -59,12 +61,12 @@ class SimpleRNNRule:
         return [self.recorder.record(self.cell.recurrent_kernel, z, self._recurrent)]
 
     def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
-        """One time step: the output, the new states and the reset gate where the cell has to emit it."""
+        """Runs one time step: returns the output, the new states, and the reset gate where the cell has to emit it."""
         h = self.cell.activation(self.input_term(sites[0], x) + self.recurrent_term(states[0]))
         return h, [h], None
 
     def resolve(self, x: tf.Tensor | None, h: tf.Tensor, reset: tf.Tensor | None) -> None:
-        """Gives the contractions what they waited for: inputs, previous states and reset gates of all steps."""
+        """Completes the contractions with the inputs, previous states and reset gates of all steps."""
         if self._in_loop is not None:
             self._in_loop.inner = self.contraction(self.dropped_inputs(x), self.input_contraction)
         self._recurrent.inner = self.contraction(self.recurrent_operand(h, reset), self.recurrent_contraction)
@@ -138,11 +140,11 @@ class SimpleRNNRule:
         return ops.matmul(h, w)
 
     def input_contraction(self, x: tf.Tensor) -> Contraction:
-        """That of `input_product`."""
+        """The contraction of `input_product`."""
         return MatMul(x)
 
     def recurrent_contraction(self, h: tf.Tensor) -> Contraction:
-        """That of `recurrent_product`."""
+        """The contraction of `recurrent_product`."""
         return MatMul(h)
 
 
@@ -150,7 +152,7 @@ class LSTMRule(SimpleRNNRule):
     """`[i, f, g, o] = x W + b + h' U`, `c = s(f) c' + s(i) activation(g)`, `h = s(o) activation(c)`."""
 
     def drops(self, rate: float) -> bool:
-        """Whether there is dropout of this rate; these cells take 1 for none."""
+        """Whether there is dropout of this rate; these cells treat a rate of 1 as no dropout."""
         return super().drops(rate) and rate < 1.0
 
     def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
@@ -185,13 +187,13 @@ class ConvLSTMRule(LSTMRule):
         return ops.conv(h, w, strides=1, padding="same", data_format=self.cell.data_format)
 
     def input_contraction(self, x: tf.Tensor) -> Contraction:
-        """A convolution over time too, with one kernel offset there."""
+        """A convolution over space and time whose kernel has size 1 in time."""
         cell = self.cell
         window = Window((1, *cell.kernel_size), (1, *cell.strides), cell.padding, (1, *cell.dilation_rate))
         return WithoutFirstAxis(Convolution(x, window, groups=1))
 
     def recurrent_contraction(self, h: tf.Tensor) -> Contraction:
-        """A convolution over time too, with one kernel offset there."""
+        """A convolution over space and time whose kernel has size 1 in time."""
         ones = (1,) * (self.cell.rank + 1)
         window = Window((1, *self.cell.kernel_size), ones, "same", ones)
         return WithoutFirstAxis(Convolution(h, window, groups=1))
