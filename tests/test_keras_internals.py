@@ -74,3 +74,11 @@ def test_optimizers_number_their_variables():
     optimizer.build(variables)
     assert [keras_internals.variable_index(optimizer, v) for v in (*variables, variables[1].value)] == [0, 1, 1]
     assert keras_internals.variable_index(optimizer, keras.Variable(1.0)) is None
+
+
+def test_spectrograms_convolve_in_a_method_of_their_own():
+    layer = keras.layers.STFTSpectrogram(frame_length=8)
+    layer.build((1, 32, 2))
+    assert keras_internals.stft_frame_step(layer) == 4, "STFTSpectrogram._frame_step is not half a frame by default"
+    y = keras_internals.stft_convolution(layer, tf.ones([1, 32, 2]), layer.real_kernel)
+    assert y.shape == (1, 2, 5, 7), "STFTSpectrogram._apply_conv is not [B, channels, frequencies, frames]"

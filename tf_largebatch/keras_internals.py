@@ -20,6 +20,23 @@ def layers_within(model: Any) -> list[Any]:
     return list(model._flatten_layers())
 
 
+def stft_convolution(layer: Any, inputs: Any, kernel: Any) -> Any:
+    """Returns STFTSpectrogram's convolution of every channel with a kernel: [B, channels, frequencies, frames].
+
+    `_apply_conv`: the layer's `call` runs it for the real and for the imaginary part. Both uses are recorded where it
+    runs, because only there is the result linear in the kernel.
+    """
+    return type(layer)._apply_conv(layer, inputs, kernel)
+
+
+def stft_frame_step(layer: Any) -> int:
+    """Returns the stride of STFTSpectrogram's convolution.
+
+    `_frame_step`: the public `frame_step` is None where Keras takes its default.
+    """
+    return layer._frame_step
+
+
 # Outputs.
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_largebatch.keras_internals import stft_convolution, stft_frame_step
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
 from tf_largebatch.norms.rules.convolution import Convolution, Window
@@ -16,9 +17,9 @@ def stft_spectrogram(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Te
     """Runs the layer's own `call` and records its convolutions `y[c] = conv(x[c], W)`, `W` [frame, 1, frequencies]."""
 
     def recorded_convolution(inputs: tf.Tensor, kernel: Any) -> tf.Tensor:
-        y = type(layer)._apply_conv(layer, inputs, recorder.value(kernel))  # [B, channels, frequencies, frames]
+        y = stft_convolution(layer, inputs, recorder.value(kernel))  # [B, channels, frequencies, frames]
         by_channel = tf.transpose(inputs, [0, 2, 1]) if layer.data_format == "channels_last" else inputs
-        window = Window((1, layer.frame_length), (1, layer._frame_step), layer.padding, (1, 1))
+        window = Window((1, layer.frame_length), (1, stft_frame_step(layer)), layer.padding, (1, 1))
         contraction = WithoutFirstAxis(Convolution(by_channel[..., tf.newaxis], window, groups=1))
         recorded = recorder.record(kernel, tf.transpose(y, [0, 1, 3, 2]), contraction)
         return tf.transpose(recorded, [0, 1, 3, 2])
