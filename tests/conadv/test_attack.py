@@ -216,3 +216,14 @@ def test_multi_hot_labels_train_and_any_of_them_is_right():
     said = np.argmax(net.predict(x, verbose=0), axis=1)
     expected = np.mean(y[np.arange(12), said])
     assert lb.accuracy_under_attack(net, [(x, y)], "binary_crossentropy", 0.0) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "noise"])
+def test_inputs_of_integers_are_refused_before_training(attack):
+    """Keras would truncate the perturbed images to the dtype of the input."""
+    x, y = images(4)
+    net = keras.Sequential([keras.Input(SHAPE, dtype="uint8"), L.Rescaling(1 / 255), L.Flatten(), L.Dense(CLASSES)])
+    model = lb.ConAdvModel(net, attack=attack)
+    model.compile("sgd", SPARSE(from_logits=True))
+    with pytest.raises(ValueError, match=r"model must be a model of floating-point images.*inputs are uint8"):
+        model.fit(x.astype("uint8"), y, verbose=0)
