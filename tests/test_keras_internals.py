@@ -82,3 +82,17 @@ def test_spectrograms_convolve_in_a_method_of_their_own():
     assert keras_internals.stft_frame_step(layer) == 4, "STFTSpectrogram._frame_step is not half a frame by default"
     y = keras_internals.stft_convolution(layer, tf.ones([1, 32, 2]), layer.real_kernel)
     assert y.shape == (1, 2, 5, 7), "STFTSpectrogram._apply_conv is not [B, channels, frequencies, frames]"
+
+
+def test_a_layer_without_a_training_argument_can_ask_for_the_mode():
+    class Asks(keras.layers.Layer):
+        def call(self, x):
+            found.append(keras_internals.training_of_the_call(self))
+            return x
+
+    found = []
+    model = keras.Sequential([keras.Input((2,)), Asks()])
+    found.clear()
+    for training in (True, False):
+        model(np.zeros((1, 2)), training=training)
+    assert found == [True, False], "Keras keeps the training mode of a call elsewhere than in _get_call_context()"

@@ -37,6 +37,14 @@ def stft_frame_step(layer: Any) -> int:
     return layer._frame_step
 
 
+def training_of_the_call(layer: Any) -> bool | None:
+    """Returns the training mode in which a layer is being called, whether its `call` takes it or not.
+
+    `_get_call_context`: a layer inside another one runs in that mode too, and must when it is run again alone.
+    """
+    return layer._get_call_context().get_value("training")
+
+
 # Outputs.
 
 

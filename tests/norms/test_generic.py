@@ -9,6 +9,7 @@ import tensorflow as tf
 from comparing import CROSS_ENTROPY, RTOL, assert_norms_close, randomise
 from keras import layers as L
 
+import tf_largebatch as lb
 from tf_largebatch.norms import (
     KERAS,
     brute_force_gradient_norms,
@@ -234,3 +235,35 @@ def test_half_precision():
 def test_chunk_sizes_are_positive(chunk_size):
     with pytest.raises(ValueError, match="chunk_size must be"):
         use_generic(L.Dense(3), chunk_size)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_smaller_last_batch(jit_compile):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(21, 4)).astype("float32"), rng.integers(0, 3, 21)
+    model = keras.Sequential([keras.Input((4,)), InMode(), keras.layers.Dense(3)])
+    wrapper = lb.LargeBatchModel(model, allow_generic=True)
+    wrapper.compile(lb.CLARS(0.0), CROSS_ENTROPY, jit_compile=jit_compile)
+    wrapper.fit(x, y, batch_size=18, shuffle=False, verbose=0)
+    found = wrapper.optimizer.gradient_norms()
+    for path, norms in brute_force_gradient_norms(model, x[18:], y[18:], CROSS_ENTROPY).items():
+        np.testing.assert_allclose(found[path], np.mean(norms), rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+class Mode(keras.layers.Layer):
+    def call(self, x, training=None):
+        return 2.0 * x if training else x
+
+
+class InMode(keras.layers.Layer):
+    """Its own call takes no training mode; a layer inside it computes something else in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.mode = Mode()
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1], 3), initializer="ones", name="scale")
+
+    def call(self, x):
+        return self.mode(keras.ops.tanh(keras.ops.matmul(x, self.scale)))

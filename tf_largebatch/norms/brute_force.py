@@ -10,9 +10,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_largebatch import keras_internals
 from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.norms.per_example import as_loss, as_tensors, check_built, number_of_examples, undivided
 from tf_largebatch.norms.registry import own_trainable_variables
+from tf_largebatch.norms.rules.generic import in_mode
 from tf_largebatch.norms.state import restored, state_of
 from tf_largebatch.norms.view import view
 
@@ -87,7 +89,7 @@ class _Call:
     layer: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    training: bool
+    training: bool | None
     state: list[tuple[Any, tf.Tensor]]  # what variables that are not trained held before the call
     outputs: Any
 
@@ -102,7 +104,7 @@ class _Call:
         for variable, value in self.state:
             variable.assign(value)
         with tf.GradientTape() as tape:
-            outputs = _floats(_alone(self.layer, self.args, self.kwargs, self.training))
+            outputs = _floats(in_mode(self.training, lambda: self.layer(*self.args, **self.kwargs)))
         for found, expected in zip(outputs, self.floats, strict=True):
             if check:
                 self._check_same(found, expected)
@@ -145,7 +147,8 @@ def _run(model: Any, x: Any, training: bool, state: list[Any], loss: Callable[[A
                     f"The brute-force reference cannot repeat layer {layer.path!r}, which runs inside a tf.function or "
                     "loop of its own."
                 )
-            calls.append(_Call(as_it_was, args, kwargs, training, before, outputs))
+            mode = keras_internals.training_of_the_call(layer)
+            calls.append(_Call(as_it_was, args, kwargs, mode, before, outputs))
             return outputs
 
         return call
@@ -160,20 +163,6 @@ def _run(model: Any, x: Any, training: bool, state: list[Any], loss: Callable[[A
                 vars(layer).pop("call", None)
         value = None if loss is None else loss(y_pred)
     return calls, (value, tape)
-
-
-class _InContext(keras.layers.Layer):
-    """Runs a function in the training mode of a model's call."""
-
-    def call(self, inputs: Any, function: Callable[[], Any] | None = None, training: bool | None = None) -> Any:
-        del inputs, training
-        assert function is not None
-        return function()
-
-
-def _alone(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
-    context = _InContext(autocast=False, name="in_context")
-    return context(tf.zeros([1]), function=lambda: layer(*args, **kwargs), training=training)
 
 
 def _check_rows(call: _Call, with_one_more: _Call | None, batch_size: int) -> None:

@@ -18,14 +18,16 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tf_largebatch.norms.recorder import Recorder, sum_squares_per_example
+from tf_largebatch import keras_internals
+from tf_largebatch.norms.recorder import Recorder, layer_path, sum_squares_per_example
 from tf_largebatch.norms.registry import KERAS
-from tf_largebatch.norms.shapes import Size, product, static_or_dynamic_shape, static_or_dynamic_size
+from tf_largebatch.norms.shapes import Size, of_examples, product, static_or_dynamic_shape, static_or_dynamic_size
 
 CHUNK_SIZE = 16
 _chunk_sizes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
@@ -69,7 +71,8 @@ def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
         if value is not None:
             v.assign(value)
     joined = join(outputs, recorder.batch_size, layer)
-    alone = LayerAlone(layer, args, kwargs, variables, copies, recorder.batch_size, joined)
+    training = keras_internals.training_of_the_call(layer)
+    alone = LayerAlone(layer, args, kwargs, variables, copies, recorder.batch_size, joined, training)
     for index, variable in enumerate(variables):
         joined = recorder.record(variable, joined, Alone(alone, index))
     return unjoin(joined, outputs)
@@ -103,12 +106,23 @@ def unjoin(joined: tf.Tensor, outputs: Any) -> Any:
     restored = [
         tf.cast(tf.reshape(next(parts), static_or_dynamic_shape(t)), t.dtype) if _is_float(t) else t for t in flat
     ]
+    for t, again in zip(flat, restored, strict=True):
+        if again is not t and getattr(t, "_keras_mask", None) is not None:
+            again._keras_mask = t._keras_mask
     return keras.tree.pack_sequence_as(outputs, restored)
 
 
-def layer_path(layer: Any) -> str:
-    """What errors call a layer: its path in Keras 3, its name in tf_keras."""
-    return getattr(layer, "path", layer.name)
+class _Caller(keras.layers.Layer):
+    """Calls a function, as a layer of a model that is called in some mode."""
+
+    def call(self, inputs: Any, function: Callable[[], Any], training: bool | None = None) -> Any:
+        del inputs, training
+        return function()
+
+
+def in_mode(training: bool | None, function: Callable[[], Any]) -> Any:
+    """Calls a function in which layers run in this training mode."""
+    return _Caller(autocast=False, name="caller")(tf.zeros([1]), function=function, training=training)
 
 
 def rows_per_example() -> int:
@@ -135,11 +149,16 @@ class LayerAlone:
     copies: list[tf.Tensor]
     batch_size: Size
     joined: tf.Tensor
+    training: bool | None = None
     _done: tuple[Any, tuple[tf.Tensor, list[tf.Tensor]]] | None = None
 
-    def contributions(self, d: tf.Tensor, start: Any, stop: Any) -> list[tf.Tensor]:
-        """For each variable `G_i` of the examples from start to stop, float32, [b, *w.shape]."""
+    def contributions(self, d: tf.Tensor, examples: slice) -> list[tf.Tensor]:
+        """For each variable `G_i` of the examples of the slice, float32, [b, *w.shape]."""
         batched, rebuild = self._split_arguments()
+        cut = [of_examples(t, examples) for t in (*batched, d, self.joined)]
+        return self._contributions(cut[:-2], rebuild, *cut[-2:])
+
+    def _contributions(self, batched: list[tf.Tensor], rebuild: Any, d: tf.Tensor, joined: tf.Tensor) -> Any:
         rows = rows_per_example()
 
         def of_one(example: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -154,38 +173,43 @@ class LayerAlone:
             error = tf.reduce_max(tf.abs(tf.cast(y[0], tf.float32) - tf.cast(expected, tf.float32)))
             return error, [tf.cast(share, tf.float32) for share in shares]
 
-        examples = ([t[start:stop] for t in batched], d[start:stop], self.joined[start:stop])
-        errors, shares = tf.vectorized_map(of_one, examples)
+        errors, shares = tf.vectorized_map(of_one, (batched, d, joined))
         poison = self._check_same(tf.reduce_max(errors))
         return [share + poison for share in shares]
 
     def norms_and_gradients(self, d: tf.Tensor, start: Size, stop: Size) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """`||G_i||^2` of the examples from start to stop, [variables, b], and for each variable `sum_i G_i`."""
+        """`||G_i||^2` of the examples from start to stop, [variables, b], and for each variable `sum_i G_i`.
+
+        Every chunk has the same size, which XLA needs to know. The last one is filled up with its last example, whose
+        `d` is zero there.
+        """
+        batched, rebuild = self._split_arguments()
+        count = stop - start
         size = _chunk_sizes.get(self.layer, CHUNK_SIZE)
+        size = min(size, count) if isinstance(count, int) and count else size
+        chunks = -(-count // size)
 
-        def add_chunk(at: Any, squares: tf.Tensor, sums: list[tf.Tensor]) -> tuple[Any, ...]:
-            last = min(at + size, stop) if isinstance(at, int) else tf.minimum(at + size, stop)
-            shares = self.contributions(d, at, last)
-            squares = tf.concat([squares, tf.stack([sum_squares_per_example(s) for s in shares])], axis=1)
-            sums = [total + tf.reduce_sum(s, axis=0) for total, s in zip(sums, shares, strict=True)]
-            return last, squares, sums
+        def of_chunk(j: Any) -> list[tf.Tensor]:
+            places = start + j * size + tf.range(size)
+            rows = tf.minimum(places, stop - 1)
+            inside = tf.reshape(tf.cast(places < stop, d.dtype), [size, *(1 for _ in d.shape[1:])])
+            cut = [tf.gather(t, rows) for t in (*batched, d, self.joined)]
+            return self._contributions(cut[:-2], rebuild, cut[-2] * inside, cut[-1])
 
-        squares, sums = tf.zeros([len(self.copies), 0]), [tf.zeros(c.shape) for c in self.copies]
-        if isinstance(start, int) and isinstance(stop, int):  # a loop in Python: XLA has no growing tensors
-            while start < stop:
-                start, squares, sums = add_chunk(start, squares, sums)
-            return squares, sums
+        def add_chunk(j: Any, squares: tf.TensorArray, sums: list[tf.Tensor]) -> tuple[Any, ...]:
+            shares = of_chunk(j)
+            squares = squares.write(j, tf.stack([sum_squares_per_example(s) for s in shares]))
+            return j + 1, squares, [total + tf.reduce_sum(s, axis=0) for total, s in zip(sums, shares, strict=True)]
+
+        squares = tf.TensorArray(tf.float32, size=chunks, element_shape=[len(self.copies), size])
         _, squares, sums = tf.while_loop(
-            lambda at, *_: at < stop,
+            lambda j, *_: j < chunks,
             add_chunk,
-            (tf.convert_to_tensor(start), squares, sums),
-            shape_invariants=(
-                tf.TensorShape([]),
-                tf.TensorShape([len(self.copies), None]),
-                [c.shape for c in self.copies],
-            ),
+            (tf.constant(0), squares, [tf.zeros(c.shape) for c in self.copies]),
+            parallel_iterations=1,
         )
-        return squares, sums
+        together = tf.reshape(tf.transpose(squares.stack(), [1, 0, 2]), [len(self.copies), chunks * size])
+        return together[:, :count], sums
 
     def of_all_variables(self, d: tf.Tensor, examples: slice) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """`norms_and_gradients`, worked out once: the variables are recorded at one tensor and have the same d."""
@@ -202,20 +226,24 @@ class LayerAlone:
         """The layer on other arguments and copies of its variables; no state changes."""
         state = list(zip(self.variables, copies, strict=True))
         with keras.StatelessScope(state_mapping=state, collect_losses=True):
-            return self.layer(*args, **kwargs)
+            return in_mode(self.training, lambda: self.layer(*args, **kwargs))
 
     def _split_arguments(self) -> tuple[list[tf.Tensor], Any]:
         """The tensors among the arguments that have the batch axis, and what puts others in their places."""
         flat = keras.tree.flatten((self.args, self.kwargs))
         batched = [i for i, t in enumerate(flat) if tf.is_tensor(t) and self._has_batch_axis(t)]
+        masks = {i: flat[i]._keras_mask for i in batched if getattr(flat[i], "_keras_mask", None) is not None}
 
         def rebuild(tensors: list[tf.Tensor]) -> Any:
             replaced = list(flat)
-            for i, t in zip(batched, tensors, strict=True):
-                replaced[i] = t
+            for i, t in zip([*batched, *masks], tensors, strict=True):
+                if replaced[i] is flat[i]:
+                    replaced[i] = t
+                else:  # the mask that Keras keeps at an argument
+                    replaced[i]._keras_mask = t
             return keras.tree.pack_sequence_as((self.args, self.kwargs), replaced)
 
-        return [flat[i] for i in batched], rebuild
+        return [*(flat[i] for i in batched), *masks.values()], rebuild
 
     def _has_batch_axis(self, t: tf.Tensor) -> bool:
         if t.shape.rank == 0:
@@ -248,7 +276,7 @@ class Alone:
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """`G_i`, shape [b, *w.shape]."""
-        return self.alone.contributions(d, *self.alone.bounds(examples))[self.index]
+        return self.alone.contributions(d, examples)[self.index]
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """Chunk by chunk, of all the layer's variables together."""
