@@ -36,6 +36,14 @@ def test_every_unsupported_layer_is_named():
     assert "register" in message and "dense" not in message.split("(MyDense")[0].split("b ")[0]
 
 
+def test_a_call_that_was_set_on_the_layer_itself_is_refused():
+    model = keras.Sequential([keras.Input((6,)), L.Dense(3)])
+    layer = model.layers[0]
+    object.__setattr__(layer, "call", lambda inputs, training=None: 2.0 * type(layer).call(layer, inputs))
+    with pytest.raises(ValueError, match="this Dense has a call of its own"):
+        per_example_gradient_norms(model, X, np.ones((4, 3)), "mse")
+
+
 def test_frozen_layers_need_no_rule():
     model = keras.Sequential([keras.Input((6,)), Scale(trainable=False), L.Dense(3)])
     found = per_example_gradient_norms(model, X, np.ones((4, 3)), "mse")

@@ -23,6 +23,8 @@ class _Calls:
     has a recorder of its own, but all share the layer.
     """
 
+    is_interception = True  # what the registry knows it by
+
     def __init__(self, layer: Any, replaced: Any) -> None:
         self.of_thread: dict[int, Callable[..., Any]] = {}
         self.replaced = replaced  # what the instance had of its own, mostly nothing
@@ -66,11 +68,6 @@ def original_call(layer: Any) -> Callable[..., Any]:
     """Returns the layer's own `call`, whether it is intercepted or not."""
     calls = vars(layer).get("call")
     return calls.original if isinstance(calls, _Calls) else layer.call
-
-
-def is_intercepted_call(call: Any) -> bool:
-    """Whether a layer's `call` is what `intercept` puts there."""
-    return isinstance(call, _Calls)
 
 
 def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callable[..., Any]:

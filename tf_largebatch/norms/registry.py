@@ -163,6 +163,9 @@ class Registry:
             return f"{name} is quantised"
         if entry is None:
             return f"{name} has no rule"
+        own_call = vars(layer).get("call")
+        if own_call is not None and not getattr(own_call, "is_interception", False):
+            return f"this {name} has a call of its own"
         method = overridden_method(type(layer), entry.layer_class, entry.methods)
         if method is not None:
             return f"{name} overrides {entry.layer_class.__name__}.{method}"
