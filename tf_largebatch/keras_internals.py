@@ -5,9 +5,12 @@ Each has its reason here and a test in tests/test_keras_internals.py that fails 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 # Layers.
 
@@ -116,3 +119,86 @@ def learning_rate_schedule(optimizer: Any) -> Any:
     """
     schedule = getattr(optimizer, "_learning_rate", None)
     return schedule if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule) else None
+
+
+# Losses.
+
+
+def keras_mask(tensor: Any) -> Any:
+    """Returns the mask that a layer or a loss attached to a tensor, or None.
+
+    `_keras_mask`: Keras's losses divide by the number of elements that it keeps, and there is no public way to read it.
+    """
+    return getattr(tensor, "_keras_mask", None)
+
+
+def set_keras_mask(tensor: Any, mask: Any) -> None:
+    """Attaches a mask to a tensor, as a layer does; see `keras_mask`."""
+    tensor._keras_mask = mask
+
+
+def loss_terms(compile_loss: Any) -> list[Any]:
+    """Returns the terms of a built compiled loss, named tuples with `loss`, `loss_weights` and `name`.
+
+    `CompileLoss._flat_losses`: only there each output's loss stands alone, with what it divides by.
+    """
+    return list(compile_loss._flat_losses)
+
+
+@contextlib.contextmanager
+def replaced_loss_terms(compile_loss: Any, losses: Sequence[Any], with_metrics: bool = True) -> Iterator[None]:
+    """Within it a built compiled loss calls these losses in place of its own, and updates its metrics or not.
+
+    `CompileLoss._flat_losses` and `_metrics`: see `loss_terms`; its metrics are one for each of several terms.
+    """
+    terms, metrics = compile_loss._flat_losses, compile_loss._metrics
+    compile_loss._flat_losses = [term._replace(loss=loss) for term, loss in zip(terms, losses, strict=True)]
+    if not with_metrics:
+        compile_loss._metrics = [None] * len(terms)
+    try:
+        yield
+    finally:
+        compile_loss._flat_losses, compile_loss._metrics = terms, metrics
+
+
+def build_compile_loss(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
+    """Builds a compiled loss and its metrics from tensors or their specs, without a computation.
+
+    `keras.src.backend.compute_output_spec`, by which Keras builds it under a strategy: in a step that is being traced
+    the metrics would be created inside the graph.
+    """
+    from keras.src import backend
+
+    def spec(t: Any) -> Any:
+        return None if t is None else keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype))
+
+    arguments = keras.tree.map_structure(spec, (y, y_pred, sample_weight))
+    with tf.init_scope():
+        backend.compute_output_spec(compile_loss, *arguments)
+
+
+def output_spec(model: Any, x: Any) -> Any:
+    """Returns the specs of a model's outputs for inputs, from a trace in a scratch graph; see `build_compile_loss`."""
+    from keras.src import backend
+
+    specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype)), x)
+    with tf.init_scope():
+        return backend.compute_output_spec(model, specs, training=False)
+
+
+def of_same_rank(mask: Any, weights: Any) -> tuple[Any, Any]:
+    """Returns a mask and sample weights in shapes that broadcast, as a loss of Keras's makes them.
+
+    `keras.src.losses.loss.squeeze_or_expand_to_same_rank`.
+    """
+    from keras.src.losses.loss import squeeze_or_expand_to_same_rank
+
+    return squeeze_or_expand_to_same_rank(mask, weights)
+
+
+def wrapped_function(loss: Any) -> tuple[Any, dict[str, Any]]:
+    """Returns the function behind a loss of Keras's and its keyword arguments; (None, {}) for other losses.
+
+    `LossFunctionWrapper._fn_kwargs`: the arguments (`axis`, `ignore_class`) say what the loss divides by.
+    """
+    return getattr(loss, "fn", None), getattr(loss, "_fn_kwargs", {})

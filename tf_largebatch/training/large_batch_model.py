@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import keras
@@ -16,7 +16,8 @@ from tf_largebatch.norms.shapes import Size
 from tf_largebatch.optimizers import CLARS
 from tf_largebatch.optimizers.loss_scaling import agree_on_overflow
 from tf_largebatch.training import delegation
-from tf_largebatch.training.micro_batches import batch_size_of, number_of_micro_batches
+from tf_largebatch.training.loss_terms import MicroBatchLosses, spread_examples
+from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, number_of_micro_batches
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
 from tf_largebatch.training.step import Measuring, Pass, Stream, passes_over, run_pass
 
@@ -81,6 +82,7 @@ class LargeBatchModel(keras.Model):
         self.micro_batch_size = micro_batch_size
         self.allow_generic = allow_generic
         self._noise_scale: NoiseScaleAverages | None = None
+        self._micro_batch_losses = MicroBatchLosses(self)
         if hasattr(model, "output_names"):
             self.output_names = list(model.output_names)
         if model.built:
@@ -103,8 +105,42 @@ class LargeBatchModel(keras.Model):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `keras.Model.fit` does, with its arguments, after checks that need no step to fail."""
         arguments = delegation.fit_arguments(args, kwargs)
-        self._check_before_training(_known_batch_size(arguments["x"], arguments["batch_size"]))
+        x, y, sample_weight = (arguments[name] for name in ("x", "y", "sample_weight"))
+        self._check_before_training(_known_batch_size(x, arguments["batch_size"]))
+        if self.compiled and self.micro_batch_size is not None:
+            if isinstance(x, Generator) and self._micro_batch_losses.needs_a_sample():
+                first = next(x)
+                args, kwargs = (), {**arguments, "x": _chained(first, x)}
+                x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(first)
+            self._check_losses(x, y, sample_weight)
         return super().fit(*args, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """One update, as `keras.Model.train_on_batch` makes it."""
+        if self.compiled and self.micro_batch_size is not None and self._micro_batch_losses.needs_a_sample():
+            self._check_losses(x, y, sample_weight)
+        return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
+
+    def check_micro_batches(self, x: Any, y: Any, sample_weight: Any = None) -> None:
+        """Finds out, from some examples, how the loss of a batch follows from those of its micro-batches.
+
+        `fit` and `train_on_batch` call this. A loop of your own around `train_step` must, with `micro_batch_size` and a
+        loss that is not Keras's own.
+
+        Args:
+            x: Inputs, nested arrays or tensors with 2 examples or more on axis 0.
+            y: Targets.
+            sample_weight: Weights of the examples, or None.
+
+        Raises:
+            ValueError: If a loss couples the examples, so that no weights of micro-batches give the batch's loss.
+        """
+        data = spread_examples((x, y, sample_weight))
+        if int(batch_size_of(data[0])) < 2:
+            return
+        with tf.distribute.get_strategy().scope() if tf.distribute.has_strategy() else self.distribute_strategy.scope():
+            self._build_wrapped(data[0])
+            self._micro_batch_losses.check(*data)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Exports the wrapped model: `keras.Model.export` of `.model`."""
@@ -172,6 +208,17 @@ class LargeBatchModel(keras.Model):
         self._noise_scale = averages
         self._trace_anew()
 
+    def _check_losses(self, x: Any, y: Any, sample_weight: Any) -> None:
+        """Checks the losses on some of the data given to `fit`; reads a batch of a dataset only if it must."""
+        if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+            if not self._micro_batch_losses.needs_a_sample():
+                return
+            batch = next(iter(x)) if isinstance(x, tf.data.Dataset) else x[0]
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+        leaves = [leaf for leaf in tf.nest.flatten((x, y, sample_weight)) if leaf is not None]
+        if all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
+            self.check_micro_batches(x, y, sample_weight)
+
     def _trace_anew(self) -> None:
         """Has the next step traced anew, also in the middle of a `fit`."""
         if getattr(self, "train_function", None) is not None:
@@ -202,8 +249,11 @@ class LargeBatchModel(keras.Model):
         """One update on the streams of a batch; returns the logs."""
         batch_size = batch_size_of(streams[0].inputs)
         size = self._size_of_micro_batches(batch_size)
+        totals = None
         if size is not None:
-            self._check_losses_are_means()
+            totals = self._micro_batch_losses.totals(
+                MicroBatches((streams[0].inputs, y, sample_weight), batch_size, size)
+            )
         measuring = self._measuring(batch_size, size)
         variables = self.trainable_variables
         logs: dict[str, Any] = {}
@@ -213,9 +263,17 @@ class LargeBatchModel(keras.Model):
             is_first = stream is streams[0]
 
             def loss(y_pred: Any) -> tf.Tensor:
-                once = contextlib.nullcontext() if is_first else self._without_weight_regularizers()
-                with once:
-                    return self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+                with contextlib.ExitStack() as stack:
+                    factor = 1.0
+                    if not is_first:
+                        stack.enter_context(self._without_weight_regularizers())
+                    if size is not None:
+                        share = tf.cast(batch_size, tf.float32) / tf.cast(batch_size_of(x), tf.float32)
+                        self._micro_batch_losses.check_additional()
+                        part = self._micro_batch_losses.of_part(y, y_pred, sample_weight, share, totals)
+                        factor = stack.enter_context(part)
+                    value = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+                return value if factor == 1.0 else value * factor
 
             def scale(loss: tf.Tensor) -> tf.Tensor:
                 return self.optimizer.scale_loss(loss if is_first else tf.cast(stream.weight, loss.dtype) * loss)
@@ -264,15 +322,6 @@ class LargeBatchModel(keras.Model):
         if examples is not None and self.micro_batch_size is not None:
             examples = -(-examples // number_of_micro_batches(batch_size, self.micro_batch_size))
         return Measuring(self.model, self._registry, examples, self._noise_scale is not None)
-
-    def _check_losses_are_means(self) -> None:
-        for loss in keras.tree.flatten(self.loss):
-            reduction = getattr(loss, "reduction", "sum_over_batch_size")
-            if reduction not in ("sum_over_batch_size", "mean"):
-                raise ValueError(
-                    f"micro_batch_size={self.micro_batch_size} needs losses that are means over the batch, got a loss "
-                    f"with reduction={reduction!r}: use reduction='sum_over_batch_size' or micro_batch_size=None."
-                )
 
     def _size_of_micro_batches(self, batch_size: Size) -> Size | None:
         """How many examples run at a time; None for all."""
@@ -337,6 +386,11 @@ class LargeBatchModel(keras.Model):
 def _check_positive_integer(name: str, value: Any) -> None:
     valid = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
     require(valid, name, value, "a positive integer or None")
+
+
+def _chained(first: Any, rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
+    yield first
+    yield from rest
 
 
 def _known_batch_size(x: Any, batch_size: int | None) -> int | None:

@@ -38,12 +38,13 @@ class MicroBatches:
         size: Number of examples in a micro-batch, m.
 
     Attributes:
+        data: The batch.
         number: Number of micro-batches.
         static_size: m where every micro-batch has m examples, known when the step is traced; else None.
     """
 
     def __init__(self, data: Any, batch_size: Size, size: Size) -> None:
-        self._data, self._batch_size, self._size = data, batch_size, size
+        self.data, self._batch_size, self._size = data, batch_size, size
         self.number = number_of_micro_batches(batch_size, size)
         even = isinstance(batch_size, int) and isinstance(size, int) and batch_size % size == 0
         self.static_size = size if even else None
@@ -52,7 +53,7 @@ class MicroBatches:
         """Micro-batch number j, and its share of the examples, m_j / B, float32."""
         start = j * self._size
         stop = start + self._size if self.static_size else tf.minimum(start + self._size, self._batch_size)
-        part = tf.nest.map_structure(lambda t: None if t is None else self._examples(t, start, stop), self._data)
+        part = tf.nest.map_structure(lambda t: None if t is None else self._examples(t, start, stop), self.data)
         return part, tf.cast(stop - start, tf.float32) / tf.cast(self._batch_size, tf.float32)
 
     def _examples(self, t: Any, start: tf.Tensor, stop: tf.Tensor) -> Any:
