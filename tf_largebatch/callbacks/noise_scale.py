@@ -78,8 +78,8 @@ class GradientNoiseScale(keras.callbacks.Callback):
 
     def attach(self, model: keras.Model) -> None:
         """Makes the model measure from now on, outside `fit` too; `load_checkpoint` can then restore the averages."""
-        self._start(model)
         self._stays = True
+        self._start(model)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Makes the model measure, and keeps the rows of the updates already taken."""
@@ -131,7 +131,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
             with model.distribute_strategy.scope():
                 self._averages.build(variables)
         if model.noise_scale_averages is not self._averages:
-            model.record_noise_scale(self._averages)
+            model.record_noise_scale(self._averages, until_fit_ends=not self._stays)
 
     def _read(self) -> tuple[Any, Any]:
         if self._averages is None:

@@ -21,7 +21,7 @@ from tf_largebatch.conadv.stale_weights import StaleWeights
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.training import delegation
 from tf_largebatch.training.large_batch_model import LargeBatchModel
-from tf_largebatch.training.micro_batches import mapped_over_micro_batches
+from tf_largebatch.training.micro_batches import batch_size_of, mapped_over_micro_batches, unless_empty
 from tf_largebatch.training.step import Pass, Stream
 from tf_largebatch.training.step_seed import Purpose, step_seed
 
@@ -483,7 +483,8 @@ class ConAdvModel(LargeBatchModel):
         with tf.name_scope("attack"):
             weights = self.stale.lag(lag)
             if self.micro_batch_size is None:
-                return self._perturbed(x, y, step, weights, main)
+                whole = functools.partial(self._perturbed, x, y, step, weights, main)
+                return unless_empty(whole, x) if self._may_be_empty(batch_size_of(x)) else whole()
             return mapped_over_micro_batches(
                 lambda part, j: self._perturbed(part[0], part[1], step, weights, main, j),
                 (x, y),

@@ -73,6 +73,8 @@ def fit(
         strategies.check_batch(batch_size, strategy.num_replicas_in_sync)
         if isinstance(model, LargeBatchModel):
             model._check_before_training(batch_size // strategy.num_replicas_in_sync)
+    if isinstance(model, LargeBatchModel) and model.micro_batch_size is not None:
+        model._check_losses(training, None, None)
     available, needed = int(training.cardinality()), (epochs - initial_epoch) * steps_per_epoch
     if 0 <= available < needed:
         raise ValueError(
@@ -94,26 +96,30 @@ def fit(
     # Of an endless dataset several hosts need not agree, before every step, that there is a next batch.
     batches = iter(strategy.experimental_distribute_dataset(_sharded_by_example(training.repeat())))
     model.stop_training = False
-    called.on_train_begin()
-    logs: dict[str, Any] = {}
-    for epoch in range(initial_epoch, epochs):
-        model.reset_metrics()
-        called.on_epoch_begin(epoch)
-        for number in range(steps_per_epoch):
-            called.on_train_batch_begin(number)
-            logs = step(batches)
-            called.on_train_batch_end(number, logs)
-        # Metrics first: they are of the batches of this epoch.
-        logs = {**logs, **model.get_metrics_result()}
-        average()
-        if evaluate is not None:
-            logs.update(evaluate(called))
-        logs = {name: float(value) for name, value in logs.items()}
-        called.on_epoch_end(epoch, logs)
-        if model.stop_training:
-            break
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    called.on_train_end(logs)
+    try:
+        called.on_train_begin()
+        logs: dict[str, Any] = {}
+        for epoch in range(initial_epoch, epochs):
+            model.reset_metrics()
+            called.on_epoch_begin(epoch)
+            for number in range(steps_per_epoch):
+                called.on_train_batch_begin(number)
+                logs = step(batches)
+                called.on_train_batch_end(number, logs)
+            # Metrics first: they are of the batches of this epoch.
+            logs = {**logs, **model.get_metrics_result()}
+            average()
+            if evaluate is not None:
+                logs.update(evaluate(called))
+            logs = {name: float(value) for name, value in logs.items()}
+            called.on_epoch_end(epoch, logs)
+            if model.stop_training:
+                break
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+        called.on_train_end(logs)
+    finally:
+        if isinstance(model, LargeBatchModel):
+            model.end_of_fit()
     return model.history
 
 

@@ -59,7 +59,7 @@ def fit_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, An
     """The arguments of a call of `keras.Model.fit` by name, defaults included."""
     bound = inspect.signature(keras.Model.fit).bind(None, *args, **kwargs)
     bound.apply_defaults()
-    return bound.arguments
+    return {name: value for name, value in bound.arguments.items() if name != "self"}
 
 
 @contextlib.contextmanager

@@ -82,6 +82,7 @@ class LargeBatchModel(keras.Model):
         self.micro_batch_size = micro_batch_size
         self.allow_generic = allow_generic
         self._noise_scale: NoiseScaleAverages | None = None
+        self._records_until_fit_ends = False
         self._micro_batch_losses = MicroBatchLosses(self)
         if hasattr(model, "output_names"):
             self.output_names = list(model.output_names)
@@ -113,7 +114,10 @@ class LargeBatchModel(keras.Model):
                 args, kwargs = (), {**arguments, "x": _chained(first, x)}
                 x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(first)
             self._check_losses(x, y, sample_weight)
-        return super().fit(*args, **kwargs)
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            self.end_of_fit()
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any) -> Any:
         """One update, as `keras.Model.train_on_batch` makes it."""
@@ -200,13 +204,22 @@ class LargeBatchModel(keras.Model):
         """The averages that the steps update; see `record_noise_scale`."""
         return self._noise_scale
 
-    def record_noise_scale(self, averages: NoiseScaleAverages | None) -> None:
+    def record_noise_scale(self, averages: NoiseScaleAverages | None, until_fit_ends: bool = False) -> None:
         """Makes every step update these averages; None ends it. `callbacks.GradientNoiseScale` calls this.
 
         Norms are then measured whatever the optimizer, and Keras traces the step anew.
+
+        Args:
+            averages: What to update, or None.
+            until_fit_ends: Whether the end of the present `fit` ends it too, also where an error interrupts it.
         """
-        self._noise_scale = averages
+        self._noise_scale, self._records_until_fit_ends = averages, until_fit_ends
         self._trace_anew()
+
+    def end_of_fit(self) -> None:
+        """Ends what lasts until `fit` ends; `fit` and `distribute.fit.fit` call this however they end."""
+        if self._noise_scale is not None and self._records_until_fit_ends:
+            self.record_noise_scale(None)
 
     def _check_losses(self, x: Any, y: Any, sample_weight: Any) -> None:
         """Checks the losses on some of the data given to `fit`; reads a batch of a dataset only if it must."""
@@ -250,7 +263,7 @@ class LargeBatchModel(keras.Model):
         batch_size = batch_size_of(streams[0].inputs)
         size = self._size_of_micro_batches(batch_size)
         totals = None
-        if size is not None:
+        if self.micro_batch_size is not None:
             totals = self._micro_batch_losses.totals(
                 MicroBatches((streams[0].inputs, y, sample_weight), batch_size, size)
             )
@@ -267,7 +280,7 @@ class LargeBatchModel(keras.Model):
                     factor = 1.0
                     if not is_first:
                         stack.enter_context(self._without_weight_regularizers())
-                    if size is not None:
+                    if self.micro_batch_size is not None:
                         share = tf.cast(batch_size, tf.float32) / tf.cast(batch_size_of(x), tf.float32)
                         self._micro_batch_losses.check_additional()
                         part = self._micro_batch_losses.of_part(y, y_pred, sample_weight, share, totals)
@@ -324,8 +337,16 @@ class LargeBatchModel(keras.Model):
         return Measuring(self.model, self._registry, examples, self._noise_scale is not None)
 
     def _size_of_micro_batches(self, batch_size: Size) -> Size | None:
-        """How many examples run at a time; None for all."""
-        return self.micro_batch_size
+        """How many examples run at a time; None for all, without a loop."""
+        if self.micro_batch_size is not None:
+            return self.micro_batch_size
+        # The loop does not run on a replica without examples, which adds nothing then.
+        return tf.maximum(batch_size, 1) if self._may_be_empty(batch_size) else None
+
+    def _may_be_empty(self, batch_size: Size) -> bool:
+        """Whether a last, small batch may leave this replica without examples, which many kernels cannot do with."""
+        several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+        return several and not isinstance(batch_size, int) and not _meets_other_replicas(self.model)
 
     def _record_noise_scale(self, result: Pass, batch_size: Size) -> None:
         """Adds a batch to the averages; before the update, which may change the loss scale."""
@@ -379,6 +400,15 @@ class LargeBatchModel(keras.Model):
             value = getattr(self, name)
             fits = batch_size is None or value is None or value <= batch_size
             require(fits, name, value, f"at most the batch size {batch_size}", "lower it or pass None")
+        alone = self.micro_batch_size is None or self.distribute_strategy.num_replicas_in_sync == 1
+        rule = "None with synchronized batch normalization on several replicas, which cannot meet inside a loop"
+        require(
+            alone or not _meets_other_replicas(self.model),
+            "micro_batch_size",
+            self.micro_batch_size,
+            rule,
+            "pass BatchNormalization(synchronized=False) or micro_batch_size=None",
+        )
         if self.model.built and (self._noise_scale is not None or self._reads_norms()):
             check_supported(self.model, self._registry)
 
@@ -386,6 +416,11 @@ class LargeBatchModel(keras.Model):
 def _check_positive_integer(name: str, value: Any) -> None:
     valid = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
     require(valid, name, value, "a positive integer or None")
+
+
+def _meets_other_replicas(model: keras.Model) -> bool:
+    """Whether a layer communicates in the middle of the forward pass."""
+    return any(getattr(layer, "synchronized", False) for layer in model._flatten_layers())
 
 
 def _chained(first: Any, rest: Generator[Any, None, None]) -> Generator[Any, None, None]:

@@ -74,7 +74,9 @@ class MicroBatchLosses:
         with keras.StatelessScope():
             y_pred = wrapper(x, training=False)
         if self._own_loss:
-            self._found[None] = self._kind(_own_loss(wrapper), (x, y, y_pred, sample_weight), "compute_loss")
+            self._found[None] = self._kind(
+                _own_loss(wrapper), (x, y, y_pred, sample_weight), "the model's compute_loss"
+            )
         else:
             self._build(y, y_pred, sample_weight)
             for term, arguments in self._calls(y, y_pred, sample_weight):
@@ -156,7 +158,7 @@ class MicroBatchLosses:
         """
         compile_loss = self._wrapper._compile_loss
         if self._own_loss:
-            self._require_known(None, "compute_loss")
+            self._require_known(None, "the model's compute_loss")
             yield 1.0 if self._found[None] == "mean" else share
         elif compile_loss is None:
             yield 1.0
@@ -218,9 +220,9 @@ class MicroBatchLosses:
             if divisor is None:
                 return value
             if total is None:
+                name, model = _capital(_name(loss)), self._wrapper.model.name
                 raise ValueError(
-                    f"{_name(loss)} got predictions with a mask that no layer of {self._wrapper.model.name!r} is known "
-                    f"to make, so that micro-batches cannot be weighted: {_REMEDY}."
+                    f"{name} got predictions with a mask that no layer of {model!r} is known to make, so that micro-batches cannot be weighted: {_REMEDY}."
                 )
             return value * tf.cast(tf.math.divide_no_nan(divisor, total) * share, value.dtype)
 
@@ -234,8 +236,9 @@ class MicroBatchLosses:
         """
         if loss.reduction in (None, "none"):
             raise ValueError(
-                f"{_name(loss)} must reduce to a scalar with micro_batch_size={self._wrapper.micro_batch_size}; "
-                f"received reduction={loss.reduction!r}: use 'sum_over_batch_size' or 'sum'."
+                f"{_capital(_name(loss))} must reduce to a scalar with "
+                f"micro_batch_size={self._wrapper.micro_batch_size}; received reduction={loss.reduction!r}: "
+                "use 'sum_over_batch_size' or 'sum'."
             )
         if _function(loss) is None:
             self._require_known(_key(loss), _name(loss))
@@ -327,7 +330,7 @@ def _makes_masks(model: keras.Model) -> bool:
 
 def _coupled(wrapper: Any, name: str) -> ValueError:
     return ValueError(
-        f"{name} couples the examples of a batch: it is no mean over them, and micro-batches of "
+        f"{_capital(name)} couples the examples of a batch: it is no mean over them, and micro-batches of "
         f"micro_batch_size={wrapper.micro_batch_size} would train with another loss: {_REMEDY}."
     )
 
@@ -413,4 +416,8 @@ def _key(loss: Any) -> Any:
 
 
 def _name(loss: Any) -> str:
-    return f"The loss {getattr(loss, 'name', None) or getattr(loss, '__name__', type(loss).__name__)!r}"
+    return f"the loss {getattr(loss, 'name', None) or getattr(loss, '__name__', type(loss).__name__)!r}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -98,10 +98,19 @@ def mapped_over_micro_batches(
     """
     batches = MicroBatches(data, static_or_dynamic_size(like, 0), micro_batch_size)
     spec = tf.TensorSpec(like.shape, like.dtype)
-    _, results = tf.while_loop(
-        lambda j, _: j < batches.number,
-        lambda j, found: (j + 1, found.write(j, function(batches.part(j)[0], j))),
-        [tf.constant(0), batches.collector(spec)],
-        parallel_iterations=1,
-    )
-    return batches.together(results, spec)
+
+    def loop() -> tf.Tensor:
+        _, results = tf.while_loop(
+            lambda j, _: j < batches.number,
+            lambda j, found: (j + 1, found.write(j, function(batches.part(j)[0], j))),
+            [tf.constant(0), batches.collector(spec)],
+            parallel_iterations=1,
+        )
+        return batches.together(results, spec)
+
+    return loop() if isinstance(batches.number, int) else unless_empty(loop, like)
+
+
+def unless_empty(function: Callable[[], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
+    """The function's result; for a batch without examples the tensor in whose shape and dtype it would be."""
+    return tf.cond(tf.shape(like)[0] > 0, function, lambda: tf.identity(like))

@@ -15,20 +15,22 @@ from tf_largebatch.core.noise_scale import estimates
 class NoiseScaleAverages:
     """Exponential moving averages of the estimates of `||G||^2` and `tr(Sigma)`, for each tensor.
 
-        average <- decay * average + (1 - decay) * estimate          both from zero, later divided by 1 - decay^t
+        sum    <- decay * sum    + (1 - decay) * B * estimate        both from zero; the average is sum / weight
+        weight <- decay * weight + (1 - decay) * B
 
-    An update whose numbers are not all finite (an overflow of float16) or which saw a single example is left out. Each
-    replica estimates from its own share of the batch and keeps averages of its own, of which the mean is read: that is
-    as unbiased as an estimate from the whole batch, varies more, and costs no communication.
+    A batch counts by its number of examples B: the estimates of a small batch scatter more, about as 1 / B. An update
+    whose numbers are not all finite (an overflow of float16) or which saw a single example is left out. Each replica
+    estimates from its own share of the batch and keeps sums of its own, of which the mean is read: that is as unbiased
+    as an estimate from the whole batch, varies more, and costs no communication.
 
-    The averages are no part of the model: they are not among its weights and not saved with it.
+    The averages are not part of the model: they are not among its weights and not saved with it.
 
     Args:
-        decay: of the averages, at least 0 and below 1.
+        decay: Decay of the averages, at least 0 and below 1.
 
     Attributes:
-        trained: the K variables whose gradients are averaged; empty until `build`.
-        variables: what a checkpoint must hold for the averages to go on; likewise.
+        trained: The K variables whose gradients are averaged; empty until `build`.
+        variables: What a checkpoint must hold for the averages to go on; empty until `build`.
     """
 
     def __init__(self, decay: float) -> None:
@@ -47,21 +49,22 @@ class NoiseScaleAverages:
         self.variables = [self._moments, self._weight]
 
     def update(self, mean_squares: tf.Tensor, gradients: Sequence[Any], batch_size: Any, unit: Any) -> None:
-        """Takes in one batch, or a replica's share of it, in replica context.
+        """Adds one batch, or a replica's share of it; to be called in replica context.
 
         Args:
-            mean_squares: from `Measurement.mean_squared_norms`, float32 [K], of the batch.
-            gradients: of the batch, None where the loss does not depend on the variable.
-            batch_size: number of examples.
-            unit: the factor by which gradients are multiplied: loss scale over number of replicas.
+            mean_squares: From `Measurement.mean_squared_norms`, float32 [K], of the batch.
+            gradients: Gradients of the batch, None where the loss does not depend on the variable.
+            batch_size: Number of examples.
+            unit: The factor by which gradients are multiplied: loss scale over number of replicas.
         """
         unit, batch_size = tf.cast(unit, tf.float32), tf.cast(batch_size, tf.float32)
         squares = tf.stack([self._squared_norm(*pair, unit) for pair in zip(self.trained, gradients, strict=True)])
         found = tf.stack(estimates(mean_squares / tf.square(unit), squares, batch_size))
         counts = tf.logical_and(batch_size > 1, tf.reduce_all(tf.math.is_finite(found)))
         keep = tf.where(counts, self._decay, 1.0)
-        self._moments.assign(keep * self._moments + (1 - keep) * tf.where(counts, found, 0.0))
-        self._weight.assign(keep * self._weight + (1 - keep))
+        weight = (1 - keep) * batch_size
+        self._moments.assign(keep * self._moments + weight * tf.where(counts, found, 0.0))
+        self._weight.assign(keep * self._weight + weight)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """The averages of `||G||^2` and of `tr(Sigma)`, float64 [K]; NaN before the first update."""
@@ -74,7 +77,7 @@ class NoiseScaleAverages:
 
     @staticmethod
     def _squared_norm(variable: keras.Variable, gradient: Any, unit: tf.Tensor) -> tf.Tensor:
-        """Of the examples' mean gradient: without the regulariser's, which belongs to no example."""
+        """Of the examples' mean gradient: without the regularizer's, which belongs to no example."""
         if gradient is None:
             return tf.zeros((), tf.float32)
         gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32) / unit

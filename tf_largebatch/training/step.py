@@ -129,6 +129,8 @@ def run_pass(
             replacements,
         )
         gradients, norms = measured.gradients, measured.gradient_norms()
+        if not isinstance(batch_size, int):  # no example has no norm, and 0 / 0 is NaN
+            norms = GradientNorms(tf.where(batch_size > 0, norms.values, tf.zeros_like(norms.values)), norms.known)
         if measuring.mean_squares:
             mean_squares = measured.mean_squared_norms()
     else:
