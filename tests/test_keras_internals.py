@@ -96,3 +96,27 @@ def test_a_layer_without_a_training_argument_can_ask_for_the_mode():
     for training in (True, False):
         model(np.zeros((1, 2)), training=training)
     assert found == [True, False], "Keras keeps the training mode of a call elsewhere than in _get_call_context()"
+
+
+def test_keras_keeps_the_mask_of_a_tensor():
+    words = keras.layers.Embedding(3, 2, mask_zero=True)(np.array([[1, 0]]))
+    mask = keras_internals.keras_mask(words)
+    assert mask is not None, "layers no longer set _keras_mask on their outputs"
+    np.testing.assert_array_equal(mask, [[True, False]])
+
+
+def test_a_compiled_loss_holds_its_terms():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(loss=keras.losses.Dice(axis=1))
+    compile_loss, y = model._compile_loss, tf.ones((3, 1))
+    keras_internals.build_compile_loss(compile_loss, y, y, None)
+    assert compile_loss.built, "keras.src.backend.compute_output_spec no longer builds a compiled loss"
+    (term,) = keras_internals.loss_terms(compile_loss)
+    function, arguments = keras_internals.wrapped_function(term.loss)
+    assert function is keras.losses.dice and arguments["axis"] == 1, "a loss's fn or _fn_kwargs are no longer there"
+    with keras_internals.replaced_loss_terms(compile_loss, [lambda *_: tf.constant(5.0)], with_metrics=False):
+        assert float(compile_loss(y, y)) == 5.0, "CompileLoss no longer calls _flat_losses"
+    assert float(compile_loss(y, y)) < 1.0
+    mask, weights = keras_internals.of_same_rank(tf.ones((2, 1)), tf.ones(2))
+    assert len(mask.shape) == len(weights.shape), "squeeze_or_expand_to_same_rank no longer makes ranks equal"
+    assert keras_internals.output_spec(model, tf.ones((3, 2))).shape == (3, 1)

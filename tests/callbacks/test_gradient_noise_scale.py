@@ -289,6 +289,35 @@ def test_a_checkpoint_goes_on_where_it_was(tmp_path):
         assert found == expected
 
 
+def test_a_small_last_batch_counts_by_its_examples():
+    """Gradients x with G = (0.2, ..), tr(Sigma) = 4 D: a last batch of 2 alone would move the estimate by half."""
+    rng, d = np.random.default_rng(0), 50
+    mean = 0.2 * rng.normal(size=d)
+    x = (mean + 2 * rng.normal(size=(20 * 512 + 2, d))).astype("float32")
+    net = keras.Sequential([keras.Input((d,)), L.Dense(1, use_bias=False)])
+    model = compiled(net, loss=lambda y_true, y_pred: y_pred[:, 0])
+    _, history = watched(model, x, np.zeros((len(x), 1)), batch_size=512)
+    # The estimate from 20 batches of 512 scatters by 2 percent.
+    np.testing.assert_allclose(history["noise_scale"], 4 * d / np.sum(mean**2), rtol=0.06)
+
+
+def test_an_interrupted_fit_ends_the_measuring():
+    def stop(batch, logs):
+        raise KeyboardInterrupt
+
+    (x, y), model = data(), compiled()
+    model.run_eagerly = True
+    stopping = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, callbacks=[GradientNoiseScale(), stopping], verbose=0)
+    assert model.noise_scale_averages is None
+    attached = GradientNoiseScale()
+    attached.attach(model)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(x, y, callbacks=[attached, stopping], verbose=0)
+    assert model.noise_scale_averages is not None
+
+
 def test_bad_arguments():
     x, y = data()
     for decay in (1.0, -0.1, float("nan")):

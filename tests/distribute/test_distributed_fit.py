@@ -265,3 +265,18 @@ def test_xla_for_several_replicas(two_replicas):
         ValueError, match=r"jit_compile must be False with 2 replicas.*the optimizer's jit_compile=True"
     ):
         fit(model, batches(), epochs=1, steps_per_epoch=1, verbose=0)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["fit here", "Keras's fit"])
+def test_a_replica_without_examples_adds_nothing(two_replicas, own):
+    """The last of three batches has one example: with the norms of one device, and moving averages that stay."""
+    data = tf.data.Dataset.from_tensor_slices(examples(9)).batch(4)
+    models = [compiled(clars(), strategy=strategy) for strategy in (ONE_DEVICE, two_replicas)]
+    for model in models:
+        if own:
+            fit(model, data, epochs=1, steps_per_epoch=3, verbose=0)
+        else:
+            model.fit(data, verbose=0)
+    assert_close(models[1], models[0])
+    norms = [list(model.optimizer.gradient_norms().values()) for model in models]
+    np.testing.assert_allclose(*norms, rtol=1e-4)

@@ -391,9 +391,43 @@ def test_an_unsupported_layer_is_measured_alone_where_that_is_allowed():
     assert again.allow_generic
 
 
-def test_micro_batches_need_mean_losses():
-    x, y = images(24)
-    model = lb.LargeBatchModel(network(), micro_batch_size=4)
-    model.compile(lb.CLARS(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"))
-    with pytest.raises(ValueError, match="reduction='sum'"):
-        model.fit(x, y, batch_size=12, verbose=0)
+def dense():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((6,)), L.Dense(4, activation="relu"), L.Dense(3)], name="net")
+
+
+ROWS = np.random.default_rng(0).normal(size=(8, 6)).astype("float32"), np.random.default_rng(1).integers(0, 3, 8)
+
+
+def test_fit_takes_positional_arguments_and_asks_for_compile():
+    with pytest.raises(ValueError, match=r"call `compile\(\)` before"):
+        lb.LargeBatchModel(dense()).fit(*ROWS)
+    history = compiled(lb.LargeBatchModel(dense()), lb.CLARS(0.1), run_eagerly=True).fit(*ROWS, 4, 2, 0)
+    assert len(history.epoch) == 2
+
+
+def test_it_exports_the_wrapped_model(tmp_path):
+    model = compiled(lb.LargeBatchModel(dense()), lb.CLARS(0.1), run_eagerly=True)
+    model.fit(*ROWS, verbose=0)
+    model.export(str(tmp_path / "export"), verbose=False)
+    served = tf.saved_model.load(str(tmp_path / "export"))
+    np.testing.assert_allclose(served.serve(ROWS[0]), model.predict(ROWS[0], verbose=0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_mask_reaches_the_wrapped_model():
+    net = keras.Sequential([keras.Input((4, 3)), L.SimpleRNN(2)])
+    x, mask = np.ones((2, 4, 3), "float32"), np.array([[True, True, False, False]] * 2)
+    wrapped = lb.LargeBatchModel(net)
+    np.testing.assert_array_equal(wrapped(x, mask=mask), net(x, mask=mask))
+    assert np.any(wrapped(x, mask=mask) != wrapped(x))
+
+
+def test_arguments_that_are_set_later_are_checked_and_used():
+    model = compiled(lb.LargeBatchModel(dense()), lb.CLARS(0.0))
+    model.fit(*ROWS, batch_size=8, shuffle=False, verbose=0)
+    whole = norm_values(model.optimizer)
+    model.norm_examples = 2
+    model.fit(*ROWS, batch_size=8, shuffle=False, verbose=0)
+    assert np.any(np.array(whole) != norm_values(model.optimizer))
+    with pytest.raises(ValueError, match=r"micro_batch_size must be a positive integer or None; received .*=0"):
+        model.micro_batch_size = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ class LargeBatchModel(keras.Model):
             cost: in a large batch 128 to 512 examples err by a few percent. A last, smaller batch is measured whole.
         micro_batch_size: Splits each batch into micro-batches of this many examples, which run one after the other
             within the step; None for no split. Gradient and norms are those of the whole batch. Batch normalization
-            takes its statistics from one micro-batch at a time, and updates its moving averages once for each.
+            takes its statistics from one micro-batch at a time, and updates its moving averages once for each. Losses
+            are weighted by what they divide by (masks, sample weights); losses that couple examples are refused.
         allow_generic: Whether layers without a rule are measured by differentiating them alone, example by example,
             at two to three times their own cost, instead of being refused.
         name: The wrapper's name.
@@ -100,7 +102,9 @@ class LargeBatchModel(keras.Model):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """The wrapped model's output."""
-        del training, mask  # the call context passes them on
+        del training  # the call context passes it on
+        if mask is not None and "mask" in inspect.signature(self.model.call).parameters:
+            return self.model(inputs, mask=mask)
         return self.model(inputs)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:

@@ -165,8 +165,12 @@ class MicroBatchLosses:
         else:
             self._build(y, y_pred, sample_weight)
             terms = keras_internals.loss_terms(compile_loss)
-            losses = [self._weighted(term.loss, share, totals and totals[i]) for i, term in enumerate(terms)]
-            with keras_internals.replaced_loss_terms(compile_loss, losses):
+            metrics = compile_loss.metrics or [None] * len(terms)
+            losses = [
+                self._watched(self._weighted(term.loss, share, totals and totals[i]), metrics[i])
+                for i, term in enumerate(terms)
+            ]
+            with keras_internals.replaced_loss_terms(compile_loss, losses, with_metrics=False):
                 yield 1.0
 
     def check_additional(self) -> None:
@@ -222,11 +226,24 @@ class MicroBatchLosses:
             if total is None:
                 name, model = _capital(_name(loss)), self._wrapper.model.name
                 raise ValueError(
-                    f"{name} got predictions with a mask that no layer of {model!r} is known to make, so that micro-batches cannot be weighted: {_REMEDY}."
+                    f"{name} got predictions with a mask that no layer of {model!r} is known to make, so that "
+                    f"micro-batches cannot be weighted: {_REMEDY}."
                 )
             return value * tf.cast(tf.math.divide_no_nan(divisor, total) * share, value.dtype)
 
         return weighted
+
+    def _watched(self, loss: Callable[..., tf.Tensor], metric: Any) -> Callable[..., tf.Tensor]:
+        """The loss of an output, which also updates the output's metric: by examples, as Keras weights batches."""
+
+        def watched(y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+            value = loss(y_true, y_pred, sample_weight)
+            if metric is not None:
+                undivided = value * tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, value.dtype)
+                metric.update_state(undivided, sample_weight=batch_size_of(y_pred))
+            return value
+
+        return watched
 
     def _kind_of(self, loss: Any, y_pred: Any) -> str:
         """Returns whether the loss is a "mean" or a "sum" over the examples.
