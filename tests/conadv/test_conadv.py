@@ -297,3 +297,37 @@ def test_random_labels_do_not_reach_the_evaluation():
     plain = model.model
     plain.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     np.testing.assert_allclose(model.evaluate(x, y, verbose=0), plain.evaluate(x, y, verbose=0), rtol=1e-6)
+
+
+def test_weights_loaded_after_a_look_at_adversarial_images_are_those_of_step_0():
+    x, y = images(12)
+    trained = conadv()
+    trained.fit(x, y, **FIT)
+    late, early = conadv(compile_arguments={"run_eagerly": True}), conadv(compile_arguments={"run_eagerly": True})
+    late.adversarial_images(x, y)
+    for model in (late, early):
+        model.model.set_weights(trained.model.get_weights())
+        model.train_on_batch(x, y)
+    assert_close(late, early)
+
+
+def test_restored_weights_do_not_set_the_step_back():
+    x, y = images(12)
+    model = conadv(compile_arguments={"run_eagerly": True})
+    model.fit(x, y, **FIT)
+    before = model.get_weights()
+    model.fit(x, y, **FIT)
+    model.set_weights(before)
+    assert int(model.stale.step.numpy()) == 2
+
+
+def test_a_warmup_of_epsilon_is_used_and_traces_nothing_anew():
+    x, y = images(24)
+    model = conadv(random_start=0.0, epsilon=1.0)
+    traces, update = [], model._update
+    model._update = lambda *args: traces.append(1) or update(*args)
+    warmup = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(model, "epsilon", 2.0 * epoch))
+    sizes = model.fit(x, y, epochs=3, callbacks=[warmup], **FIT).history["perturbation"]
+    assert len(traces) == 1 and sizes[0] == 0 < sizes[1] < sizes[2] <= 4
+    with pytest.raises(ValueError, match="staleness must be the 1 of the constructor"):
+        model.staleness = 2
