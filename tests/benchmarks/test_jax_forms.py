@@ -32,6 +32,7 @@ def test_every_form_gives_the_norms_and_the_gradient(shape, kernel, stride):
         np.testing.assert_allclose(found[1], gradient, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.long
 def test_the_measured_step_has_the_plain_steps_gradient_direction():
     network = jax_step.Network(
         [([(4, 3, 1), (4, 3, 1)], False), ([(8, 3, 2), (8, 3, 1)], True)], (4, 3, 1), True, "float32"

@@ -10,7 +10,7 @@ import pytest
 from tf_largebatch.train.config import FLAGS
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), ROOT / "tf_largebatch/norms/README.md"]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("tf_largebatch/*/README.md")]
 HELP = {"help", "helpshort", "helpfull"}
 # Model Garden's own, defined in official/core/train_utils and its like.
 GARDEN = {"experiment", "mode", "model_dir", "config_file", "params_override", "tpu", "tf_data_service"}
@@ -28,8 +28,10 @@ def flags_of_program(module: str) -> set[str]:
     """The flags that a program defines in its source or takes from the sections of `TrainConfig`."""
     if module == "tf_largebatch.train":
         return set(FLAGS)
-    source = (ROOT / pathlib.Path(*module.split(".")).with_suffix(".py")).read_text()
-    return set(re.findall(r"""DEFINE_\w+\(\s*["'](\w+)["']""", source)) | (GARDEN if "garden" in module else set())
+    path = ROOT / pathlib.Path(*module.split("."))
+    source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    defined = re.findall(r"""(?:DEFINE_\w+\(\s*["']|add_argument\(["']--)(\w+)["']""", source)
+    return set(defined) | (GARDEN if "garden" in module else set())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

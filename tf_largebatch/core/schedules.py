@@ -102,6 +102,8 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
         name: str = "WarmupPolynomialDecay",
     ) -> None:
         super().__init__()
+        self.total_steps: int
+        self.warmup_steps: int
         self.total_steps, self.power = _positive(total_steps=total_steps, power=power)
         self.peak_learning_rate, self.warmup_steps, self.warmup_start, self.end_learning_rate = _not_negative(
             peak_learning_rate=peak_learning_rate,
