@@ -10,7 +10,8 @@ import pytest
 from tf_largebatch.train.config import FLAGS
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("tf_largebatch/*/README.md")]
+PATTERNS = ("*.md", "docs/*.md", "*/README.md", "tf_largebatch/*/README.md")
+PAGES = [page for pattern in PATTERNS for page in ROOT.glob(pattern)]
 HELP = {"help", "helpshort", "helpfull"}
 # Model Garden's own, defined in official/core/train_utils and its like.
 GARDEN = {"experiment", "mode", "model_dir", "config_file", "params_override", "tpu", "tf_data_service"}

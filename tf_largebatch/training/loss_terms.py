@@ -81,13 +81,13 @@ class MicroBatchLosses:
             self._build(y, y_pred, sample_weight)
             for term, arguments in self._calls(y, y_pred, sample_weight):
                 if _function(term.loss) is None:
-                    kind = self._kind(
-                        lambda data, loss=term.loss: loss(*data[1:]), (None, *arguments), _name(term.loss)
-                    )
-                    self._found[_key(term.loss)] = kind
+                    self._found[_key(term.loss)] = self._kind_of_own(term.loss, arguments)
                 else:
                     self._kind_of(term.loss, arguments[1])
         self._check_additional(x)
+
+    def _kind_of_own(self, loss: Any, arguments: tuple[Any, Any, Any]) -> str:
+        return self._kind(lambda data: loss(*data[1:]), (None, *arguments), _name(loss))
 
     def _kind_of_term(self, loss: Any, arguments: tuple[Any, Any, Any]) -> str:
         return self._kind(
