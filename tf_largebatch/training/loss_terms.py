@@ -89,11 +89,6 @@ class MicroBatchLosses:
     def _kind_of_own(self, loss: Any, arguments: tuple[Any, Any, Any]) -> str:
         return self._kind(lambda data: loss(*data[1:]), (None, *arguments), _name(loss))
 
-    def _kind_of_term(self, loss: Any, arguments: tuple[Any, Any, Any]) -> str:
-        return self._kind(
-            lambda data: loss(*data[1:]), (None, *arguments), _name(loss), lambda data: _divisor(loss, *data[1:])
-        )
-
     def _check_additional(self, x: Any) -> None:
         """Raises ValueError unless what the layers add to the loss (`add_loss`) are means over the examples."""
         model, size = self._wrapper.model, int(batch_size_of(x))
