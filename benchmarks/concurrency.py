@@ -6,7 +6,7 @@
 
 ResNet-20, 32 px, SGD with momentum. Four programs take turns in one process, each on the same images:
 
-    plain         the training pass on clean images and given copies of them: two streams, no attack
+    plain         the training pass on clean images and given adversarial images: two streams, no attack
     concurrent    the same, and the attack on another batch, which nothing in it waits for (staleness=1)
     staleness=0   the attack on the same batch: the adversarial stream waits for it, the clean one does not
     sequential    the attack first, and everything waits for it, as in the authors' program
@@ -107,10 +107,10 @@ def build_programs(form: str) -> dict[str, Callable[[Any], Any]]:
         return model._attacked(batch, model.stale.step, lag=0)  # with the present weights
 
     def sequential(batch: Any) -> Any:
-        copies = attacked(batch)
-        with tf.control_dependencies([copies]):
+        adversarial = attacked(batch)
+        with tf.control_dependencies([adversarial]):
             batch = tf.nest.map_structure(tf.identity, batch)
-        return model.train_on_pair(batch, copies)
+        return model.train_on_pair(batch, adversarial)
 
     return {
         "plain": compiled(lambda batch: model.train_on_pair(batch, batch[0])),

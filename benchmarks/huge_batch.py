@@ -1,4 +1,4 @@
-"""One update on 98,304 CIFAR-10 images, exact norms and adversarial copies, and the same update laid out otherwise.
+"""One update on 98,304 CIFAR-10 images, exact norms and adversarial images, and the same update laid out otherwise.
 
     python -m benchmarks.huge_batch --batch=2048 --parts=one_device,two_replicas          # a minute, to try it
     python -m benchmarks.huge_batch --json=benchmarks/reports/huge_batch.json       # an hour or two on two cores
@@ -11,8 +11,8 @@ in a process of its own, and once done is kept in the JSON and in --directory, s
     two_replicas       the same groups of 256 images, half of them on each of two logical devices of the CPU
     group_norm_256     ResNet-20 with group norm in place of batch norm, micro-batches of 256
     group_norm_384     the same in micro-batches of 384
-    no_radius_256      as group_norm_256, copies equal to their images
-    no_radius_384      as group_norm_384, copies equal to their images
+    no_radius_256      as group_norm_256, adversarial images equal to the clean ones
+    no_radius_384      as group_norm_384, adversarial images equal to the clean ones
 
 Batch norm takes its statistics from a micro-batch, so that only layouts with the same groups of images can agree: the
 first two. Without batch norm the size of the micro-batches must not matter: the others. So that the attack draws the
@@ -38,7 +38,7 @@ from benchmarks import harness
 
 FLAGS = flags.FLAGS
 
-# Norm layer, images of a micro-batch, replicas, the attack's radius in pixels of 255.
+# Norm layer, images of a micro-batch, replicas, the attack's radius in units of 1/255.
 PARTS = {
     "one_device": ("batch", 256, 1, 4.0),
     "two_replicas": ("batch", 256, 2, 4.0),
@@ -77,7 +77,7 @@ def build_network(norm: str) -> Any:
 
 
 def load_batch(dataset: Any, size: int) -> tuple[Any, Any]:
-    """Augmented training images, standardised, and their labels."""
+    """Augmented training images, standardized, and their labels."""
     import numpy as np
 
     images = np.empty((size, 32, 32, 3), "float32")

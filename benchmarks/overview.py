@@ -79,7 +79,7 @@ def _accuracy_under_attack(axes: Axes) -> None:
     for run, label, colour, marker in (("conadv", "ConAdv", ORANGE, "o"), ("plain", "plain", GREY, "s")):
         values = [100 * accuracy for accuracy in found["accuracy"][run]]
         axes.plot(found["epsilon"], values, color=colour, marker=marker, linewidth=2, label=label)
-    axes.set_xlabel("size of a one-step attack (pixels of 255)")
+    axes.set_xlabel("size of a one-step attack (units of 1/255)")
     axes.set_ylabel("test accuracy (%)")
     axes.set_ylim(bottom=0)
     axes.set_title("Trained with and without ConAdv:\nCIFAR-10, 96 updates of 4096 images", fontsize=11)

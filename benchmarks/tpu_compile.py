@@ -39,9 +39,9 @@ class Case:
 
     Attributes:
         clars: whether the optimizer is CLARS with per-example norms, not SGD with momentum.
-        conadv: whether the step trains on the images and their adversarial copies and attacks the next images besides.
+        conadv: whether the step trains on the images and their adversarial images and attacks the next images besides.
         norm_examples: how many examples are measured (None: all).
-        batch: images a replica, adversarial copies not counted.
+        batch: images a replica, adversarial images not counted.
         micro_batch_size: images worked off at a time (None: all).
         topology: chips and their arrangement.
         replicas: how many of them take part.
@@ -72,7 +72,7 @@ CASES = {
     "conadv_clars": Case(conadv=True, clars=True, baseline="plain_twice"),
     "pod_plain": Case(**{**_POD, "baseline": None}),
     "pod_clars": Case(clars=True, **_POD),
-    # Twice the images, the adversarial copies, and the attack.
+    # Twice the images, the adversarial images, and the attack.
     "pod_conadv": Case(**_POD_CONADV),
     "pod_conadv_clars": Case(clars=True, **_POD_CONADV),
 }

@@ -27,7 +27,7 @@ class SlowConAdv:
         clars: arguments of the CLARS reference; None for SGD.
         lr, momentum: of either.
         augment: makes the third stream.
-        epsilon, step_size: in pixels of 255, for inputs in [0, 255].
+        epsilon, step_size: in units of 1/255, for inputs in [0, 255].
     """
 
     def __init__(

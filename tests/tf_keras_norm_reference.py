@@ -21,7 +21,7 @@ def cross_entropy(labels, logits):
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
 
 
-def randomise(model, seed=2):
+def randomize(model, seed=2):
     """Moves scales, biases and everything that starts at zero off its initial value."""
     rng = np.random.default_rng(seed)
     for v in model.trainable_variables:

@@ -1,6 +1,6 @@
 """Large-batch training for TensorFlow and Keras: CLARS, LARS, exact per-example gradient norms, and ConAdv.
 
-The names here are those of Keras 3. Importing the package touches no global state but Keras's table of serialisable
+The names here are those of Keras 3. Importing the package touches no global state but Keras's table of serializable
 classes.
 """
 

@@ -186,7 +186,7 @@ def test_replicas_estimate_each_from_its_share(two_replicas):
         np.testing.assert_allclose([found.squared_gradient, found.variance], expected, 2e-5, scale, err_msg=path)
 
 
-def test_weight_regularisers_do_not_count():
+def test_weight_regularizers_do_not_count():
     x, y = data()
     free, regular = network(), network(keras.regularizers.L2(0.3))
     for optimizer in (None, keras.optimizers.SGD(0.0, loss_scale_factor=64.0)):

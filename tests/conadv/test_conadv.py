@@ -33,23 +33,23 @@ def test_without_a_perturbation_it_is_clean_training_on_doubled_batches(batch_no
     # Six updates of float32 sums in another order.
     assert_close(model.model, doubled.model, rtol=1e-4, atol=1e-5)
     if batch_norm:
-        for twin, main in model.adversarial_batch_norms.replacements().items():
-            for a, b in zip(twin.weights, main.weights, strict=True):
+        for auxiliary, main in model.adversarial_batch_norms.replacements().items():
+            for a, b in zip(auxiliary.weights, main.weights, strict=True):
                 np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("make, twins", [(network, 1), (nested, 2), (subclassed, 1), (lambda: network(False), 0)])
-def test_kinds_of_models(make, twins):
+@pytest.mark.parametrize("make, auxiliary", [(network, 1), (nested, 2), (subclassed, 1), (lambda: network(False), 0)])
+def test_kinds_of_models(make, auxiliary):
     x, y = images(30)
     inner = make()
     model = conadv(inner, lb.CLARS(0.5))
     history = model.fit(x, y, epochs=2, **FIT).history
     assert np.all(np.isfinite([v for values in history.values() for v in values]))
-    assert set(history) == (LOGS if twins else LOGS - {"bn_distance"})
+    assert set(history) == (LOGS if auxiliary else LOGS - {"bn_distance"})
     replacements = model.adversarial_batch_norms.replacements()
-    assert len(replacements) == twins and int(model.optimizer.iterations.numpy()) == 6
-    for main, twin in replacements.items():
-        for a, b in zip(main.weights, twin.weights, strict=True):
+    assert len(replacements) == auxiliary and int(model.optimizer.iterations.numpy()) == 6
+    for main, auxiliary in replacements.items():
+        for a, b in zip(main.weights, auxiliary.weights, strict=True):
             assert np.abs(a.numpy() - b.numpy()).max() > 0, a.path
     assert model.model is inner and not any("conadv" in v.path for v in inner.weights)
     assert all("call" not in vars(layer) for layer in inner._flatten_layers())
@@ -83,8 +83,12 @@ def test_the_main_set_sees_clean_images_only():
     plain = network()
     plain.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, **FIT)
-    copies = model.adversarial_images(x, y, step=0)
-    for images_, bn_set in ((x, None), (copies, model.adversarial_batch_norms), (255 - x, model.augmented_batch_norms)):
+    adversarial = model.adversarial_images(x, y, step=0)
+    for images_, bn_set in (
+        (x, None),
+        (adversarial, model.adversarial_batch_norms),
+        (255 - x, model.augmented_batch_norms),
+    ):
         alone = network()
         alone(images_, training=True)
         expected = [layer for layer in alone.layers if isinstance(layer, L.BatchNormalization)]
@@ -118,10 +122,10 @@ def test_the_attack_succeeds(targeted):
     x, y = images(60)
     model = conadv(staleness=0, targeted=targeted, epsilon=16.0, num_steps=4, random_start=0.0)
     model.fit(x, y, epochs=10, **FIT)
-    copies = model.adversarial_images(x, y, main=True)
+    adversarial = model.adversarial_images(x, y, main=True)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    assert float(loss(y, model(copies))) > float(loss(y, model(x))) + 0.1
-    assert np.abs(copies - x).max() <= 16.0 + 1e-4 and 0 <= np.min(copies) and np.max(copies) <= 255
+    assert float(loss(y, model(adversarial))) > float(loss(y, model(x))) + 0.1
+    assert np.abs(adversarial - x).max() <= 16.0 + 1e-4 and 0 <= np.min(adversarial) and np.max(adversarial) <= 255
 
 
 @pytest.mark.parametrize("scale, value_range", [(1.0, (0.0, 255.0)), (1 / 255, (0, 1)), (1 / 127.5, [(0, 2), (0, 2)])])
@@ -129,8 +133,8 @@ def test_pixels_of_255_whatever_the_scaling(scale, value_range):
     x, y = images()
     net = keras.Sequential([keras.Input(SHAPE), L.Rescaling(1 / (128 * scale), -1), L.Flatten(), L.Dense(CLASSES)])
     model = conadv(net, epsilon=2.0, random_start=0.0, value_range=value_range, staleness=0)
-    copies = model.adversarial_images(x * scale, y)
-    moved = np.abs(copies / scale - x)
+    adversarial = model.adversarial_images(x * scale, y)
+    moved = np.abs(adversarial / scale - x)
     # One step of full length, but where the range ends.
     np.testing.assert_allclose(moved[(x > 2) & (x < 253)], 2.0, rtol=1e-3)
     assert model.fit(x * scale, y, **FIT).history["perturbation"][0] == pytest.approx(np.mean(moved), rel=0.02)
@@ -183,8 +187,8 @@ def test_mixed_precision_stays_finite(policy, optimizer):
     model = conadv(optimizer=optimizer(), staleness=1)
     history = model.fit(x, y, epochs=3, **FIT).history
     assert np.all(np.isfinite([v for values in history.values() for v in values]))
-    copies = model.adversarial_images(x, y)
-    assert np.all(np.isfinite(copies)) and 1.0 < np.abs(copies - x).mean() <= 4.0
+    adversarial = model.adversarial_images(x, y)
+    assert np.all(np.isfinite(adversarial)) and 1.0 < np.abs(adversarial - x).mean() <= 4.0
     assert all(np.isfinite(v.numpy()).all() for v in model.weights)
 
 
@@ -223,7 +227,7 @@ def test_augmentation_by_a_keras_layer_depends_on_the_step_alone():
     assert np.abs(models[0].augmented_batch_norms.layers[0].weights[0].numpy() - 1).max() > 0
 
 
-def test_weight_regularisers_count_once():
+def test_weight_regularizers_count_once():
     x, y = images()
 
     def net():
@@ -261,9 +265,9 @@ def test_frozen_batch_norm_is_frozen_in_all_sets():
         layer.trainable = not isinstance(layer, L.BatchNormalization)
     model = conadv(net)
     model.fit(x, y, **FIT)
-    twin = model.adversarial_batch_norms.layers[0]
-    np.testing.assert_array_equal(twin.gamma.numpy(), 1.0)
-    np.testing.assert_array_equal(twin.moving_mean.numpy(), 0.0)
+    auxiliary = model.adversarial_batch_norms.layers[0]
+    np.testing.assert_array_equal(auxiliary.gamma.numpy(), 1.0)
+    np.testing.assert_array_equal(auxiliary.moving_mean.numpy(), 0.0)
 
 
 def test_weights_loaded_into_the_model_after_wrapping_are_those_of_step_0():

@@ -1,4 +1,4 @@
-"""Every batch is trained on once, beside its own copies, whatever the data."""
+"""Every batch is trained on once, beside its own adversarial images, whatever the data."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def numbered(size):
 
 
 def spied(**arguments):
-    """A model that notes the numbers of the images of every update, after a look at their copies."""
+    """A model that notes the numbers of the images of every update, after a look at their adversarial images."""
     model = conadv(compile_arguments={"run_eagerly": True}, epsilon=2.0, **arguments)
     seen = []
     train = model.train_on_pair
 
-    def train_on_pair(data, copies):
+    def train_on_pair(data, adversarial):
         x = data[0].numpy()
-        assert copies.shape == x.shape and np.abs(copies - x).max() <= 2.0 + 1e-4
+        assert adversarial.shape == x.shape and np.abs(adversarial - x).max() <= 2.0 + 1e-4
         seen.append([round(float(v) / 10) - 1 for v in x[:, 0, 0, 0]])
-        return train(data, copies)
+        return train(data, adversarial)
 
     model.train_on_pair = train_on_pair
     return model, seen

@@ -66,13 +66,13 @@ def run_both(make_optimizer, reference_optimizer, **arguments):
 
 def assert_same_weights(wrapper, slow):
     sets = [(wrapper.model.weights, slow.clean.weights)]
-    for twins, model in (
+    for auxiliary, model in (
         (wrapper.adversarial_batch_norms, slow.adversarial),
         (wrapper.augmented_batch_norms, slow.augmented),
     ):
-        if twins is not None:
+        if auxiliary is not None:
             norms = [layer for layer in model.layers if isinstance(layer, L.BatchNormalization)]
-            sets.append((twins.weights, [v for layer in norms for v in layer.weights]))
+            sets.append((auxiliary.weights, [v for layer in norms for v in layer.weights]))
     for found, expected in sets:
         assert len(found) == len(expected) > 0
         for a, b in zip(found, expected, strict=True):

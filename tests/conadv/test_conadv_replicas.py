@@ -15,7 +15,7 @@ OPTIMIZERS = {"sgd": lambda: keras.optimizers.SGD(0.05, 0.9), "clars": lambda: l
 
 @pytest.mark.parametrize("staleness, optimizer", [(0, "sgd"), (1, "clars"), (2, "sgd"), (3, "clars")])
 def test_two_replicas_equal_one_device(two_replicas, staleness, optimizer):
-    """With synchronised batch norm, whose replicas meet in the middle of the attack and of every stream's pass."""
+    """With synchronized batch norm, whose replicas meet in the middle of the attack and of every stream's pass."""
     x, y = images(24)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     arguments = {"staleness": staleness, "targeted": False, "random_start": 0.0, "augment": lambda x: x[:, :, ::-1]}

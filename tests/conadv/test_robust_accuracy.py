@@ -57,8 +57,8 @@ def test_it_agrees_with_the_attack_of_conadv_model():
     wrapper = ConAdvModel(model, epsilon=30.0, num_steps=3, targeted=False, random_start=0.0)
     wrapper.compile("sgd", LOSS)
     wrapper.fit(x, y, batch_size=4, verbose=0)  # moving averages of their own
-    copies = wrapper.adversarial_images(x, y, main=True)
-    expected = np.mean(np.argmax(model.predict(copies, verbose=0), axis=1) == y)
+    adversarial = wrapper.adversarial_images(x, y, main=True)
+    expected = np.mean(np.argmax(model.predict(adversarial, verbose=0), axis=1) == y)
     weights = [v.numpy() for v in model.weights]
     assert accuracy_under_attack(model, batches(x, y), LOSS, 30.0, num_steps=3) == pytest.approx(expected, abs=1e-9)
     for before, now in zip(weights, model.weights, strict=True):

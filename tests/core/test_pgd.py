@@ -48,8 +48,8 @@ def test_units_of_1_255_in_units_of_the_value_range():
     assert pgd.in_input_units(4.0, (0.0, 255.0)) == 4.0
     assert pgd.in_input_units(51.0, (-1.0, 1.0)) == pytest.approx(0.4)
     mean, std = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.25, 0.5])
-    standardised = np.stack([-mean / std, (1 - mean) / std], axis=1)
-    per_channel = pgd.in_input_units(255 / 4, standardised)
+    standardized = np.stack([-mean / std, (1 - mean) / std], axis=1)
+    per_channel = pgd.in_input_units(255 / 4, standardized)
     assert per_channel.dtype == np.float32
     np.testing.assert_allclose(per_channel, 0.25 / std, rtol=1e-6)  # rounding to float32
 

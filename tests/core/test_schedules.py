@@ -62,7 +62,7 @@ def test_is_float32_for_every_step_and_floatx(floatx, step_dtype):
 
 
 @pytest.mark.parametrize("schedule", [SCHEDULE, WarmupPolynomialDecay(1.0, 3)])
-def test_serialises(schedule):
+def test_serializes(schedule):
     config = json.loads(json.dumps(keras.saving.serialize_keras_object(schedule)))
     assert config["registered_name"] == "tf_largebatch>WarmupPolynomialDecay"
     again = keras.saving.deserialize_keras_object(config)

@@ -27,9 +27,9 @@ def batches(size=BATCH * STEPS, epochs=1, batch_size=BATCH):
 
 
 def network(batch_norm):
-    """`batch_norm`: None, "replica" or "synchronised"."""
+    """`batch_norm`: None, "replica" or "synchronized"."""
     keras.utils.set_random_seed(0)
-    norm = [] if batch_norm is None else [L.BatchNormalization(momentum=0.5, synchronized=batch_norm == "synchronised")]
+    norm = [] if batch_norm is None else [L.BatchNormalization(momentum=0.5, synchronized=batch_norm == "synchronized")]
     stack = [L.Conv2D(4, 3, padding="same"), *norm, L.ReLU(), L.Conv2D(5, 3, strides=2), L.Flatten(), L.Dense(3)]
     return keras.Sequential([keras.Input((6, 6, 2)), *stack], name="net")
 
@@ -108,8 +108,8 @@ def test_on_one_device_it_is_kerass_fit(wrapped):
     [
         (clars(), None, {"micro_batch_size": 3}),
         (clars(jit_compile=True), None, {}),
-        (clars(gradient_norms="per_example", classic_momentum=False), "synchronised", {}),
-        (lars, "synchronised", {}),
+        (clars(gradient_norms="per_example", classic_momentum=False), "synchronized", {}),
+        (lars, "synchronized", {}),
         (sgd, None, {"micro_batch_size": 3}),
     ],
     ids=["clars-micro", "clars-compiled", "clars-popular", "lars", "sgd-micro"],
@@ -121,7 +121,7 @@ def test_two_replicas_equal_one_device(two_replicas, optimizer, batch_norm, argu
 
 @pytest.mark.parametrize("optimizer", [clars(), lars], ids=["clars", "lars"])
 def test_batch_norm_of_two_replicas_is_that_of_two_micro_batches(two_replicas, optimizer):
-    """Not synchronised, each replica normalises by its own half: so does one device by micro-batches of that size.
+    """Not synchronized, each replica normalizes by its own half: so does one device by micro-batches of that size.
 
     The gradients and norms are the same; the moving averages are taken from both halves, in another way.
     """
@@ -195,8 +195,8 @@ def test_the_norms_add_no_communication_to_the_step(two_replicas, arguments):
 )
 def test_mixed_precision_on_two_replicas(two_replicas, policy, optimizer):
     """The passes round, and round the same on one device: what is added up afterwards is float32."""
-    found = trained(optimizer, two_replicas, policy=policy, batch_norm="synchronised")
-    expected = trained(optimizer, policy=policy, batch_norm="synchronised")
+    found = trained(optimizer, two_replicas, policy=policy, batch_norm="synchronized")
+    expected = trained(optimizer, policy=policy, batch_norm="synchronized")
     for one, other in zip(found.trainable_weights, expected.trainable_weights, strict=True):
         # Batch norm's statistics are summed in another order, which flips roundings to 8 or 11 bits now and then.
         np.testing.assert_allclose(one.numpy(), other.numpy(), atol=2e-3)

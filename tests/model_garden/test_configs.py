@@ -263,7 +263,7 @@ def test_float16_hides_the_moving_average_from_model_garden():
         runs.params_of("clars_resnet_imagenet", ema, at("runtime.mixed_precision_dtype", "float16"))
 
 
-def test_micro_batches_refuse_synchronised_batch_norms():
+def test_micro_batches_refuse_synchronized_batch_norms():
     sync = at("task.model.norm_activation.use_sync_bn", True)
     with pytest.raises(ValueError, match=r"use_sync_bn must be false with task\.micro_batch_size"):
         runs.params_of("clars_resnet_imagenet", sync, at("task.micro_batch_size", 64))

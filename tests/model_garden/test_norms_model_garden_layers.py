@@ -19,7 +19,7 @@ from official.nlp.modeling.layers.transformer_encoder_block import RMSNorm
 from official.vision.modeling.backbones.vit import AddPositionEmbs, TokenLayer
 from official.vision.modeling.layers import nn_blocks, nn_layers
 from tf_keras import layers as L
-from tf_keras_norm_reference import assert_measured_right, cross_entropy, measured, randomise, reference
+from tf_keras_norm_reference import assert_measured_right, cross_entropy, measured, randomize, reference
 
 from tf_largebatch.model_garden import rules  # noqa: F401  (it registers)
 
@@ -92,7 +92,7 @@ CASES = {
 def classifier(case):
     shape, make = CASES[case]
     model = tf_keras.Sequential([L.Input(shape), *make(), L.Flatten(), L.Dense(3)])
-    randomise(model)
+    randomize(model)
     return model
 
 
@@ -139,7 +139,7 @@ def test_masked_language_modeling_with_a_tied_table(output):
     tokens = OnDeviceEmbedding(9, 4)
     hidden = L.Dense(4, activation="tanh")(tokens(ids))
     model = tf_keras.Model([ids, where], MaskedLM(tokens.embeddings, "gelu", output=output)(hidden, where))
-    randomise(model)
+    randomize(model)
     rng = np.random.default_rng(0)
     x = [rng.integers(0, 9, (BATCH, 6)), rng.integers(0, 6, (BATCH, 2))]
     y = rng.integers(0, 9, (BATCH, 2))

@@ -20,7 +20,7 @@ def batch(model: keras.Model, size: int):
     return x, rng.integers(0, 3, size)
 
 
-def randomise(model: keras.Model) -> None:
+def randomize(model: keras.Model) -> None:
     """Moves scales and biases off their initial ones and zeros."""
     rng = np.random.default_rng(2)
     for v in model.trainable_variables:

@@ -123,8 +123,8 @@ def test_nothing_to_train(name):
 
 STATES_WITHOUT_A_RULE = {
     "LoRA": (lambda layer: layer.enable_lora(1), "LoRA is enabled"),
-    "int8": (lambda layer: layer.quantize("int8"), "is quantised"),
-    "int4": (lambda layer: layer.quantize("int4"), "is quantised"),
+    "int8": (lambda layer: layer.quantize("int8"), "is quantized"),
+    "int4": (lambda layer: layer.quantize("int4"), "is quantized"),
 }
 
 
@@ -139,7 +139,7 @@ def test_refused_in_a_certain_state(state, layer):
     layer.build((None, 4))
     change(layer)
     assert reason in KERAS.why_not(layer)
-    if reason == "is quantised":
+    if reason == "is quantized":
         assert reason in KERAS.allowing_generic().why_not(layer)
     model = keras.Sequential([keras.Input((4,)), layer, L.Flatten(), L.Dense(2)])
     if not any(v.trainable for v in layer.variables):

@@ -204,10 +204,10 @@ def test_each_outputs_own_weights():
     assert_means_close(found, brute_force_gradient_norms(net, x, y, both))
 
 
-# Regularisation.
+# Regularization.
 
 
-def test_weight_and_activity_regularisers():
+def test_weight_and_activity_regularizers():
     """Those of weights belong to no example; those of activities belong to the examples."""
 
     def network(**kwargs):
@@ -229,12 +229,12 @@ def test_weight_and_activity_regularisers():
         cross_entropy = keras.losses.sparse_categorical_crossentropy(y_true, y_pred[0], from_logits=True)
         return cross_entropy + BATCH * share * activity
 
-    # Keras divides activity regularisers by the batch size, as it does losses, from 3.13 on.
-    regularised = network(activity_regularizer=keras.regularizers.L2(0.3))
-    regularised(x)
-    share = regularised.losses[0] / tf.reduce_sum(tf.square(free.layers[0](x)))
+    # Keras divides activity regularizers by the batch size, as it does losses, from 3.13 on.
+    regularized = network(activity_regularizer=keras.regularizers.L2(0.3))
+    regularized(x)
+    share = regularized.losses[0] / tf.reduce_sum(tf.square(free.layers[0](x)))
     expected = brute_force_gradient_norms(outputs, x, y, with_activity)
-    assert_means_close(fitted(regularised, x, y), expected)
+    assert_means_close(fitted(regularized, x, y), expected)
 
 
 # Odd batches.

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from comparing import CROSS_ENTROPY, RTOL, assert_norms_close, randomise
+from comparing import CROSS_ENTROPY, RTOL, assert_norms_close, randomize
 from keras import layers as L
 
 import tf_largebatch as lb
@@ -98,7 +98,7 @@ LAYERS = {
 def classifier(build):
     inputs = keras.Input((6, 3))
     model = keras.Model(inputs, L.Dense(3)(L.Flatten()(build(inputs))))
-    randomise(model)
+    randomize(model)
     rng = np.random.default_rng(1)
     return model, rng.normal(size=(BATCH, 6, 3)).astype("float32"), rng.integers(0, 3, BATCH)
 

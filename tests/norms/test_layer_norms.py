@@ -14,7 +14,7 @@ from comparing import (
     assert_norms_close,
     assert_sums_agree_whatever_the_sizes,
     batch,
-    randomise,
+    randomize,
 )
 from keras import layers as L
 from layer_cases import BATCH, CASES
@@ -30,7 +30,7 @@ def classifier(case: str) -> keras.Model:
 @pytest.mark.parametrize("case", CASES)
 def test_norms_agree_with_the_reference(case):
     model = classifier(case)
-    randomise(model)
+    randomize(model)
     x, y = batch(model, BATCH)
     assert_agrees_with_the_reference(model, x, y)
 
@@ -52,7 +52,7 @@ def test_norms_agree_with_a_loop_over_batches_of_one(case):
 @pytest.mark.parametrize("case", CASES)
 def test_contributions_add_up_to_the_gradient_and_the_output_is_the_layers_own(case, training):
     model = classifier(case)
-    randomise(model)
+    randomize(model)
     x, y = batch(model, BATCH)
     assert_gradient_and_output_are_the_models_own(model, x, y, training, traced=False)
 

@@ -69,7 +69,7 @@ def decoder():
 
 
 def generator():
-    """From noise to an image, then judged by a spectrally normalised critic."""
+    """From noise to an image, then judged by a spectrally normalized critic."""
     noise = keras.Input((10,))
     x = L.Reshape((4, 4, 6))(L.Dense(96)(noise))
     for filters in (8, 3):
@@ -100,7 +100,7 @@ MODELS = {
 def test_every_tensor_of_a_model(name):
     keras.config.set_dtype_policy("float32" if name == "ConvNeXtTiny" else "float64")
     model = MODELS[name]()
-    randomise_scales(model)
+    randomize_scales(model)
     x, y = random_batch(model, BATCH)
     found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
     assert set(found) == {v.path for v in model.trainable_variables}
@@ -110,7 +110,7 @@ def test_every_tensor_of_a_model(name):
     assert np.mean([np.max(norms) > 0 for norms in expected.values()]) > 0.9
 
 
-def randomise_scales(model):
+def randomize_scales(model):
     """Moves scales and biases off their initial ones and zeros; kernels stay, lest deep models saturate."""
     rng = np.random.default_rng(2)
     for v in model.trainable_variables:

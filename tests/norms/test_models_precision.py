@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from comparing import CROSS_ENTROPY
-from test_models import MODELS, random_batch, randomise_scales
+from test_models import MODELS, random_batch, randomize_scales
 
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
 
@@ -18,7 +18,7 @@ def relative_errors(name, policy, batch, training):
     """Of every tensor, the largest error of an example's norm over the tensor's largest norm."""
     keras.config.set_dtype_policy(policy)
     model = MODELS[name]()
-    randomise_scales(model)
+    randomize_scales(model)
     x, y = random_batch(model, batch)
     found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY, training=training)
     assert set(found) == {v.path for v in model.trainable_variables}
@@ -47,7 +47,7 @@ def test_float32(name):
     """Sixteen examples: at random weights, batch norm amplifies the less rounding the more there are."""
     errors = relative_errors(name, "float32", batch=16, training=True)
     worst = max(errors, key=errors.get)
-    # Still thousandfold in ResNet50, whose unnormalised sums of branches grow with depth.
+    # Still thousandfold in ResNet50, whose unnormalized sums of branches grow with depth.
     rtol = 2e-2 if name == "ResNet50" else 3e-3
     assert errors[worst] < rtol, (worst, errors[worst])
     assert np.median(list(errors.values())) < rtol / 4

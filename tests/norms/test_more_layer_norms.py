@@ -13,7 +13,7 @@ from comparing import (
     assert_norms_close,
     assert_sums_agree_whatever_the_sizes,
     batch,
-    randomise,
+    randomize,
     sums_of_a_traced_step,
 )
 from keras import layers as L
@@ -28,7 +28,7 @@ def classifier(case):
     shape, make = {**CASES, **RANDOM_CASES}[case]
     inputs = keras.Input(shape)
     model = keras.Model(inputs, L.Dense(3)(L.Flatten()(make()(inputs))))
-    randomise(model)
+    randomize(model)
     return model
 
 
@@ -90,7 +90,7 @@ SEQUENCE_LAYERS = {
 @pytest.mark.parametrize("layer", SEQUENCE_LAYERS)
 def test_batch_and_length_unknown_when_traced(layer):
     model = keras.Sequential([keras.Input((None, 3)), SEQUENCE_LAYERS[layer](), L.Dense(3)])
-    randomise(model)
+    randomize(model)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(BATCH, 6, 3)).astype("float32"), rng.integers(0, 3, BATCH)
     assert_sums_agree_whatever_the_sizes(model, tf.TensorSpec([None, None, 3]), x, y, x[:3, :4], y[:3])
@@ -139,7 +139,7 @@ def test_a_shared_recurrent_layer_and_a_cell_called_alone():
     h, _ = reset_before(h, L.Dense(3)(h))
     model = keras.Model(inputs, L.Dense(3)(h))
     x, y = batch(model, BATCH)
-    randomise(model)
+    randomize(model)
     assert_agrees_with_the_reference(model, x, y)
 
 
@@ -174,7 +174,7 @@ def test_reversible_embedding(tied, cap):
     table = L.ReversibleEmbedding(7, 4, tie_weights=tied, logit_soft_cap=cap, mask_zero=True)
     logits = table(L.LSTM(4)(table(ids)), reverse=True)
     model = keras.Model(ids, logits)
-    randomise(model)
+    randomize(model)
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 7, (BATCH, 5)), rng.integers(0, 7, BATCH)
     x[:, 0] = 1

@@ -8,7 +8,7 @@ import re
 import keras
 import numpy as np
 import pytest
-from comparing import assert_agrees_with_the_reference, randomise
+from comparing import assert_agrees_with_the_reference, randomize
 from keras import layers as L
 
 from tf_largebatch import norms
@@ -30,7 +30,7 @@ def shown():
 @pytest.mark.parametrize("name", ["Scale", "Projection"])
 def test_the_rule_agrees_with_the_reference(name, shown):
     model = keras.Sequential([keras.Input((4, 4, 3)), shown[name](), L.Flatten(), L.Dense(3)])
-    randomise(model)
+    randomize(model)
     rng = np.random.default_rng(0)
     assert_agrees_with_the_reference(model, rng.normal(size=(5, 4, 4, 3)).astype("float32"), rng.integers(0, 3, 5))
 

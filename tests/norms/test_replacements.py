@@ -38,7 +38,7 @@ def twins_of(model: keras.Model) -> dict[L.Layer, L.Layer]:
 def test_it_is_the_model_with_the_other_layers(graph):
     model = network()
     twins = twins_of(model)
-    # The slow twin: the same weights, the batch normalisations' from the replacements.
+    # The slow twin: the same weights, the batch normalizations' from the replacements.
     other = network()
     other.set_weights(model.get_weights())
     for layer, (main, twin) in zip(norms_of(other.layers), twins.items(), strict=True):

@@ -11,7 +11,7 @@ import more_layer_cases
 import numpy as np
 import pytest
 import tensorflow as tf
-from comparing import CROSS_ENTROPY, batch, measured_in_training, randomise
+from comparing import CROSS_ENTROPY, batch, measured_in_training, randomize
 from keras import layers as L
 
 from tf_largebatch import CLARS, LargeBatchModel
@@ -39,7 +39,7 @@ def check(case, kind):
     shape, make = CASES[case]
     inputs = keras.Input(shape)
     model = keras.Model(inputs, L.Dense(3)(L.Flatten()(make()(inputs))))
-    randomise(model)
+    randomize(model)
     x, y = batch(model, 5)
     state = [v.numpy() for v in model.variables]
 

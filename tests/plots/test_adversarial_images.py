@@ -26,9 +26,9 @@ def test_the_rows_and_their_scale(channels):
     change = np.random.default_rng(1).uniform(-1, 1, x.shape).astype("float32")
     change[0, 0, 0, 0], change[1, 1, 1, 0] = -4.0, 2.0
     mean, std = 0.5, 0.25
-    standardised, adversarial = ((v / 255 - mean) / std for v in (x, x + change))
+    standardized, adversarial = ((v / 255 - mean) / std for v in (x, x + change))
     value_range = [((0 - mean) / std, (1 - mean) / std)] * channels
-    figure = plot_adversarial_images(standardised, adversarial, [0, 1, 2], value_range=value_range)
+    figure = plot_adversarial_images(standardized, adversarial, [0, 1, 2], value_range=value_range)
     (clean, amplified, attacked), captions, names = shown(figure)
     for i in range(3):
         np.testing.assert_allclose(clean[i], x[i].squeeze() / 255, atol=1e-5)

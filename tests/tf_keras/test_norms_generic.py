@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers as L
-from tf_keras_norm_reference import assert_measured_right, measured, randomise
+from tf_keras_norm_reference import assert_measured_right, measured, randomize
 
 from tf_largebatch.tf_keras.norms import TF_KERAS
 
@@ -53,7 +53,7 @@ class Counting(Own):
 
 def classifier(layer):
     model = tf_keras.Sequential([L.Input((5, 6)), L.Dense(4), layer, L.Flatten(), L.Dense(3)])
-    randomise(model)
+    randomize(model)
     rng = np.random.default_rng(1)
     return model, rng.normal(size=(BATCH, 5, 6)).astype("float32"), rng.integers(0, 3, BATCH)
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers as L
-from tf_keras_norm_reference import assert_measured_right, measured, randomise, reference
+from tf_keras_norm_reference import assert_measured_right, measured, randomize, reference
 
 BATCH = 4
 BN = L.BatchNormalization
@@ -65,7 +65,7 @@ def classifier(case):
     shape, make = CASES[case]
     model = tf_keras.Sequential([L.Input(shape), *make(), L.Flatten(), L.Dense(3)])
     if "zeros" not in case:
-        randomise(model)
+        randomize(model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Exact norms under MirroredStrategy: two logical CPUs equal one, with batch norm synchronised over them."""
+"""Exact norms under MirroredStrategy: two logical CPUs equal one, with batch norm synchronized over them."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_a_norm_that_overflows_skips_the_step_and_halves_the_scale():
     assert float(optimizer.dynamic_scale) == 2.0**23
 
 
-def test_regularisers_count_for_the_gradient_and_not_for_the_norms():
+def test_regularizers_count_for_the_gradient_and_not_for_the_norms():
     x, y = images()
     free, regular = network(), network(regularizer=keras.regularizers.L2(0.3))
     models = [compiled(lb.LargeBatchModel(net), lb.CLARS(0.1, momentum=0.0)) for net in (free, regular)]

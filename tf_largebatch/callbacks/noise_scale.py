@@ -49,7 +49,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, arXiv 1812.06162, the simple noise
     scale of section 2.2. It assumes a well-conditioned loss, examples drawn independently, and a loss that is a mean
     over them. With training-mode batch normalization an example's gradient is its share of the batch's
-    (`tf_largebatch.per_example_gradient_norms`). Example weights count as part of the losses; weight regularisers and
+    (`tf_largebatch.per_example_gradient_norms`). Example weights count as part of the losses; weight regularizers and
     the optimizer's weight decay do not count.
 
     Use with `tf_largebatch.LargeBatchModel` and any optimizer; the model then measures norms even if the optimizer

@@ -30,73 +30,73 @@ CLEAN, ADVERSARIAL, AUGMENTED = "clean", "adversarial", "augmented"
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
 class ConAdvModel(LargeBatchModel):
-    """Wraps an image classifier so that it trains on adversarial copies made concurrently with the training.
+    """Wraps an image classifier so that it trains on adversarial images, made concurrently with the training.
 
-    Step t, with theta_t the weights before it and x^ the adversarial copies of the very images x of its batch B_t:
+    Step t, with theta_t the weights before it and x^ the adversarial images of the images x of its batch B_t:
 
         L    = mean L(theta_t; x, y)  +  adversarial_weight * mean L(theta_t; x^, y)  [ +  mean L(theta_t; x~, y) ]
-        x^   = made with theta_{t - staleness}, theta_0 while t < staleness
+        x^   = attack(theta_{t - staleness}; x, y), with theta_0 while t < staleness
 
-    x goes through the model's own ("main") batch normalisations, x^ through a set of their own, and with `augment` the
-    augmented view x~ through a third; all other weights are shared. Losses are added up, each a mean over the batch,
-    so that with `adversarial_weight=1` the gradient is about twice (with `augment` thrice) that of clean training:
-    optimizers with layer-wise rates do not notice, SGD's learning rate may need to be lowered.
+    x goes through the model's own ("main") batch norms, x^ through a set of auxiliary batch norms, and with `augment`
+    the augmented view x~ through another set; all other weights are shared. The losses are means over the batch and
+    are added up, so that with `adversarial_weight=1` the gradient is about twice (with `augment` thrice) that of clean
+    training. Layer-wise rates do not change with it; SGD may need a lower learning rate.
 
-    The attack is projected gradient descent on the targets' loss (ascent on the true labels' if not `targeted`):
+    The attack is projected gradient descent on the loss of a target class, or ascent on the true class's:
 
         x^ <- projection of  x^ -+ step_size * sign(d loss / d x^)  onto  |x^ - x| <= epsilon  and the valid range
 
-    With `staleness` 1 or more, a call of the step trains on B_t and attacks B_{t+1} with weights that were there before
-    the update, so that neither waits for the other: where there is hardware to spare, the step takes the time of the
-    training alone. With 0 the adversarial pass waits for the attack (sequential, "DisAdv"). A `fit` over N batches
-    makes N updates either way. The streams are passes of their own, one after the other, so that the activations of
-    one alone are in memory: besides those of the attack.
+    With `staleness` 1 or more, a step trains on B_t and attacks B_{t+1} with weights from before the update. Neither
+    waits for the other: where hardware is to spare, the step takes the time of the training alone. With 0 the
+    adversarial pass waits for the attack ("DisAdv"). `fit` over N batches makes N updates either way. The streams run
+    one after the other, so that the activations of one stream and of the attack are in memory.
 
-    What is done to the wrapped model: nothing that lasts. While a pass of another set is traced, the `call` of its
-    batch normalisations is that of their twins, which this wrapper owns; the model's layers, weights, names and file
-    format are its own, and `.model` is the clean classifier. `evaluate`, `predict` and `export` use it as it is.
-    The attack reads weights and writes none: no moving average, seed or gradient is touched. It runs in training mode,
-    with the statistics of the attacked batch; its random numbers depend on `seed`, the step and the replica alone.
+    The wrapped model keeps its layers, weights, names and file format. `.model` is the clean classifier, which
+    `evaluate`, `predict` and `export` use. Only while a pass is traced are its batch norms replaced by auxiliary ones.
+    The attack writes no weight, moving average or seed. It runs in training mode with the statistics of the attacked
+    batch; its random numbers depend on `seed`, the step and the replica alone.
 
-    Logs of `fit`: `loss` (L and the regularisers), the compiled metrics on the clean images, `clean_loss`,
-    `adversarial_loss`, `augmented_loss` (means of L without weight regularisers), `adversarial_accuracy` on the copies
-    that were trained on, `perturbation` (mean |x^ - x| in pixels of 255, with "l2" the mean distance) and
+    Logs of `fit`: `loss` (L and the regularizers), the compiled metrics on the clean images, `clean_loss`,
+    `adversarial_loss` and `augmented_loss` (means of L without weight regularizers), `adversarial_accuracy` on the
+    adversarial images trained on, `perturbation` (mean |x^ - x| in units of 1/255, with "l2" the mean distance) and
     `bn_distance` (`AuxiliaryBatchNorms.distance`).
 
-    The `staleness` copies of the weights, the number of the step and the batch normalisations of the other sets are
-    saved with the wrapper. The batch in flight is not: a run that is resumed from the first batch not yet trained on
-    makes the same copies of it again. The copies are those of the last steps, in whichever `fit`; before the first step
-    they and the twins are taken from the model afresh, so weights may be loaded into it after wrapping. Should its
-    weights be replaced later, call `forget`.
+    The snapshots of stale weights, the number of the step and the auxiliary batch norms are saved with the wrapper. The
+    batch in flight is not: a run that is resumed at the first batch not yet trained on makes its adversarial images
+    again. Before the first step, snapshots and auxiliary batch norms are taken from the model afresh, so weights may be
+    loaded after wrapping. If its weights are replaced later, call `forget`.
+
+    `epsilon`, `step_size` and `adversarial_weight` may be set while training, by a callback for instance, without a new
+    trace; `num_steps`, `targeted`, `random_start`, `norm`, `seed` and `value_range` have the step traced anew.
 
     Args:
-        model: the image classifier, with one input and one score per class, [batch, classes].
-        epsilon: radius of the ball, in pixels of 255, 0 or more: L-inf, or L2 distance over all values of an image.
-        step_size: length of a step, likewise; None for epsilon / num_steps: the steps together reach from a clean image
-            to the ball's surface and no further, where steps of epsilon each would jump from one side to the other. For
-            one step both are epsilon, as the authors ran it.
-        num_steps: number of gradient steps, each a forward and backward pass.
-        staleness: tau, how many steps older the weights are that make the copies; 0 or more.
-        targeted: whether to descend the loss of a uniformly random wrong class instead of ascending the true one's.
-        random_start: probability with which an image's attack starts at a random point of the ball.
-        value_range: (lower, upper) of valid model inputs after whatever scaling you apply, or one such pair for each
-            channel (channels last). Adversarial images are clipped to it, and `epsilon` and `step_size` converted:
-            one pixel is (upper - lower) / 255.
-        adversarial_weight: factor of the adversarial loss, 0 or more.
-        augment: Keras layer or callable, images to images in the same range, that makes a third stream; of a layer,
-            random numbers depend on `seed` and the step. None for none.
-        num_classes: number of classes; None to take it from the model's output.
-        norm_examples: as in `LargeBatchModel`, for each stream.
-        micro_batch_size: as in `LargeBatchModel`, for the attack too.
-        attack: "pgd", or "noise" for a random point of the ball instead, the baseline that an attack must beat.
+        model: The image classifier, with one input and one score per class, [batch, classes].
+        epsilon: Radius of the ball in units of 1/255 of the value range, 0 or more: L-inf, or L2 distance over all
+            values of an image.
+        step_size: Length of a step in the same units; None for epsilon / num_steps, with which the steps together reach
+            from a clean image to the ball's surface. For one step both are epsilon, the authors' setting.
+        num_steps: Number of gradient steps, each a forward and backward pass.
+        staleness: tau, the age in steps of the weights that the attack uses; 0 or more.
+        targeted: Whether to descend the loss of a uniformly random wrong class instead of ascending the true one's.
+        random_start: Probability with which an image's attack starts at a random point of the ball.
+        value_range: (lower, upper) of valid model inputs after any scaling, or one such pair for each channel (channels
+            last). Adversarial images are clipped to it. It converts `epsilon` and `step_size`: a unit is
+            (upper - lower) / 255.
+        adversarial_weight: Factor of the adversarial loss, 0 or more.
+        augment: Keras layer or callable from images to images in the same range, which makes a third stream; None for
+            none. Random numbers of a layer depend on `seed` and the step.
+        num_classes: Number of classes; None to take it from the model's output.
+        norm_examples: As in `LargeBatchModel`, for each stream.
+        micro_batch_size: As in `LargeBatchModel`, for the attack too.
+        attack: "pgd", or "noise" for a random point of the ball, the baseline of every attack.
         norm: "linf" or "l2".
-        seed: of targets, starts, noise, and of dropout inside the attack. A step compiled by XLA draws other starts
-            and noise from it than one that is not.
-        allow_generic: as in `LargeBatchModel`.
-        name: the wrapper's name.
+        seed: Seed of targets, starts, noise, and of dropout inside the attack. A step compiled by XLA draws other
+            starts and noise from it than one that is not.
+        allow_generic: As in `LargeBatchModel`.
+        name: The wrapper's name.
 
     Raises:
-        ValueError: if an argument is out of its range; before the first step, if the inputs are not images, the loss is
+        ValueError: If an argument is out of its range; before the first step, if the inputs are not images, the loss is
             not for classes, or the labels do not fit the classes.
 
     With CLARS each image of each stream counts as an example: `s_k` adds up over the streams as the loss does.
@@ -248,11 +248,11 @@ class ConAdvModel(LargeBatchModel):
             self.train_function: Any = TrainFunction(self, self._in_flight, ahead=self.stale.staleness > 0)
 
     def forget(self) -> None:
-        """Takes the present weights for those of all earlier steps, after the model got other ones."""
+        """Makes the present weights those of all earlier steps; to be called after other weights were loaded."""
         self.stale.reset()
 
     def adversarial_images(self, x: Any, y: Any, step: int | None = None, main: bool = False) -> tf.Tensor:
-        """Adversarial images of images, made with the present weights.
+        """Returns adversarial images, made with the present weights.
 
         Args:
             x: Images, [batch, height, width, channels], in `value_range`.
@@ -288,15 +288,15 @@ class ConAdvModel(LargeBatchModel):
         return self.train_on_pair(data, self.attack_present(data))
 
     def attack_present(self, data: Any) -> tf.Tensor:
-        """The adversarial images of the present step's batch, made with theta_{t - staleness}."""
+        """Returns the adversarial images of the present step's batch, made with theta_{t - staleness}."""
         return self._attacked(data, self.stale.step, lag=self.stale.staleness)
 
     def attack_next(self, data: Any) -> tf.Tensor:
-        """The adversarial images of the next step's batch, made with theta_{t + 1 - staleness}, before the update."""
+        """Returns the adversarial images of the next step's batch, with theta_{t+1-staleness}; called before the update."""
         return self._attacked(data, self.stale.step + 1, lag=self.stale.staleness - 1)
 
     def train_on_pair(self, data: Any, adversarial: tf.Tensor) -> dict[str, Any]:
-        """One update on a batch and its adversarial images."""
+        """Makes one update on a batch and its adversarial images."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = image_checks.as_floating(keras.tree.flatten(x)[0])
         streams = [
@@ -443,7 +443,7 @@ class ConAdvModel(LargeBatchModel):
         return [bns for bns in (self.adversarial_batch_norms, self.augmented_batch_norms) if bns is not None]
 
     def _attacked_variables(self) -> list[Any]:
-        """What the attack reads, seeds excepted."""
+        """Returns the variables that the attack reads, without seeds."""
         mains = {id(v) for layer in batch_normalizations(self.model) for v in layer.weights}
         return [*(v for v in self.model.weights if id(v) not in mains), *self.adversarial_batch_norms.weights]
 
@@ -540,7 +540,7 @@ class ConAdvModel(LargeBatchModel):
     def _layer_seeds(
         self, layer: keras.layers.Layer, step: Any, purpose: Purpose, part: Any = 0
     ) -> list[tuple[Any, tf.Tensor]]:
-        """Each seed generator of a layer and its state in a pass that draws the same numbers whenever it is done."""
+        """Pairs each seed generator of a layer with a state, so that a pass draws the same numbers whenever it runs."""
         weights = {id(v) for v in layer.weights}
         states = [v for v in layer.variables if id(v) not in weights]
         seed = self._seed(step, purpose, part)

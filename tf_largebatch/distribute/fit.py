@@ -3,7 +3,7 @@
 `fit` here does what `keras.Model.fit` does with a dataset of global batches, and three things that it does not:
 
 * it works under `tf.distribute.MultiWorkerMirroredStrategy`: every worker calls it with the same arguments;
-* at the end of each epoch the moving averages of batch normalisations, which each replica keeps from its own share of
+* at the end of each epoch the moving averages of batch normalizations, which each replica keeps from its own share of
   the batches, become their mean over the replicas, so that every replica evaluates, and the first one saves, the same
   model. (With `synchronized=True` they agree already.)
 * an evaluation batch too small to give every replica an example is evaluated by those that got one.
@@ -193,7 +193,7 @@ def _on_all_replicas(model: keras.Model, function: Callable[[Any], Any]) -> Call
 
 
 def _batch_norm_averaging(model: keras.Model) -> Callable[[], None]:
-    """What makes the batch normalisations' moving averages their mean over the replicas."""
+    """What makes the batch normalizations' moving averages their mean over the replicas."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
     variables = [v for layer in layers if layer.built for v in (layer.moving_mean, layer.moving_variance)]
     strategy = model.distribute_strategy

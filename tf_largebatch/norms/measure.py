@@ -91,14 +91,14 @@ def measure(
     Args:
         model: the model that `forward` calls.
         forward: computes the model's output.
-        loss: the scalar to differentiate, of that output; it may read variables (weight regularisers), which counts
+        loss: the scalar to differentiate, of that output; it may read variables (weight regularizers), which counts
             for the gradient and not for the examples.
         variables: the trainable variables.
         batch_size: number of examples B.
         registry: the layer rules.
         examples: how many examples to measure, the first ones; None for all.
         replacements: for layers of the model another one each, whose rule and variables compute this pass in their
-            place: the adversarial batch normalisations of split batch norm. A replacement sees the input, mask and
+            place: the adversarial batch normalizations of split batch norm. A replacement sees the input, mask and
             training mode of the layer it stands for.
 
     Returns:

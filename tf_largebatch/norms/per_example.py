@@ -37,7 +37,7 @@ def per_example_gradient_norms(
     example i's share `G_i` of the sum that the gradient is. That differs from the gradient of example i in a batch of
     its own, and from how the whole batch's loss depends on example i through the statistics.
 
-    Weight regularisers take no part: their gradient belongs to no example. Activity regularisers and `add_loss` do not
+    Weight regularizers take no part: their gradient belongs to no example. Activity regularizers and `add_loss` do not
     either, here; in `LargeBatchModel` they count as part of the loss.
 
     Args:

@@ -152,15 +152,15 @@ class Registry:
         return entry is not None and entry.wraps and bool(layer.trainable_variables)
 
     def _is_generic(self, layer: Any) -> bool:
-        if self._generic_rule is None or _is_quantised(layer):
+        if self._generic_rule is None or _is_quantized(layer):
             return False
         return layer in self._generic_layers or (self._generic_allowed and self._why_no_exact_rule(layer) is not None)
 
     def _why_no_exact_rule(self, layer: Any) -> str | None:
         entry = self._entry(layer)
         name = type(layer).__name__
-        if _is_quantised(layer):
-            return f"{name} is quantised"
+        if _is_quantized(layer):
+            return f"{name} is quantized"
         if entry is None:
             return f"{name} has no rule"
         own_call = vars(layer).get("call")
@@ -184,7 +184,7 @@ def _qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _is_quantised(layer: Any) -> bool:
+def _is_quantized(layer: Any) -> bool:
     """Whether Keras runs the layer's `quantized_call` in place of its `call`."""
     return getattr(getattr(layer, "dtype_policy", None), "quantization_mode", None) is not None
 

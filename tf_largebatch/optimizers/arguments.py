@@ -20,7 +20,7 @@ TEXTS = {
     "zero_norms": """In that step classic momentum moves on by the velocity it has, as SGD does without a gradient.
     Popular momentum stands still and keeps its velocity; rate 1 would move it by the whole learning rate times the
     velocity. (A norm close to 0 raises the rate as far as `max_rate` lets it.) A tensor whose weights are all 0 has
-    rate 1, or `max_rate` if that is lower, so that zero-initialised weights start to move.""",
+    rate 1, or `max_rate` if that is lower, so that zero-initialized weights start to move.""",
     "clars_source": """Source: Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup", 2020, arXiv 2002.01576 (AAAI
     2021 as "Large Batch Optimization for Deep Learning Using New Complete Layer-Wise Adaptive Rate Scaling"). The
     printed method has neither a cap nor a choice of momentum; both are in the authors' code.""",

@@ -25,7 +25,7 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """A data set of a study; images are standardised float32 [n, height, width, channels], labels int32 [n].
+    """A data set of a study; images are standardized float32 [n, height, width, channels], labels int32 [n].
 
     Attributes:
         training: Images and labels to train on.
@@ -49,7 +49,7 @@ class Data:
 def load(dataset: str, data_dir: str | None, validation_examples: int, image_size: int | None = None) -> Data:
     """Loads a data set and splits it.
 
-    Pixels are standardised with the mean and standard deviation of each channel over the training images.
+    Pixels are standardized with the mean and standard deviation of each channel over the training images.
 
     Args:
         dataset: A row of `DATASETS`, or the path of an .npz file with `x_train`, `y_train`, `x_test`, `y_test`.

@@ -1,4 +1,4 @@
-"""Batch normalisation by the fused kernels against the equation, differentiated with gamma copied for each example."""
+"""Batch normalization by the fused kernels against the equation, differentiated with gamma copied for each example."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule for any layer, slow: the layer alone is differentiated for each example, in vectorised chunks.
+"""The rule for any layer, slow: the layer alone is differentiated for each example, in vectorized chunks.
 
 It is run only where it is asked for: for a layer marked with `use_generic`, and for every layer without another rule
 where the registry is `KERAS.allowing_generic()`.
@@ -7,7 +7,7 @@ Cost. The layer runs once in the ordinary pass, and once more forwards and backw
 its own, `chunk_size` examples at a time under `tf.vectorized_map`: about twice the layer's cost, on CPUs thrice (see
 `rows_per_example`), and for each example of a chunk a gradient as large as the layer's variables. Used several times in
 one pass, the layer is differentiated once more for each of its variables, and all examples' gradients of one variable
-are held at a time. Operations without a vectorised form run in a loop over the examples.
+are held at a time. Operations without a vectorized form run in a loop over the examples.
 
 What an example gives alone must be what the layer gave: a layer that couples examples (training-mode batch
 normalization) or draws random numbers (dropout) is found out in the step by its output, which raises
@@ -128,7 +128,7 @@ def in_mode(training: bool | None, function: Callable[[], Any]) -> Any:
 def rows_per_example() -> int:
     """How many copies of an example make its batch; the gradient is that of the first.
 
-    One, but two without an accelerator: vectorised, a batch of one gives products of [n, 1, j, k] with [k, l], in which
+    One, but two without an accelerator: vectorized, a batch of one gives products of [n, 1, j, k] with [k, l], in which
     the oneDNN kernels of TensorFlow 2.20 and 2.21 write past their memory (tensorflow/tensorflow issue 117700).
     """
     return 1 if tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU") else 2

@@ -1,4 +1,4 @@
-"""Normalisations: `y = gamma z + beta`, so `G_i = sum_t d_{i,t} z_{i,t}` for gamma and `sum_t d_{i,t}` for beta."""
+"""Normalizations: `y = gamma z + beta`, so `G_i = sum_t d_{i,t} z_{i,t}` for gamma and `sum_t d_{i,t}` for beta."""
 
 from __future__ import annotations
 
