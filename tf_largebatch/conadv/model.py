@@ -292,7 +292,7 @@ class ConAdvModel(LargeBatchModel):
         return self._attacked(data, self.stale.step, lag=self.stale.staleness)
 
     def attack_next(self, data: Any) -> tf.Tensor:
-        """Returns the adversarial images of the next step's batch, with theta_{t+1-staleness}; called before the update."""
+        """Returns the adversarial images of the next step's batch, with theta_{t+1-staleness}: before the update."""
         return self._attacked(data, self.stale.step + 1, lag=self.stale.staleness - 1)
 
     def train_on_pair(self, data: Any, adversarial: tf.Tensor) -> dict[str, Any]:
