@@ -40,7 +40,8 @@ class InnerGradients:
             ValueError: if a `ForwardAccumulator` follows the outputs.
         """
         flat = tf.nest.flatten(outputs)
-        guarded = [i for i, t in enumerate(flat) if tf.is_tensor(t) and isinstance(t, tf.Tensor) and _is_float(t)]
+        tensors = [t.flat_values if isinstance(t, tf.RaggedTensor) else t for t in flat]
+        guarded = [i for i, t in enumerate(tensors) if isinstance(t, tf.Tensor) and _is_float(t)]
         if not guarded:
             return outputs
         graph = _graph()
@@ -64,7 +65,7 @@ class InnerGradients:
 
         self._guarding = True  # a forward-mode derivative asks for the gradient here, while the guard is made
         try:
-            behind = identity(*(flat[i] for i in guarded))
+            behind = identity(*(tensors[i] for i in guarded))
         finally:
             self._guarding = False
         if graph is not None:
@@ -72,7 +73,7 @@ class InnerGradients:
         for i, t in zip(guarded, tf.nest.flatten(behind), strict=True):
             if getattr(flat[i], "_keras_mask", None) is not None:
                 t._keras_mask = flat[i]._keras_mask
-            flat[i] = t
+            flat[i] = flat[i].with_flat_values(t) if isinstance(flat[i], tf.RaggedTensor) else t
         return tf.nest.pack_sequence_as(outputs, flat)
 
     def begin_backward(self) -> list[tf.Tensor]:

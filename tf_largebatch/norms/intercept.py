@@ -9,7 +9,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_largebatch.norms.recorder import BatchAxisError, Recorder, batch_axis_message, layer_path
+from tf_largebatch.norms.recorder import (
+    BatchAxisError,
+    Recorder,
+    batch_axis_message,
+    composite_message,
+    layer_path,
+    refusal_in,
+)
 from tf_largebatch.norms.registry import Registry
 
 _lock = threading.Lock()
@@ -78,7 +85,7 @@ def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callabl
         with recorder.in_layer(layer):
             try:
                 outputs = rule(layer, recorder, *args, **kwargs)
-            except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:
+            except (ValueError, TypeError, AttributeError, tf.errors.InvalidArgumentError) as error:
                 raise _explained(error, layer, recorder, (args, kwargs)) from error
             return recorder.inner_gradients.guard(outputs, layer_path(layer))
 
@@ -86,7 +93,11 @@ def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callabl
 
 
 def _explained(error: Exception, layer: Any, recorder: Recorder, arguments: Any) -> Exception:
-    """The error, or in the structure check what caused it: inputs whose first axis is not the batch."""
+    """Returns the error, or what caused it: a sparse or ragged input or, in the structure check, another first axis."""
+    if refusal_in(error) is None:
+        for t in tf.nest.flatten(arguments):
+            if isinstance(t, (tf.SparseTensor, tf.RaggedTensor)):
+                return ValueError(composite_message(layer_path(layer), t, f"{type(error).__name__}: {error}"))
     if recorder.checks_structure and not isinstance(error, BatchAxisError):
         for t in tf.nest.flatten(arguments):
             rows = t.shape[0] if isinstance(t, tf.Tensor) and t.dtype.is_floating and t.shape.rank else None

@@ -14,10 +14,10 @@ from tf_largebatch.norms import weight_terms
 from tf_largebatch.norms.backward import Backward
 from tf_largebatch.norms.broadcast import Met, follow
 from tf_largebatch.norms.intercept import intercept, original_call, recorded_call, recording
-from tf_largebatch.norms.recorder import Recorder, Use, Variable, broadcast_message
+from tf_largebatch.norms.recorder import Recorder, Use, Variable, broadcast_message, refusal_in
 from tf_largebatch.norms.registry import Registry, check_supported
 from tf_largebatch.norms.shapes import Size
-from tf_largebatch.norms.structure import refusal_in, structure_of
+from tf_largebatch.norms.structure import structure_of
 from tf_largebatch.norms.uses import measure_uses
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
@@ -147,7 +147,8 @@ def measure(
         native = [_readable(v) for v in in_loss]
         _refuse_in_loss(in_loss, weight_terms.example_dependent(loss, output, native))
         in_loss = []
-    of_examples = [t for t in tf.nest.flatten(output) if isinstance(t, tf.Tensor)]
+    results = tf.nest.flatten(output, expand_composites=True)
+    of_examples = [t for t in results if isinstance(t, tf.Tensor)]
     return output, _split(tape, recorder, target, variables, examples, in_loss, of_examples)
 
 

@@ -339,6 +339,26 @@ def broadcast_message(layers: Sequence[str]) -> str:
     )
 
 
+def composite_message(layer: str, t: Any, why: str) -> str:
+    """Returns the sentence for a layer that cannot be measured on a sparse or ragged tensor."""
+    return (
+        f"Per-example gradient norms are not available: layer {layer!r} received a {type(t).__name__} of shape "
+        f"{t.shape}, which it cannot be measured on ({why}). Pass it a dense tensor, such as "
+        "keras.ops.convert_to_tensor(x, sparse=False, ragged=False)."
+    )
+
+
+def refusal_in(error: BaseException | None) -> BaseException | None:
+    """Returns the package's own sentence among an error and its causes, or None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, ValueError) and "Per-example gradient norms" in str(error):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def sum_squares_per_example(t: tf.Tensor) -> tf.Tensor:
     """Sum of squares over all axes but the first, in float32, shape [b]."""
     t = tf.cast(t, tf.float32)

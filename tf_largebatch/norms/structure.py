@@ -24,7 +24,14 @@ from tf_largebatch import keras_internals
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms.broadcast import follow
 from tf_largebatch.norms.intercept import original_call, recorded_call, recording
-from tf_largebatch.norms.recorder import BatchAxisError, Recorder, Structure, broadcast_message, layer_path
+from tf_largebatch.norms.recorder import (
+    BatchAxisError,
+    Recorder,
+    Structure,
+    broadcast_message,
+    layer_path,
+    refusal_in,
+)
 from tf_largebatch.norms.registry import Registry
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.norms.state import restored
@@ -93,7 +100,8 @@ def structure_of(
                     call = recorded_call(model, registry, recorder) if model in layers else original_call(model)
                     outputs = call(*new_args, **new_kwargs)
             refuse(tape)
-            targets = [t for t in tf.nest.flatten((outputs, scope.losses)) if _is_float(t)]
+            results = tf.nest.flatten((outputs, scope.losses), expand_composites=True)
+            targets = [t for t in results if _is_float(t)]
             _check_inner_gradients(tape, recorder, targets)
             _check_broadcasts(recorder, size)
         return recorder
@@ -173,11 +181,18 @@ def _trace(check: Callable[[Sequence[Any]], Recorder], specs: Sequence[Any]) -> 
 
     def on_no_replica(*tensors: Any) -> None:
         keras_internals.leave_strategy(tf.compat.v1.get_default_graph())
-        recorders.append(check(tensors))
+        recorders.append(check([_with_constant_shape(t, spec) for t, spec in zip(tensors, specs, strict=True)]))
 
     # Not in an init_scope, in which no tape records.
     tf.function(on_no_replica, autograph=False).get_concrete_function(*specs)
     return recorders[0]
+
+
+def _with_constant_shape(t: Any, spec: Any) -> Any:
+    """Returns a SparseTensor with the shape of its spec as a constant, from which TensorFlow infers other shapes."""
+    if isinstance(t, tf.SparseTensor) and spec.shape.is_fully_defined():
+        return tf.SparseTensor(t.indices, t.values, tf.constant(spec.shape.as_list(), tf.int64))
+    return t
 
 
 @contextlib.contextmanager
@@ -197,17 +212,6 @@ def _without_trace(model: Any) -> Iterator[None]:
         np.random.set_state(states[1])
         for found, before in lists:
             found[:] = before
-
-
-def refusal_in(error: BaseException | None) -> BaseException | None:
-    """Returns the package's own sentence among an error and its causes, or None."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, ValueError) and "Per-example gradient norms" in str(error):
-            return error
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _is_float(t: Any) -> bool:

@@ -12,7 +12,8 @@ from keras import ops
 from tf_largebatch.norms.kernels import matmul
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.bias import add_bias
-from tf_largebatch.norms.shapes import Size, of_examples, product, split_rows, static_or_dynamic_shape
+from tf_largebatch.norms.rules.sparse_dense import SparseMatMul
+from tf_largebatch.norms.shapes import Size, of_examples, split_rows, with_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +77,6 @@ class TransposedMatMul:
         return cls(joined.a), d
 
 
-def with_positions(t: tf.Tensor) -> tf.Tensor:
-    """[B, ..., C] as [B, T, C]; one position where there is no axis between."""
-    sizes = static_or_dynamic_shape(t)
-    return tf.reshape(t, [sizes[0], product(sizes[1:-1]), sizes[-1]])
-
-
 def activate(layer: Any, y: tf.Tensor) -> tf.Tensor:
     """The layer's activation, which may be None."""
     return y if layer.activation is None else layer.activation(y)
@@ -93,8 +88,9 @@ def refuse_lora(layer: Any) -> str | None:
 
 
 def dense(layer: Any, recorder: Recorder, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-    """`y = activation(x W + b)`."""
-    y = recorder.record(layer.kernel, ops.matmul(inputs, recorder.value(layer.kernel)), MatMul(inputs))
+    """Computes `y = activation(x W + b)`; `x` may be a SparseTensor."""
+    contraction = SparseMatMul(inputs) if isinstance(inputs, tf.SparseTensor) else MatMul(inputs)
+    y = recorder.record(layer.kernel, ops.matmul(inputs, recorder.value(layer.kernel)), contraction)
     if layer.bias is not None:
         y = add_bias(recorder, layer.bias, y, layer.bias.shape)
     return activate(layer, y)

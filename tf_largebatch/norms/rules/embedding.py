@@ -10,8 +10,8 @@ import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.recorder import Recorder
-from tf_largebatch.norms.rules.dense import TransposedMatMul, with_positions
-from tf_largebatch.norms.shapes import Size, of_examples, product, split_rows, static_or_dynamic_shape
+from tf_largebatch.norms.rules.dense import TransposedMatMul
+from tf_largebatch.norms.shapes import Size, of_examples, product, split_rows, static_or_dynamic_shape, with_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,16 +108,30 @@ def _sums_by_slot(slots: tf.Tensor, d: tf.Tensor, count: Size) -> tf.Tensor:
 
 
 def embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = W[ids]`; a negative id counts from the end of the table, as in Keras.
+    """Computes `y = W[ids]`; a negative id counts from the end of the table, as in Keras.
 
-    Ids without a batch axis, such as positions, are looked up once for all examples.
+    Ids without a batch axis, such as positions, are looked up once for all examples. A SparseTensor of ids has id 0
+    where it has no entry. A RaggedTensor of ids is padded; the padding is cut off from `y`, so its `d` is 0.
     """
     table, rows = layer.embeddings, layer.embeddings.shape[0]
-    ids = inputs if inputs.dtype in (tf.int32, tf.int64) else tf.cast(inputs, tf.int32)
+    ids = _dense(inputs)
+    ids = ids if ids.dtype in (tf.int32, tf.int64) else tf.cast(ids, tf.int32)
     ids = tf.where(ids < 0, ids + rows, ids)
     y = tf.gather(recorder.value(table), ids)
     if recorder.has_batch_axis(inputs):
         y = recorder.record(table, y, Lookup(ids, rows))
     else:
         y = recorder.record_broadcast(table, y, SharedLookup(ids, rows))
-    return ops.cast(y, layer.compute_dtype)
+    y = ops.cast(y, layer.compute_dtype)
+    if isinstance(inputs, tf.RaggedTensor):
+        return tf.RaggedTensor.from_tensor(y, inputs.nested_row_lengths())
+    return y
+
+
+def _dense(ids: Any) -> tf.Tensor:
+    """Returns ids as a dense tensor, with 0 where a sparse or ragged one has none."""
+    if not isinstance(ids, (tf.SparseTensor, tf.RaggedTensor)):
+        return ids
+    dense = ops.convert_to_tensor(ids, sparse=False, ragged=False)
+    dense.set_shape(ids.shape)
+    return dense

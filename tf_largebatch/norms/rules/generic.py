@@ -25,7 +25,7 @@ import keras
 import tensorflow as tf
 
 from tf_largebatch import keras_internals
-from tf_largebatch.norms.recorder import Recorder, layer_path, sum_squares_per_example
+from tf_largebatch.norms.recorder import Recorder, composite_message, layer_path, sum_squares_per_example
 from tf_largebatch.norms.registry import KERAS
 from tf_largebatch.norms.shapes import Size, of_examples, product, static_or_dynamic_shape, static_or_dynamic_size
 
@@ -56,11 +56,13 @@ def use_generic(layer: Any, chunk_size: int = CHUNK_SIZE) -> Any:
 @KERAS.register_generic
 def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
     """The layer's own call on private copies of all variables in it, its outputs recorded as one tensor."""
+    _refuse_composite((args, kwargs), layer)
     variables = layer.trainable_variables
     copies = [recorder.value(v, v.dtype) for v in variables]
     state = list(zip(variables, copies, strict=True))
     with keras.StatelessScope(state_mapping=state, collect_losses=True) as scope:
         outputs = type(layer).call(layer, *args, **kwargs)
+    _refuse_composite(outputs, layer)
     if scope.losses:
         raise ValueError(
             f"Per-example gradient norms are not available: layer {layer_path(layer)!r} adds a loss, which its outputs "
@@ -76,6 +78,12 @@ def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
     for index, variable in enumerate(variables):
         joined = recorder.record(variable, joined, Alone(alone, index))
     return unjoin(joined, outputs)
+
+
+def _refuse_composite(tensors: Any, layer: Any) -> None:
+    for t in keras.tree.flatten(tensors):
+        if isinstance(t, (tf.SparseTensor, tf.RaggedTensor)):
+            raise ValueError(composite_message(layer_path(layer), t, "the slow rule splits dense tensors only"))
 
 
 def join(outputs: Any, rows: Size, layer: Any) -> tf.Tensor:
