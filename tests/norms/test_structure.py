@@ -146,11 +146,57 @@ IDS, LABELS = rng.integers(0, 20, (8, 8)), rng.integers(0, 3, 8)
 
 
 @pytest.mark.parametrize("use", ["added", "ids of one row", "expanded", "broadcast", "scaled", "transposed"])
-def test_a_table_of_as_many_positions_as_examples(use):
-    model = text_model(use)
-    found = per_example_gradient_norms(model, IDS, LABELS, CROSS_ENTROPY)
-    for path, norms in one_by_one(model, IDS, LABELS).items():
+@pytest.mark.parametrize("examples", [8, 1])
+def test_a_table_of_as_many_positions_as_examples_and_a_batch_of_one(use, examples):
+    model, ids, labels = text_model(use), IDS[:examples], LABELS[:examples]
+    found = per_example_gradient_norms(model, ids, labels, CROSS_ENTROPY)
+    for path, norms in one_by_one(model, ids, labels).items():
         np.testing.assert_allclose(found[path], norms, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+class RowsAndColumns(L.Layer):
+    """Adds a table of rows and a table of columns, combined first, to images [B, 3, 2, 4]."""
+
+    def __init__(self, use):
+        super().__init__()
+        self.use = use
+        self.rows, self.columns = L.Embedding(3, 4), L.Embedding(2, 4)
+
+    def call(self, x):
+        ops = keras.ops
+        rows, columns = self.rows(ops.arange(3)), self.columns(ops.arange(2))
+        return {
+            "sum": lambda: x + (rows[:, None] + columns[None]),
+            "product": lambda: x * (rows[:, None] * columns[None]),
+            "expanded": lambda: x - ops.expand_dims(columns + ops.expand_dims(rows, 1), 0),
+            "tiled": lambda: x + (ops.tile(rows[:, None], (1, 2, 1)) + ops.broadcast_to(columns, (3, 2, 4))),
+            "time-major": lambda: ops.transpose(ops.transpose(x, (1, 0, 2, 3)) + rows[:, None, None], (1, 0, 2, 3)),
+        }[self.use]()
+
+
+def image_model(use):
+    keras.utils.set_random_seed(0)
+    images = keras.Input((3, 2, 4))
+    hidden = L.Dense(3, activation="tanh")(RowsAndColumns(use)(images))
+    return keras.Model(images, L.Dense(3)(L.Flatten()(hidden)))
+
+
+@pytest.mark.parametrize("use", ["sum", "product", "expanded", "tiled"])
+def test_tables_that_are_broadcast_against_each_other(use):
+    model = image_model(use)
+    images = rng.normal(size=(5, 3, 2, 4)).astype("float32")
+    for examples in (5, 3, 1):  # 3: as many as rows
+        x, y = images[:examples], LABELS[:examples]
+        found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+        for path, norms in one_by_one(model, x, y).items():
+            np.testing.assert_allclose(found[path], norms, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_a_table_that_meets_the_batch_on_another_axis_is_refused():
+    images = rng.normal(size=(3, 3, 2, 4)).astype("float32")
+    for examples in (3, 1):
+        with pytest.raises(ValueError, match=r"embeddings are the same for all examples"):
+            per_example_gradient_norms(image_model("time-major"), images[:examples], LABELS[:examples], CROSS_ENTROPY)
 
 
 def test_more_than_a_sum_or_product_with_the_batch_is_refused():

@@ -12,7 +12,7 @@ from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms import weight_terms
 from tf_largebatch.norms.backward import Backward
-from tf_largebatch.norms.broadcast import Met, follow
+from tf_largebatch.norms.broadcast import Met, follow, repeating
 from tf_largebatch.norms.intercept import intercept, original_call, recorded_call, recording
 from tf_largebatch.norms.recorder import Recorder, Use, Variable, broadcast_message, refusal_in
 from tf_largebatch.norms.registry import Registry, check_supported
@@ -267,13 +267,13 @@ def _met(recorder: Recorder) -> tuple[list[Use], list[tuple[str, tf.Tensor]]]:
 
     These tensors come with the path of the variable.
     """
-    uses = [use for use in recorder.uses if not use.broadcast]
+    uses = [use for use in recorder.uses if use.broadcast is None]
     elsewhere: list[tuple[str, tf.Tensor]] = []
     number = len(recorder.uses)
     for use in recorder.uses:
-        if not use.broadcast:
+        if use.broadcast is None:
             continue
-        followed = follow(use.output, recorder.inner_gradients.guards)
+        followed = follow(use.output, repeating(use.broadcast), recorder.inner_gradients.guards)
         for meeting in followed.meetings:
             contraction = Met(use.contraction, meeting.derivative)
             uses.append(dataclasses.replace(use, output=meeting.output, contraction=contraction, number=number))

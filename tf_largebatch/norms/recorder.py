@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tf_largebatch.core.paths import variable_path
+from tf_largebatch.norms.broadcast import Decision
 from tf_largebatch.norms.inner_gradients import InnerGradients
 from tf_largebatch.norms.shapes import Size
 
@@ -27,9 +28,12 @@ class Structure:
 
     Attributes:
         has_batch_axis: the answers of `Recorder.has_batch_axis`, by layer, number of its call and of the question.
+        broadcasts: for each use without a batch axis, in the order of a call of the model, what the operations that
+            follow make of it.
     """
 
     has_batch_axis: dict[tuple[int, int, int], bool] = dataclasses.field(default_factory=dict)
+    broadcasts: dict[int, list[Decision]] = dataclasses.field(default_factory=dict)
 
 
 class Contraction(Protocol):
@@ -56,7 +60,7 @@ class Use:
     `copy` is the private value that was used, whose gradient is the ordinary gradient of this use. A use without a
     contraction is the variable repeated for each example (`Recorder.per_example`), private value and output in one:
     its gradient is `G_i` itself. `number` counts the uses of a forward pass, `layer_call` the calls of layers. The
-    output of a `broadcast` use has no batch axis.
+    output of a use with `broadcast` has no batch axis; these are the decisions by which it is followed to the batch.
     """
 
     variable: Variable
@@ -65,7 +69,7 @@ class Use:
     contraction: Contraction | None
     number: int
     layer_call: int
-    broadcast: bool = False
+    broadcast: list[Decision] | None = None
 
 
 class Recorder:
@@ -98,6 +102,7 @@ class Recorder:
         self._layer_calls = 0
         self._calls_of: dict[int, int] = {}
         self._questions = 0
+        self._broadcasts = 0
         self._graph = _graph()
         self._tape = tape
         self._copies: dict[int, tf.Tensor] = {}
@@ -110,6 +115,7 @@ class Recorder:
         """Begins a call of the model, of which the structure check has found this."""
         self.structure = structure
         self._calls_of.clear()
+        self._broadcasts = 0
 
     @contextlib.contextmanager
     def in_layer(self, layer: Any) -> Iterator[None]:
@@ -236,7 +242,10 @@ class Recorder:
         if self._rows_per_example is not None or not output.shape.is_fully_defined():
             raise ValueError(broadcast_message([self._path()]))
         copy = self._copies[id(variable)]
-        self.uses.append(Use(variable, output, copy, contraction, len(self.uses), self._layer_calls, broadcast=True))
+        decisions = self.structure.broadcasts.setdefault(self._broadcasts, [])
+        self._broadcasts += 1
+        number = len(self.uses)
+        self.uses.append(Use(variable, output, copy, contraction, number, self._layer_calls, broadcast=decisions))
         return output
 
     def per_example(self, variable: Variable, dtype: Any = None) -> tf.Tensor:

@@ -21,14 +21,12 @@ import numpy as np
 import tensorflow as tf
 
 from tf_largebatch import keras_internals
-from tf_largebatch.core.paths import variable_path
-from tf_largebatch.norms.broadcast import follow
+from tf_largebatch.norms.broadcast import deciding_by_size, follow
 from tf_largebatch.norms.intercept import original_call, recorded_call, recording
 from tf_largebatch.norms.recorder import (
     BatchAxisError,
     Recorder,
     Structure,
-    broadcast_message,
     layer_path,
     refusal_in,
 )
@@ -103,7 +101,7 @@ def structure_of(
             results = tf.nest.flatten((outputs, scope.losses), expand_composites=True)
             targets = [t for t in results if _is_float(t)]
             _check_inner_gradients(tape, recorder, targets)
-            _check_broadcasts(recorder, size)
+            _decide_broadcasts(recorder, size)
         return recorder
 
     found = _traced(model, check, [flat[i] for i in batched], batch_size, layers)
@@ -166,13 +164,11 @@ def _check_inner_gradients(tape: tf.GradientTape, recorder: Recorder, targets: l
         recorder.inner_gradients.check(tape.gradient(targets, watched))
 
 
-def _check_broadcasts(recorder: Recorder, batch_size: int) -> None:
-    """Raises if a tensor without a batch axis does not meet the batch by broadcasting over axis 0."""
+def _decide_broadcasts(recorder: Recorder, batch_size: int) -> None:
+    """Notes where the tensors without a batch axis meet the batch."""
     for use in recorder.uses:
-        if use.broadcast:
-            meetings = follow(use.output, recorder.inner_gradients.guards).meetings
-            if any(meeting.output.shape[0] != batch_size for meeting in meetings):
-                raise BatchAxisError(broadcast_message([variable_path(use.variable)]))
+        if use.broadcast is not None:
+            follow(use.output, deciding_by_size(batch_size, use.broadcast), recorder.inner_gradients.guards)
 
 
 def _trace(check: Callable[[Sequence[Any]], Recorder], specs: Sequence[Any]) -> Recorder:

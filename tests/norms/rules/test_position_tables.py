@@ -27,7 +27,7 @@ class Positions(L.Layer):
         return ops.tanh(x + (2.0 * table if self.scaled else table))
 
 
-@pytest.mark.parametrize("batch", [POSITIONS, 3])
+@pytest.mark.parametrize("batch", [POSITIONS, 3, 1])
 @pytest.mark.parametrize("with_axis, scaled", [(False, False), (True, False), (False, True)])
 def test_norms_of_a_table_of_positions(with_axis, scaled, batch):
     inputs = keras.Input((POSITIONS, WIDTH))
