@@ -51,7 +51,7 @@ def norms_and_gradient_in_chunks(
         return work(a, d)
     size: Size = chunk
     if not isinstance(batch, int):
-        a, d, batch = _at_least_one(a), _at_least_one(d), tf.maximum(batch, 1)
+        a, d, batch = at_least_one(a), at_least_one(d), tf.maximum(batch, 1)
         size = tf.minimum(chunk, batch)
     full = batch // chunk
 
@@ -67,7 +67,7 @@ def norms_and_gradient_in_chunks(
     if isinstance(batch, int) and batch % chunk == 0:
         return tf.ensure_shape(squares, [batch]), total
     rest = full * chunk
-    rest_squares, rest_total = work(_at_least_one(a[rest:]), _at_least_one(d[rest:]))
+    rest_squares, rest_total = work(at_least_one(a[rest:]), at_least_one(d[rest:]))
     return tf.concat([squares, rest_squares], axis=0)[:examples], total + rest_total
 
 
@@ -82,19 +82,19 @@ def squared_norms_in_chunks(
     return norms_and_gradient_in_chunks(without_gradient, a, d, chunk, [])[0]
 
 
-def not_before(t: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
-    """Returns `t` for work that could begin without `d`: in a graph it waits, lest its results lie idle until then."""
-    with tf.control_dependencies([d]):
-        return tf.identity(t)
-
-
-def _at_least_one(t: tf.Tensor) -> tf.Tensor:
+def at_least_one(t: tf.Tensor) -> tf.Tensor:
     """Returns `t`, or one example of zeros where it has none; nothing is copied where there are examples."""
     examples = static_or_dynamic_size(t, 0)
     if isinstance(examples, int):
         return t
     padding = [[0, tf.maximum(1 - examples, 0)], *([0, 0] for _ in range(t.shape.rank - 1))]
     return tf.ensure_shape(tf.pad(t, padding), [None, *t.shape[1:]])
+
+
+def not_before(t: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
+    """Returns `t` for work that could begin without `d`: in a graph it waits, lest its results lie idle until then."""
+    with tf.control_dependencies([d]):
+        return tf.identity(t)
 
 
 def _examples(t: tf.Tensor, start: Any, count: Size) -> tf.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 from keras import ops
 
+from tf_largebatch.norms.kernels import lookup
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.dense import TransposedMatMul
 from tf_largebatch.norms.shapes import Size, of_examples, product, split_rows, static_or_dynamic_shape, with_positions
@@ -23,20 +24,11 @@ class Lookup:
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """`G_i`, dense, float32, shape [b, V, P]."""
-        ids, d = self._by_position(d, examples)
-        return _sums_by_slot(ids, d, self.rows)
+        return lookup.contributions(*self._by_position(d, examples), self.rows)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """Positions of an example with the same row add up before the square.
-
-        Each (example, row) pair that occurs has a slot: the place of the row among the example's sorted rows. Sums by
-        slot take as much memory as `d`, and time linear in it.
-        """
-        ids, d = self._by_position(d, examples)
-        slots = tf.searchsorted(tf.sort(ids, axis=1), ids)
-        in_table = (ids >= 0) & (ids < self.rows)  # GPUs and XLA compute with any id
-        sums = _sums_by_slot(tf.where(in_table, slots, -1), d, static_or_dynamic_shape(ids)[1])
-        return tf.reduce_sum(tf.square(sums), axis=[1, 2])
+        """Positions of an example with the same row add up before the square."""
+        return lookup.squared_norms(*self._by_position(d, examples), self.rows)
 
     def norms_and_gradient(self, d: tf.Tensor) -> None:
         """The ordinary gradient is sparse, which no sum of contributions is."""
@@ -92,19 +84,6 @@ class SharedLookup:
 
     def _lookup(self, d: tf.Tensor) -> Lookup:
         return Lookup(tf.broadcast_to(self.ids, [static_or_dynamic_shape(d)[0], *self.ids.shape]), self.rows)
-
-
-def _sums_by_slot(slots: tf.Tensor, d: tf.Tensor, count: Size) -> tf.Tensor:
-    """Each example's sums of `d` [b, T, P] over the positions of each slot [b, T], float32, [b, count, P].
-
-    Positions whose slot is negative or not below `count` are left out.
-    """
-    batch, positions, width = static_or_dynamic_shape(d)
-    first = tf.range(batch, dtype=slots.dtype)[:, tf.newaxis] * tf.cast(count, slots.dtype)
-    segments = tf.where((slots >= 0) & (slots < tf.cast(count, slots.dtype)), first + slots, -1)
-    flat = tf.reshape(tf.cast(d, tf.float32), [batch * positions, width])
-    sums = tf.math.unsorted_segment_sum(flat, tf.reshape(segments, [-1]), batch * count)
-    return tf.reshape(sums, [batch, count, width])
 
 
 def embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,99 @@
+"""Computes norms of per-example sums of rows: row r of `G_i` is the sum of `d_{i,t}` over the positions t with id r.
+
+`ids` is [B, T], `d` is [B, T, P], and a table has `rows` rows. Ids outside the table take no part: GPUs and XLA compute
+with any id.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_largebatch.norms.kernels.chunks import at_least_one, chunk_of, squared_norms_in_chunks
+from tf_largebatch.norms.shapes import Size, static_or_dynamic_shape, static_or_dynamic_size
+
+FLOAT_BYTES = 4
+# The rows of repeated ids are gathered in an array of static size, because XLA has no others: a 16th of all positions
+# if they fit, else a quarter, and so on.
+SHARES = (16, 4, 2, 1)
+
+
+def contributions(ids: tf.Tensor, d: tf.Tensor, rows: int) -> tf.Tensor:
+    """Returns `G_i`, dense, float32, shape [B, rows, P]."""
+    batch, positions, width = static_or_dynamic_shape(d)
+    first = tf.range(batch, dtype=ids.dtype)[:, tf.newaxis] * tf.cast(rows, ids.dtype)
+    segments = tf.where((ids >= 0) & (ids < rows), first + ids, -1)
+    flat = tf.reshape(tf.cast(d, tf.float32), [batch * positions, width])
+    sums = tf.math.unsorted_segment_sum(flat, tf.reshape(segments, [-1]), batch * rows)
+    return tf.reshape(sums, [batch, rows, width])
+
+
+def squared_norms(ids: tf.Tensor, d: tf.Tensor, rows: int) -> tf.Tensor:
+    """Returns `||G_i||^2` in float32, shape [B].
+
+    An id that an example has once contributes the squares of its row of `d`. Only the rows of repeated ids are added
+    first; sorting the ids of each example finds them. To add all rows takes three times as long where few ids are
+    repeated, and one and a half times where most are.
+    """
+    _, positions, width = d.shape
+    if positions is None or width is None:
+        squares = _squared_norms(at_least_one(ids), at_least_one(d), rows)
+        return squares[: static_or_dynamic_size(d, 0)]
+    chunk = chunk_of(FLOAT_BYTES * positions * width)
+    return squared_norms_in_chunks(lambda ids, d: _squared_norms(ids, d, rows), ids, d, chunk)
+
+
+def _squared_norms(ids: tf.Tensor, d: tf.Tensor, rows: int) -> tf.Tensor:
+    """Returns `||G_i||^2` from all rows of `d` at once."""
+    batch, positions, _ = static_or_dynamic_shape(d)
+    d = tf.cast(d, tf.float32)
+    squares = tf.reduce_sum(tf.square(d), axis=2)
+    if isinstance(positions, int) and positions < 2:
+        return tf.reduce_sum(tf.where((ids >= 0) & (ids < rows), squares, 0.0), axis=1)
+    ordered, order = tf.math.top_k(ids, k=positions)
+    in_table = (ordered >= 0) & (ordered < rows)
+    as_before = (ordered[:, 1:] == ordered[:, :-1]) & in_table[:, 1:]
+    none = tf.zeros([batch, tf.minimum(positions, 1)], tf.bool)
+    continues = tf.concat([none, as_before], axis=1)
+    repeated = continues | tf.concat([as_before, none], axis=1)
+    alone = tf.where(in_table & ~repeated, tf.gather(squares, order, batch_dims=1), 0.0)
+    return tf.reduce_sum(alone, axis=1) + _squared_norms_of_repeated(d, order, repeated, continues)
+
+
+def _squared_norms_of_repeated(d: tf.Tensor, order: tf.Tensor, repeated: tf.Tensor, continues: tf.Tensor) -> tf.Tensor:
+    """Returns the squared norms of the sums over runs of equal ids, added by example, shape [B].
+
+    Args:
+        d: [B, T, P].
+        order: positions in the order of their ids, [B, T].
+        repeated: whether the id there is one of several, [B, T].
+        continues: whether it is that of the place before, [B, T].
+    """
+    batch, positions, width = static_or_dynamic_shape(d)
+    total = batch * positions
+    flat = tf.reshape(d, [total, width])
+    example = tf.range(batch)[:, tf.newaxis]
+    position = tf.reshape(example * positions + order, [-1])
+    repeated = tf.reshape(repeated, [-1])
+    run = tf.cumsum(tf.cast(repeated & ~tf.reshape(continues, [-1]), tf.int32)) - 1
+    rank = tf.cumsum(tf.cast(repeated, tf.int32)) - 1
+    count = tf.reduce_sum(tf.cast(repeated, tf.int32))
+    places = tf.math.unsorted_segment_sum(tf.range(total), tf.where(repeated, rank, -1), total)
+
+    def of_the_first(size: Size) -> tf.Tensor:
+        """From the first `size` repeated places, which are all of them."""
+        place = places[:size]
+        in_run = tf.where(tf.range(size) < count, tf.gather(run, place), -1)
+        at = tf.gather(position, place)
+        runs = size // 2 + 1  # two places or more each
+        sums = tf.math.unsorted_segment_sum(tf.gather(flat, at), in_run, runs)
+        of_example = tf.maximum(tf.math.unsorted_segment_max(at // positions, in_run, runs), -1)
+        return tf.math.unsorted_segment_sum(tf.reduce_sum(tf.square(sums), axis=1), of_example, batch)
+
+    def of_the_smallest(sizes: list[Size]) -> tf.Tensor:
+        # Not tf.switch_case: compiled by XLA (TensorFlow 2.21) for an empty batch, it kills the process.
+        size, *larger = sizes
+        if not larger:
+            return of_the_first(size)
+        return tf.cond(count <= size, lambda: of_the_first(size), lambda: of_the_smallest(larger))
+
+    return of_the_smallest([-(-total // share) for share in SHARES])
