@@ -9,7 +9,7 @@ import tensorflow as tf
 from comparing import assert_norms_close
 from keras import layers as L
 
-from tf_largebatch.norms import KERAS, brute_force_gradient_norms, measure, per_example_gradient_norms
+from tf_largebatch.norms import KERAS, brute_force_gradient_norms, measure, per_example_gradient_norms, use_generic
 from tf_largebatch.norms.overrides import reached_methods
 
 BATCH = 4
@@ -165,3 +165,51 @@ def test_steps(case):
     y = keras.ops.reshape(y, (-1, y.shape[1], int(np.prod(steps.compute_output_shape((1, *shape))[2:]))))
     model = keras.Model(inputs, L.Dense(2)(L.GlobalMaxPooling1D()(y)))
     assert_agrees(model, RNG.normal(size=(BATCH, *shape)).astype("float32"))
+
+
+def _alone(model, take, y, rows):
+    """Each example's gradient norms in a batch of its own, [K, B]."""
+    found = []
+    for i in range(rows):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_mean((y[i : i + 1] - model(take(i), training=True)) ** 2)
+        gradients = tape.gradient(value, [v.value for v in model.trainable_variables])
+        found.append([float(tf.norm(tf.convert_to_tensor(g))) for g in gradients])
+    return np.transpose(found)
+
+
+def test_none_as_the_first_of_several_inputs():
+    class Optional(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = L.Dense(2)
+
+        def call(self, inputs):
+            bias, x = inputs
+            return self.dense(x if bias is None else x + bias)
+
+    model = Optional()
+    x, y = np.random.default_rng(0).normal(size=(3, 4)).astype("float32"), np.ones((3, 2), "float32")
+    model([None, tf.constant(x)])
+    found = per_example_gradient_norms(model, [None, x], y, "mse")
+    expected = _alone(model, lambda i: [None, tf.constant(x[i : i + 1])], y, 3)
+    np.testing.assert_allclose(np.stack(list(found.values())), expected, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*mask")
+def test_the_generic_rule_hands_masks_on():
+    class MaskedMean(L.Layer):
+        def __init__(self):
+            super().__init__()
+            self.dense = L.Dense(2)
+
+        def call(self, x, mask=None):
+            weights = keras.ops.cast(mask, x.dtype)[..., None]
+            return keras.ops.sum(weights * self.dense(x), axis=1)
+
+    ids = keras.Input((4,), dtype="int32")
+    layer = use_generic(MaskedMean())
+    model = keras.Model(ids, layer(L.Embedding(5, 3, mask_zero=True)(ids)))
+    x, y = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [4, 4, 1, 2]]), np.ones((3, 2), "float32")
+    found = per_example_gradient_norms(model, x, y, "mse")
+    np.testing.assert_allclose(np.stack(list(found.values())), _alone(model, lambda i: x[i : i + 1], y, 3), rtol=1e-5)

@@ -292,7 +292,7 @@ class Recorder:
         if not hasattr(variable, "assign"):
             raise ValueError(
                 f"Per-example gradient norms are not available: layer {self._path()!r} computes with a tensor where "
-                f"its class has a variable (received a {type(variable).__name__} of shape {variable.shape}). Register "
+                f"its class has a variable (received {type(variable).__name__} of shape {variable.shape}). Register "
                 "a rule for this layer or train with gradient_norms='replica'."
             )
 

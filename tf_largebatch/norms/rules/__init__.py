@@ -25,7 +25,12 @@ from tf_largebatch.norms.rules.dense import dense, refuse_lora
 from tf_largebatch.norms.rules.einsum import einsum_dense, refuse_einsum
 from tf_largebatch.norms.rules.elementwise import layer_scale, prelu, rms_normalization, spectral_normalization
 from tf_largebatch.norms.rules.embedding import embedding
-from tf_largebatch.norms.rules.normalization import batch_normalization, group_normalization, layer_normalization
+from tf_largebatch.norms.rules.normalization import (
+    GROUP_NORM_METHODS,
+    batch_normalization,
+    group_normalization,
+    layer_normalization,
+)
 from tf_largebatch.norms.rules.recurrent import cell_alone, covered_cells, recurrent, refuse_cell, refuse_recurrent
 from tf_largebatch.norms.rules.reversible_embedding import reversible_embedding
 from tf_largebatch.norms.rules.spectrogram import stft_spectrogram
@@ -46,9 +51,9 @@ TABLE: tuple[tuple[Rule, tuple[type | str, ...], dict[str, Any]], ...] = (
     (stft_spectrogram, (L.STFTSpectrogram,), {"methods": ("call", "_apply_conv")}),
     (embedding, (L.Embedding,), {"refuse": refuse_lora}),
     (reversible_embedding, (L.ReversibleEmbedding,), {"refuse": refuse_lora}),
-    (batch_normalization, (L.BatchNormalization,), {"methods": ("call",)}),
+    (batch_normalization, (L.BatchNormalization,), {"methods": ("call", "_compose_transforms")}),
     (layer_normalization, (L.LayerNormalization,), {"methods": ("call",)}),
-    (group_normalization, (L.GroupNormalization,), {"methods": ("call",)}),
+    (group_normalization, (L.GroupNormalization,), {"methods": GROUP_NORM_METHODS}),
     (rms_normalization, (L.RMSNormalization,), {}),
     (prelu, (L.PReLU,), {}),
     (layer_scale, (LAYER_SCALE,), {}),

@@ -68,6 +68,8 @@ def normalize_then_affine(
     return ops.cast(affine(tf.cast(z, dtype), gamma, beta), layer.compute_dtype)
 
 
+# The methods that scale and shift. The others run as the layer's class has them.
+GROUP_NORM_METHODS = ("call", "_apply_normalization", "_create_broadcast_shape")
 BATCH_NORM_METHODS = reached_methods(keras.layers.BatchNormalization)
 
 
