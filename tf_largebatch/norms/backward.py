@@ -1,9 +1,8 @@
-"""The backward pass, seen at the recorded tensors: norms are worked out where and when their `d` appears.
+"""Computes the norms during the backward pass, as soon as the gradient of a recorded tensor is there.
 
-Left to itself TensorFlow's executor puts the norms off, since nothing waits for them, and then keeps every layer's
-input and output gradient until the end of the step. So the gradient that goes on to one layer is made to wait for the
-norms of the layer before it (in the order of the backward pass): both can still overlap, and memory stays that of the
-plain step.
+TensorFlow's executor would compute the norms last, because nothing waits for them, and would keep every layer's input
+and output gradient until the end of the step. So the gradient that goes on to a layer waits for the norms of the layer
+before it, in the order of the backward pass. The two can still overlap, and memory stays that of the plain step.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from tf_largebatch.norms.uses import Together, measure_uses
 
 @dataclasses.dataclass
 class Backward:
-    """What the backward pass brought to the uses of one forward pass.
+    """Collects the gradients that the backward pass brings to the uses of one forward pass, and measures them.
 
     Attributes:
-        uses: all uses, in the order of the forward pass.
-        window: the measured examples, None for all.
-        d: for each use that the gradient reached, by its number, `d = dLoss/dy`.
-        together: for each variable all of whose uses the gradient reached, by its identity, its norms and what came
-            with them.
+        uses: All uses, in the order of the forward pass.
+        window: The measured examples; None for all.
+        d: `d = dLoss/dy` of each use that the gradient has reached, by the use's number.
+        together: The norms, and shares of the gradient, of each variable all of whose uses the gradient has reached, by
+            the variable's identity.
     """
 
     uses: Sequence[Use]
@@ -48,7 +47,7 @@ class Backward:
         self._results: list[tf.Tensor] = []
 
     def __call__(self, use: Use, d: tf.Tensor) -> tf.Tensor:
-        """Takes note of a use's `d` and returns it for the layers below."""
+        """Stores a use's `d` and returns it for the layers below."""
         wait = self._after_the_layer_before if device() != "tpu" else self._kept_apart_on_tpu
         d = wait(use, tf.convert_to_tensor(d))
         self.d[use.number] = d
@@ -73,9 +72,9 @@ class Backward:
             return tf.identity(d)
 
     def _kept_apart_on_tpu(self, use: Use, d: tf.Tensor) -> tf.Tensor:
-        """There XLA orders the work, which knows no control dependencies, but barriers.
+        """Returns `d` behind a barrier: on a TPU XLA orders the work, and it ignores control dependencies.
 
-        It is the layer's kernel that waits, not its bias, whose sums are fused with what computes `d`.
+        The layer's kernel waits. Its bias does not, because XLA fuses the sums for it with what computes `d`.
         """
         if use.number not in self._last_of_layer or not self._results:
             return d

@@ -1,4 +1,4 @@
-"""Which layer class is measured by which rule.
+"""Maps each layer class to the rule that measures it.
 
 A rule is a function `rule(layer, recorder, *args, **kwargs)` with the arguments of the layer's `call`, which returns
 what `call` returns and records every use of the layer's trainable variables with the recorder.
@@ -29,11 +29,11 @@ class _Entry:
 
 
 class Registry:
-    """Layer rules of one Keras world (`keras` or `tf_keras`).
+    """Holds the layer rules of one Keras world (`keras` or `tf_keras`).
 
     Args:
-        register: where users find `register`, for error messages.
-        generic: how users ask for the generic rule, likewise.
+        register: The public name of `register`, for error messages.
+        generic: The public name of `use_generic`, for error messages.
     """
 
     def __init__(
@@ -55,23 +55,23 @@ class Registry:
         covers: Callable[[Any], list[Any]] = lambda layer: [],
         wraps: bool = False,
     ) -> Callable[[Rule], Rule]:
-        """Decorator that registers a rule for layer classes.
+        """Returns a decorator that registers a rule for layer classes.
 
-        A subclass is measured by its base's rule as long as it overrides none of the methods which the rule stands
-        in for.
+        A subclass is measured by its base's rule as long as it overrides none of the methods that the rule replaces or
+        relies on.
 
         Args:
             *layer_classes: The classes. A string names the class of a package that need not be installed, as
-                "package.module.Class"; the rule takes effect when a layer of the class comes.
+                "package.module.Class"; the rule is entered when the first layer of the class is looked up.
             methods: Names of the methods and properties that the rule replaces or relies on. None for all that the
                 class's `call` reaches.
-            refuse: gives the reason why a particular layer cannot be measured, or None.
-            covers: gives the layers inside a layer whose variables the rule records itself; they need no rule and
-                none of theirs runs.
-            wraps: whether the rule runs for the sake of the layers inside, even where it has no variables to record.
+            refuse: Returns why a particular layer cannot be measured, or None.
+            covers: Returns the layers inside a layer whose variables the rule records itself. They need no rule, and
+                their own rules do not run.
+            wraps: Whether the rule also runs where it has no variables to record, because the layers inside need it.
 
         Raises:
-            ValueError: if a class has a rule already; `unregister` it first.
+            ValueError: If a class has a rule already; `unregister` it first.
         """
 
         def decorate(rule: Rule) -> Rule:
@@ -105,41 +105,41 @@ class Registry:
             self._by_name.pop(_qualified_name(layer_class), None)
 
     def layer_classes(self) -> list[type]:
-        """All classes with a rule, by name."""
+        """Returns all classes with a rule, sorted by name."""
         return sorted(self._entries, key=lambda cls: cls.__name__)
 
     def layer_names(self) -> list[str]:
-        """The classes with a rule that were registered by name, whether their packages are installed or not."""
+        """Returns the names of the classes registered by name, whether or not their packages are installed."""
         return sorted(self._by_name)
 
     def register_generic(self, rule: Rule) -> Rule:
-        """Decorator that registers the rule for any layer, run for those that are marked or where it is allowed."""
+        """Registers the rule for any layer. It runs for marked layers, and for all without another where allowed."""
         self._generic_rule = rule
         return rule
 
     def mark_generic(self, layer: Any) -> None:
-        """Has one layer, with all layers inside it, measured by the generic rule whether it has another or not."""
+        """Measures one layer, with all layers inside it, by the generic rule, even if it has another rule."""
         self._generic_layers.add(layer)
 
     def allowing_generic(self) -> Registry:
-        """This registry with the generic rule for every layer that has no other. The rules are shared."""
+        """Returns this registry with the generic rule for every layer without another. Both share their rules."""
         registry = Registry()
         vars(registry).update(vars(self), _generic_allowed=True)
         return registry
 
     def rule_for(self, layer: Any) -> Rule | None:
-        """The rule that measures this layer, or None."""
+        """Returns the rule that measures this layer, or None."""
         if self._is_generic(layer):
             return self._generic_rule
         entry = self._entry(layer)
         return None if entry is None or self.why_not(layer) else entry.rule
 
     def why_not(self, layer: Any) -> str | None:
-        """Why this layer cannot be measured, or None if it can."""
+        """Returns why this layer cannot be measured, or None if it can."""
         return None if self._is_generic(layer) else self._why_no_exact_rule(layer)
 
     def covered(self, layer: Any) -> list[Any]:
-        """The layers inside a layer whose variables the layer's rule records itself."""
+        """Returns the layers inside a layer whose variables the layer's rule records itself."""
         entry = self._entry(layer)
         covered = [] if entry is None else entry.covers(layer)
         if layer in self._generic_layers or (_variables(layer, covered) and self._is_generic(layer)):
@@ -147,7 +147,7 @@ class Registry:
         return covered
 
     def wraps(self, layer: Any) -> bool:
-        """Whether the layer's rule runs for the sake of the layers inside."""
+        """Returns whether the layer's rule runs because the layers inside need it."""
         entry = self._entry(layer)
         return entry is not None and entry.wraps and bool(layer.trainable_variables)
 
@@ -185,27 +185,27 @@ def _qualified_name(cls: type) -> str:
 
 
 def _is_quantized(layer: Any) -> bool:
-    """Whether Keras runs the layer's `quantized_call` in place of its `call`."""
+    """Returns whether Keras runs the layer's `quantized_call` in place of its `call`."""
     return getattr(getattr(layer, "dtype_policy", None), "quantization_mode", None) is not None
 
 
 def own_trainable_variables(layer: Any) -> list[Any]:
-    """The trainable variables of the layer itself, without its sublayers'."""
+    """Returns the trainable variables of the layer itself, without those of its sublayers."""
     below = {id(v) for sub in layer._flatten_layers(include_self=False) for v in sub.trainable_variables}
     return [v for v in layer.trainable_variables if id(v) not in below]
 
 
 def _variables(layer: Any, covered: list[Any]) -> list[Any]:
-    """The trainable variables which the rule of a layer records that covers these layers."""
+    """Returns the trainable variables that a layer's rule records: its own and those of the layers that it covers."""
     inside = {id(v): v for sub in covered for v in sub.trainable_variables}
     return [*own_trainable_variables(layer), *inside.values()]
 
 
 def check_supported(model: Any, registry: Registry) -> list[Any]:
-    """The layers of a model to measure.
+    """Returns the layers of a model to measure.
 
     Raises:
-        ValueError: if a layer with trainable variables of its own has no rule; names all of them.
+        ValueError: If a layer with trainable variables of its own has no rule. The message names all such layers.
     """
     layers = list(model._flatten_layers())  # an iterator in tf_keras
     covered_by = {id(layer): registry.covered(layer) for layer in layers}

@@ -1,4 +1,4 @@
-"""Sizes that are Python ints where they are known and tensors where they are not."""
+"""Sizes and shapes: Python ints where they are known when the step is traced, tensors where they are not."""
 
 from __future__ import annotations
 

@@ -260,7 +260,7 @@ class LayerAlone:
         return rows == self.batch_size if isinstance(rows, int) and isinstance(self.batch_size, int) else rows is None
 
     def _check_same(self, error: tf.Tensor) -> tf.Tensor:
-        """Raises if an example alone gives something else; rounding may differ, and NaN is somebody else's business.
+        """Raises if an example alone gives something else. Rounding may differ, and NaN is not checked.
 
         Returns zero; NaN where raising is impossible, since XLA leaves assertions out.
         """
