@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers as L
-from tf_keras_norm_reference import assert_measured_right, measured, randomize
+from tf_keras_norm_reference import assert_measured_right, cross_entropy, measured, randomize, reference
 
+from tf_largebatch.norms import measure
 from tf_largebatch.tf_keras.norms import TF_KERAS
 
 GENERIC = TF_KERAS.allowing_generic()
@@ -91,3 +92,50 @@ def test_in_half_precision():
 def test_what_it_cannot_measure(layer, error, message):
     with pytest.raises(error, match=message):
         measured(*classifier(layer()), registry=GENERIC)
+
+
+def test_compiled_with_batches_of_several_sizes():
+    """An unknown batch size under XLA: a smaller last batch, and none, as the share of a replica may be."""
+    model, x, y = classifier(Own())
+
+    @tf.function(jit_compile=True, autograph=False)
+    def norms(x, y):
+        def loss(logits):
+            return cross_entropy(y, logits)
+
+        variables = model.trainable_variables
+        return measure(model, lambda: model(x), loss, variables, tf.shape(x)[0], GENERIC)[1].squared_norms
+
+    norms = norms.get_concrete_function(tf.TensorSpec((None, 5, 6)), tf.TensorSpec((None,), tf.int64))
+    for size in (4, 3):
+        expected = reference(model, x[:size], y[:size])
+        for index, squares in enumerate(norms(tf.constant(x[:size]), tf.constant(y[:size]))):
+            np.testing.assert_allclose(np.sqrt(squares), expected[index], rtol=1e-4, atol=1e-6)
+    assert all(squares.shape == (0,) for squares in norms(tf.constant(x[:0]), tf.constant(y[:0])))
+
+
+def test_a_layer_that_differentiates_itself_is_measured_where_it_is_marked():
+    class Force(L.Layer):
+        def build(self, shape):
+            self.first, self.second = L.Dense(5, activation="tanh"), L.Dense(3)
+
+        def call(self, x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = self.second(self.first(x))
+            return y + tf.reduce_sum(tape.gradient(y, x), axis=-1, keepdims=True)
+
+    force = Force()
+    model, x, y = classifier(force)
+    with pytest.raises(ValueError, match="loss depends on a derivative that the model takes"):
+        measured(model, x, y)
+    TF_KERAS.mark_generic(force)
+    _, found = measured(model, x, y)
+    for i in range(BATCH):
+        with tf.GradientTape() as tape:
+            value = cross_entropy(y[i : i + 1], model(x[i : i + 1])) / BATCH
+        for v, g, squares in zip(
+            model.trainable_variables, tape.gradient(value, model.trainable_variables), found.squared_norms, strict=True
+        ):
+            if g is not None:  # the last bias of a force
+                np.testing.assert_allclose(np.sqrt(squares[i]), tf.norm(g), rtol=1e-4, atol=1e-6, err_msg=v.name)

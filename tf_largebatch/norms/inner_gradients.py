@@ -98,8 +98,8 @@ def message(layers: list[str]) -> str:
         "Per-example gradient norms are not available: the loss depends on a derivative that the model takes through "
         f"the layers {', '.join(layers)} in its own forward pass, and the second derivatives of their weights cannot "
         "be measured. Put tf.stop_gradient around the derivative if it is not to be differentiated, have the layer "
-        "(or model) that takes it measured by the slow rule for any layer (tf_largebatch.norms.use_generic(layer)), "
-        "or train with gradient_norms='replica'."
+        "(or model) that takes it measured by the slow rule for any layer (tf_largebatch.norms.use_generic(layer); in "
+        "tf_keras, tf_largebatch.tf_keras.norms.TF_KERAS.mark_generic(layer)), or train with gradient_norms='replica'."
     )
 
 

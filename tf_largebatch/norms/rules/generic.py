@@ -192,16 +192,19 @@ class LayerAlone:
         `d` is zero there.
         """
         batched, rebuild = self._split_arguments()
+        examples = [*batched, d, self.joined]
         count = stop - start
+        if not isinstance(count, int):  # perhaps none: XLA compiles a chunk all the same, and needs a row to gather
+            examples = [tf.concat([t, tf.zeros([1, *static_or_dynamic_shape(t)[1:]], t.dtype)], 0) for t in examples]
         size = _chunk_sizes.get(self.layer, CHUNK_SIZE)
         size = min(size, count) if isinstance(count, int) and count else size
         chunks = -(-count // size)
 
         def of_chunk(j: Any) -> list[tf.Tensor]:
             places = start + j * size + tf.range(size)
-            rows = tf.minimum(places, stop - 1)
+            rows = tf.maximum(tf.minimum(places, stop - 1), 0)
             inside = tf.reshape(tf.cast(places < stop, d.dtype), [size, *(1 for _ in d.shape[1:])])
-            cut = [tf.gather(t, rows) for t in (*batched, d, self.joined)]
+            cut = [tf.gather(t, rows) for t in examples]
             return self._contributions(cut[:-2], rebuild, cut[-2] * inside, cut[-1])
 
         def add_chunk(j: Any, squares: tf.TensorArray, sums: list[tf.Tensor]) -> tuple[Any, ...]:
