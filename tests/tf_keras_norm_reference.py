@@ -34,6 +34,10 @@ def reference(model, x, y, loss=cross_entropy, training=True):
     layers = [layer for layer in model._flatten_layers() if own_trainable_variables(layer)]
     calls = []
 
+    def restore():
+        for v, before in state:
+            v.assign(before)
+
     def recording(layer):
         def call(*args, **kwargs):
             outputs = tf.nest.map_structure(tf.identity, type(layer).call(layer, *args, **kwargs))
@@ -58,6 +62,7 @@ def reference(model, x, y, loss=cross_entropy, training=True):
             if d is None:
                 continue
             own = own_trainable_variables(layer)
+            restore()  # batch renormalization depends on it
             with tf.GradientTape() as layer_tape:
                 outputs = layer(*args, **kwargs)
             row = tf.reshape(tf.one_hot(i, len(x), dtype=d.dtype), [-1] + [1] * (d.shape.rank - 1))
@@ -68,8 +73,7 @@ def reference(model, x, y, loss=cross_entropy, training=True):
         for index, v in enumerate(model.trainable_variables):
             if id(v) in contributions:
                 norms.setdefault(index, []).append(float(tf.norm(contributions[id(v)])))
-    for v, before in state:
-        v.assign(before)
+    restore()
     return {index: np.array(values) for index, values in norms.items()}
 
 

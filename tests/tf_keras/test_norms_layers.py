@@ -24,6 +24,27 @@ class Attention(L.Layer):
         return self.attention(x, x)
 
 
+class OwnMoments(BN):
+    def _moments(self, inputs, axes, keep_dims=False, mask=None):
+        mean, variance = super()._moments(inputs, axes, keep_dims, mask=mask)
+        return 0.5 * mean, 2.0 * variance
+
+
+class OwnKernel(BN):
+    def _fused_batch_norm(self, inputs, mask, training):
+        return super()._fused_batch_norm(inputs**2, mask, training)
+
+
+class OwnSynchronized(L.experimental.SyncBatchNormalization):
+    def _moments(self, inputs, axes, keep_dims=False, mask=None):
+        mean, variance = super()._moments(inputs, axes, keep_dims, mask=mask)
+        return 0.5 * mean, variance
+
+
+def adjustment(shape):
+    return tf.range(1.0, 4.0)[tf.newaxis], tf.ones((1, 3))
+
+
 # name: (shape of one example, layers before the head)
 CASES = {
     "dense": ((6,), lambda: [L.Dense(4, activation="tanh")]),
@@ -53,6 +74,13 @@ CASES = {
     "batch norm, frozen": ((5, 5, 3), lambda: [BN(trainable=False), L.Conv2D(4, 3)]),
     "sync batch norm": ((5, 5, 3), lambda: [BN(synchronized=True)]),
     "experimental sync batch norm": ((5, 5, 3), lambda: [L.experimental.SyncBatchNormalization()]),
+    "batch renorm": ((5, 5, 3), lambda: [BN(renorm=True)]),
+    "batch norm, virtual batches": ((5, 3), lambda: [BN(virtual_batch_size=2)]),
+    "batch norm, adjusted": ((3,), lambda: [BN(adjustment=adjustment)]),
+    "batch norm, two axes": ((5, 4, 3), lambda: [BN(axis=[1, 3])]),
+    "batch norm, own moments": ((5, 4, 3), lambda: [OwnMoments(fused=False)]),
+    "batch norm, own kernel": ((5, 4, 3), lambda: [OwnKernel()]),
+    "sync batch norm, own moments": ((5, 4, 3), lambda: [OwnSynchronized()]),
     "layer norm": ((5, 6), lambda: [L.LayerNormalization()]),
     "layer norm, small epsilon": ((5, 6), lambda: [L.LayerNormalization(epsilon=1e-6)]),
     "layer norm, two axes, no scale": ((4, 5, 6), lambda: [L.LayerNormalization(axis=(2, 3), scale=False)]),
@@ -132,6 +160,16 @@ def test_half_precision(policy, rtol, case):
             np.testing.assert_allclose(np.sqrt(found.squared_norms[index]), expected[index], rtol, atol, err_msg=v.name)
 
 
+class TwiceNormalized(BN):
+    def call(self, x, training=None):
+        return super().call(super().call(x, training=training), training=training)
+
+
+class PaddedBehind(L.Conv1D):
+    def _compute_causal_padding(self, inputs):
+        return [[0, 0], [0, 1], [0, 0]]
+
+
 @pytest.mark.parametrize(
     "layer, reason",
     [
@@ -139,9 +177,8 @@ def test_half_precision(policy, rtol, case):
             lambda: L.LSTM(4),
             r"lstm/lstm_cell \(LSTMCell has no rule\)\..*\(tf_largebatch.tf_keras.norms.TF_KERAS.register\)",
         ),
-        (lambda: BN(renorm=True), "renorm=True"),
-        (lambda: BN(virtual_batch_size=2), "virtual_batch_size=2"),
-        (lambda: BN(axis=[1, 2]), r"axis=\[1, 2\]"),
+        (lambda: TwiceNormalized(), "overrides BatchNormalization.call"),
+        (lambda: PaddedBehind(2, 2, padding="causal"), "overrides Conv1D._compute_causal_padding"),
         (lambda: L.SeparableConv1D(3, 2, padding="causal"), "padding='causal'"),
     ],
 )
@@ -149,6 +186,39 @@ def test_refusals_name_the_layer(layer, reason):
     model = tf_keras.Sequential([L.Input((4, 3)), layer(), L.Flatten(), L.Dense(3)])
     with pytest.raises(ValueError, match=reason):
         measured(model, *batch((4, 3)))
+
+
+def test_a_batch_axis_with_scales_is_refused():
+    model = tf_keras.Sequential([L.Input((3,), batch_size=BATCH), BN(axis=0), L.Dense(3)])
+    with pytest.raises(ValueError, match=r"axis=\[0\]"):
+        measured(model, *batch((3,)))
+
+
+# Examples' contributions of one sign and size 1/64 add up to hundreds, where float16 has steps of 1/4.
+MANY = 16_384
+SUMS = ("dense over positions", "einsum heads", "depthwise2d", "separable1d", "prelu", "batch norm", "layer norm")
+
+
+@pytest.mark.parametrize("case", [*SUMS, "batch norm, not fused", "batch renorm", "group norm", "conv1d causal"])
+def test_sums_over_many_examples_in_half_precision(case):
+    shape, make = CASES[case]
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(MANY, *shape)) + 0.5).astype("float16").astype("float32")
+    results = []
+    for policy in ("mixed_float16", "float32"):
+        tf_keras.mixed_precision.set_global_policy(policy)
+        model = tf_keras.Sequential([L.Input(shape), *make()])
+        randomise(model)
+        if not results:
+            weights = model.get_weights()
+        model.set_weights(weights)
+        _, found = measured(model, x, None, loss=lambda _, z: tf.reduce_sum(tf.cast(z, tf.float32)) / 64.0)
+        results.append((found.gradients, found.gradient_norms().values))
+    (gradients, norms), (exact, exact_norms) = results
+    for index, v in enumerate(model.trainable_variables):
+        size = max(float(tf.norm(exact[index])), 0.1 * float(exact_norms[index]))
+        assert float(tf.norm(gradients[index] - exact[index])) < 2e-3 * size, v.name
+        assert float(norms[index]) == pytest.approx(float(exact_norms[index]), rel=2e-3), v.name
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])

@@ -91,3 +91,42 @@ def test_two_replicas_in_half_precision_with_loss_scaling(two_replicas):
         # Roundings of 2^-11 of activations, in another order, over four steps.
         np.testing.assert_allclose(found, expected, atol=3e-3)
     assert list(two[1].values()) == pytest.approx(list(one[1].values()), rel=0.05)
+
+
+def test_a_replica_without_examples(two_replicas):
+    """Its share is zero, and its batch norms keep their averages: a last batch may be smaller than the replicas."""
+    # Side by side: behind a convolution of no examples TensorFlow's kernels for CPUs fail, in plain tf_keras too.
+    with two_replicas.scope():
+        inputs = L.Input((4, 4, 3))
+        layers = [
+            L.Conv2D(4, 3),
+            L.DepthwiseConv2D(3),
+            L.PReLU(),
+            L.BatchNormalization(),
+            L.BatchNormalization(synchronized=True),
+            L.BatchNormalization(renorm=True),
+            L.LayerNormalization(),
+            L.GroupNormalization(3),
+            L.Dense(2),
+        ]
+        outputs = L.Concatenate()([L.Flatten()(layer(inputs)) for layer in layers])
+        model = tf_keras.Model(inputs, L.Dense(3)(outputs))
+    images = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype("float32")
+    variables = model.trainable_variables
+
+    def step(x):
+        def loss(logits):
+            return tf.reduce_sum(logits**2)
+
+        _, found = measure(model, lambda: model(x, training=True), loss, variables, tf.shape(x)[0], TF_KERAS)
+        return found.gradients, found.gradient_norms().values
+
+    data = iter(two_replicas.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(images).batch(2)))
+    run = tf.function(lambda x: two_replicas.run(step, (x,)), input_signature=[data.element_spec], autograph=False)
+    gradients, norms = run(next(data))
+    shares = [two_replicas.experimental_local_results(value) for value in (*gradients, norms)]
+    for one, none in shares:
+        assert np.all(np.isfinite(one))
+        assert not np.any(none)
+    assert np.any(shares[0][0])
+    assert all(np.all(np.isfinite(v)) for v in model.non_trainable_variables)

@@ -14,6 +14,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from tf_largebatch.keras_internals import layers_within
+
 Choose = Callable[[Any, Callable[..., Any], dict[str, Any]], Any]
 
 
@@ -92,7 +94,7 @@ def raw(variable: Any) -> Any:
 def batch_norms(network: tf_keras.Model) -> list[Any]:
     """All batch-normalization layers that a network calls, synchronized ones too."""
     base = tf_keras.layers.BatchNormalization.__mro__[1]
-    return [layer for layer in network._flatten_layers() if isinstance(layer, base) and layer.built]
+    return [layer for layer in layers_within(network) if isinstance(layer, base) and layer.built]
 
 
 def normalize_by_batch(network: tf_keras.Model) -> None:

@@ -17,6 +17,7 @@ from tf_largebatch.model_garden.adversary import Adversary, needs_next_batch
 from tf_largebatch.model_garden.measuring import check_optimizer, measuring_of
 from tf_largebatch.model_garden.rebuildable import RebuildableNetwork, batch_norms, raw
 from tf_largebatch.model_garden.refusals import ConfigurationError, one_line
+from tf_largebatch.tf_keras.keras_internals import save_with_optimizer
 from tf_largebatch.tf_keras.optimizers import clars_of
 from tf_largebatch.training.micro_batches import batch_size_of
 from tf_largebatch.training.step import Pass, Stream, passes_over, run_pass
@@ -105,7 +106,7 @@ class LargeBatchTask(model_garden_task.ImageClassificationTask):
             state = tf.Module(name="conadv")
             state.batch_norms = [auxiliary.own for auxiliary in self._auxiliary]
             state.snapshots, state.age = self._adversary.snapshots, self._adversary.age
-            optimizer._track_trackable(state, name="conadv")
+            save_with_optimizer(optimizer, state, "conadv")
             optimizer.iterations  # noqa: B018  (creates the counter, which the attack's seeds read)
         return optimizer
 

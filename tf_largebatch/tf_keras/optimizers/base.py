@@ -16,6 +16,7 @@ from tf_largebatch import check
 from tf_largebatch.optimizers import update_kernels
 from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
 from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate
+from tf_largebatch.tf_keras.keras_internals import variable_key
 
 Pair = tuple[Any, Any]
 
@@ -109,7 +110,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
                 optimizer was built without one of them.
         """
         if self.built:
-            new = [variable.name for variable in variables if _key(variable) not in self._index]
+            new = [variable.name for variable in variables if variable_key(variable) not in self._index]
             if new:
                 raise ValueError(
                     f"{self.name} trains the {len(self._trainable_variables)} variables of its first step, and {new} "
@@ -118,7 +119,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
             return
         self._select(variables)
         self._trainable_variables = list(variables)
-        self._index = {_key(variable): index for index, variable in enumerate(variables)}
+        self._index = {variable_key(variable): index for index, variable in enumerate(variables)}
         with self._distribution_strategy_scope():
             self._packed_rates = self._add_packed_variable("layerwise_rates")
             self._packed_norms = self._add_packed_variable("gradient_norms")
@@ -179,10 +180,10 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
         variable.assign_sub(tf.cast(value, variable.dtype))
 
     def _get_variable_index(self, variable: Any) -> int:
-        return self._index[_key(variable)]
+        return self._index[variable_key(variable)]
 
     def _index_if_known(self, variable: Any) -> int | None:
-        return self._index.get(_key(variable))
+        return self._index.get(variable_key(variable))
 
     def _add_packed_variable(self, name: str) -> Any:
         return self.add_weight(
@@ -220,7 +221,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
         return [*super()._transform_gradients(pairs), *norms]
 
     def _is_packed_norms(self, variable: Any) -> bool:
-        return self._packed_norms is not None and _key(variable) == _key(self._packed_norms)
+        return self._packed_norms is not None and variable_key(variable) == variable_key(self._packed_norms)
 
     def _split_off_norms(self, grads_and_vars: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
         """Returns the pairs of gradient and variable, and the one pair of K norms and their variable if there is one.
@@ -258,10 +259,3 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
                 group=False,
             )
             return self.iterations.assign_add(1, read_value=False)
-
-
-def _key(variable: Any) -> Any:
-    """Returns what identifies a variable: the same for a replica's component, the whole and their autocast wrapper."""
-    container = getattr(variable, "_distributed_container", None)
-    whole = container() if container is not None else None
-    return (variable if whole is None else whole)._unique_id

@@ -11,9 +11,7 @@ from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.convolution import bias_and_activation, convolution, depthwise, separable_convolution
 from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 
-TF_KERAS.register(
-    tf_keras.layers.Conv1D, tf_keras.layers.Conv2D, tf_keras.layers.Conv3D, methods=("call", "convolution_op")
-)(convolution)
+TF_KERAS.register(tf_keras.layers.Conv1D, tf_keras.layers.Conv2D, tf_keras.layers.Conv3D)(convolution)
 
 
 @TF_KERAS.register(tf_keras.layers.DepthwiseConv1D, tf_keras.layers.DepthwiseConv2D)

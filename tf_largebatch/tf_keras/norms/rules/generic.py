@@ -12,8 +12,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.generic import Alone, LayerAlone, join, unjoin
+from tf_largebatch.tf_keras.keras_internals import adds_losses
 from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 
 
@@ -26,7 +28,7 @@ def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
     copies = [recorder.value(v, v.dtype) for v in variables]
     with _in_place_of(variables, copies, layer):
         outputs = type(layer).call(layer, *args, **kwargs)
-    if any(inner._losses for inner in layer._flatten_layers()):
+    if adds_losses(layer):
         _refuse(layer, "adds a loss, which its outputs do not show")
     joined = join(outputs, recorder.batch_size, layer)
     alone = _LayerAlone(layer, args, kwargs, variables, copies, recorder.batch_size, joined)
@@ -50,7 +52,7 @@ def _in_place_of(variables: Sequence[Any], tensors: Sequence[tf.Tensor], layer: 
     tensor_of = {id(v): tensor for v, tensor in zip(variables, tensors, strict=True)}
     replaced = []
     try:
-        for inner in layer._flatten_layers():
+        for inner in layers_within(layer):
             for name, value in list(vars(inner).items()):
                 if id(value) in tensor_of:
                     replaced.append((inner, name, value))

@@ -8,10 +8,18 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from tf_largebatch.norms.overrides import overridden_method, reached_methods
 from tf_largebatch.norms.recorder import Recorder, sum_squares_per_example
 from tf_largebatch.norms.rules.bias import Bias
-from tf_largebatch.norms.rules.normalization import affine, normalize_then_affine, per_example_affine
+from tf_largebatch.norms.rules.elementwise import wide_dtype
+from tf_largebatch.norms.rules.normalization import (
+    affine,
+    normalize_then_affine,
+    per_example_affine,
+    without_scale_and_center,
+)
 from tf_largebatch.norms.shapes import product, static_or_dynamic_shape
+from tf_largebatch.tf_keras import keras_internals
 from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 
 # What tf.nn.fused_batch_norm makes of any smaller epsilon.
@@ -47,26 +55,28 @@ class Scaling:
 
 
 def refuse_batch_normalization(layer: Any) -> str | None:
-    """Variants whose normalized input is another one than `(x - mean) inverse` with one mean for each channel."""
-    if layer.renorm:
-        return "renorm=True"
-    if layer.virtual_batch_size is not None:
-        return f"virtual_batch_size={layer.virtual_batch_size}"
-    if layer.adjustment is not None:
-        return "it has an adjustment function"
-    return f"axis={list(layer.axis)}" if len(layer.axis) > 1 else None
+    """An axis of the batch has a scale for each example, which no batch of another size can use."""
+    return f"axis={list(layer.axis)}" if 0 in _axes(layer) else None
 
 
+# Without the methods that `call` reaches: a subclass with its own is measured through its own call.
 @TF_KERAS.register(
     tf_keras.layers.BatchNormalization,
     tf_keras.layers.experimental.SyncBatchNormalization,
+    methods=("call",),
     refuse=refuse_batch_normalization,
 )
 def batch_normalization(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, training: Any = None, mask: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training."""
-    training = tf.get_static_value(tf.convert_to_tensor(layer._get_training_value(training)))
+    """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training.
+
+    Batch renormalization, virtual batches, adjustments, several axes and subclasses with a method of their own go the
+    longer way through the layer's own call.
+    """
+    if _normalizes_otherwise(layer):
+        return _own_call_then_affine(layer, recorder, inputs, training, mask)
+    training = tf.get_static_value(tf.convert_to_tensor(keras_internals.batch_norm_training(layer, training)))
     if training is None:
         raise ValueError(
             f"Per-example gradient norms are not available: layer {layer.name!r} gets its training mode as a tensor; "
@@ -82,16 +92,46 @@ def batch_normalization(
     else:
         y, mean, variance, inverse = _composed(layer, x, gamma, beta, training, mask)
     if training:
-        # tf_keras's own way, which also allows for an empty batch on one of the replicas.
-        count = tf.shape(x)[0] if layer._support_zero_size_input() else None
-        layer._assign_moving_average(layer.moving_mean, mean, layer.momentum, count)
-        layer._assign_moving_average(layer.moving_variance, variance, layer.momentum, count)
+        keras_internals.move_averages(layer, x, mean, variance)
     if gamma is not None:
         y = recorder.record(layer.gamma, y, Scaling(x, mean, inverse, axis))
     if beta is not None:
         broadcast_shape = tuple(x.shape[axis] if i == axis else 1 for i in range(rank))
         y = recorder.record(layer.beta, y, Bias(tuple(layer.beta.shape), broadcast_shape))
     return y
+
+
+def _axes(layer: Any) -> list[int]:
+    """The axes of the inputs on which gamma and beta lie; `layer.axis` counts the axis of virtual batches."""
+    return [axis - (layer.virtual_batch_size is not None) for axis in layer.axis]
+
+
+def _normalizes_otherwise(layer: Any) -> bool:
+    """Whether the normalized inputs are others than `(x - mean) inverse` with one mean for each channel."""
+    synchronized = tf_keras.layers.experimental.SyncBatchNormalization
+    base = synchronized if isinstance(layer, synchronized) else tf_keras.layers.BatchNormalization
+    return (
+        layer.renorm
+        or layer.virtual_batch_size is not None
+        or layer.adjustment is not None
+        or len(layer.axis) > 1
+        or overridden_method(type(layer), base, reached_methods(base)) is not None
+    )
+
+
+def _own_call_then_affine(
+    layer: Any, recorder: Recorder, inputs: tf.Tensor, training: Any, mask: tf.Tensor | None
+) -> tf.Tensor:
+    """The layer's own normalization, whatever it does, followed by a per-example scale and shift."""
+    z = type(layer).call(without_scale_and_center(layer), inputs, training=training, mask=mask)
+    wide = tf.cast(z, wide_dtype(z))
+    axes = _axes(layer)
+    sizes = [inputs.shape[axis] if axis in axes else 1 for axis in range(1, inputs.shape.rank)]
+    gamma, beta = (
+        None if v is None else tf.reshape(recorder.per_example(v, wide.dtype), [recorder.batch_size, *sizes])
+        for v in (layer.gamma, layer.beta)
+    )
+    return tf.ensure_shape(tf.cast(affine(wide, gamma, beta), z.dtype), inputs.shape)
 
 
 def _fused(
@@ -107,7 +147,7 @@ def _fused(
         variance=None if training else layer.moving_variance,
         epsilon=layer.epsilon,
         is_training=training,
-        data_format=layer._data_format,
+        data_format=keras_internals.batch_norm_data_format(layer),
     )
     biased = variance
     if training:
@@ -134,7 +174,7 @@ def _composed(
     wide = tf.cast(x, dtype)
     if training:
         others = [i for i in range(x.shape.rank) if i != axis]
-        mean, variance = layer._moments(wide, others, keep_dims=False, mask=mask)
+        mean, variance = keras_internals.batch_norm_moments(layer, wide, others, mask)
     else:
         mean, variance = tf.convert_to_tensor(layer.moving_mean), tf.convert_to_tensor(layer.moving_variance)
 
