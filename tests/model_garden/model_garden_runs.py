@@ -1,4 +1,4 @@
-"""Runs of the real command line and of the host's driver inside the test process."""
+"""Runs of the real command line and of Model Garden's driver inside the test process."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def params_of(experiment, *overrides):
 
 
 def run(params, model_dir, strategy=None, mode="train", seed=0):
-    """The host's driver without the command line; returns the trained model."""
+    """Model Garden's driver without the command line; returns the trained model."""
     tf_keras.utils.set_random_seed(seed)
     strategy = strategy or tf.distribute.OneDeviceStrategy("CPU:0")
     with strategy.scope():
@@ -91,7 +91,7 @@ def run(params, model_dir, strategy=None, mode="train", seed=0):
 
 
 def trainer_of(params, strategy=None, seed=0):
-    """The host's trainer and the task, without a loop around them."""
+    """Model Garden's trainer and the task, without a loop around them."""
     tf_keras.utils.set_random_seed(seed)
     strategy = strategy or tf.distribute.OneDeviceStrategy("CPU:0")
     with strategy.scope():

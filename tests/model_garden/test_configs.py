@@ -40,7 +40,7 @@ def test_experiments_are_registered_and_valid(name):
 
 @pytest.mark.parametrize("name", ["clars_resnet_cifar10", "conadv_resnet_cifar10"])
 def test_a_single_file_is_read_once_at_a_time(name):
-    """The host repeats the file names and reads `cycle_length` of them side by side: here all the same one."""
+    """Model Garden repeats the file names and reads `cycle_length` of them side by side: here all the same one."""
     params = runs.params_of(name)
     assert params.task.train_data.cycle_length == params.task.validation_data.cycle_length == 1
 
@@ -117,9 +117,9 @@ def test_the_resolved_configuration_is_saved_and_read_back(tmp_path):
 
 def test_the_hosts_tables_keep_their_entries():
     assert {"sgd", "lars", "lamb", "clars", "lars_lb"} <= set(optimization.optimizer_factory.LEGACY_OPTIMIZERS_CLS)
-    host = exp_factory.get_exp_config("resnet_imagenet")
-    assert "clars" not in vars(host.trainer.optimizer_config.optimizer)
-    assert host.trainer.train_steps == 90 * (1281167 // 4096)
+    plain = exp_factory.get_exp_config("resnet_imagenet")
+    assert "clars" not in vars(plain.trainer.optimizer_config.optimizer)
+    assert plain.trainer.train_steps == 90 * (1281167 // 4096)
 
 
 def at(path, value):
