@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from tf_keras import layers as L
-from tf_keras_norm_reference import assert_measured_right, cross_entropy, measured, randomise, reference
+from tf_keras_norm_reference import assert_measured_right, cross_entropy, measured, randomize, reference
 
 from tf_largebatch.norms import measure
 from tf_largebatch.tf_keras.norms import TF_KERAS
@@ -23,7 +23,7 @@ def batch(*shape, size=BATCH):
 
 def built(model, x):
     model(x)
-    randomise(model)
+    randomize(model)
     return model
 
 
@@ -140,7 +140,7 @@ def test_compiled_with_batches_of_several_sizes():
         L.LayerNormalization(),
     ]
     model = tf_keras.Sequential([L.Input((5, 5, 3)), *layers, L.Flatten(), L.Dense(3)])
-    randomise(model)
+    randomize(model)
     variables = model.trainable_variables
 
     @tf.function(

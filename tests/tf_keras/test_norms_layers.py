@@ -208,7 +208,7 @@ def test_sums_over_many_examples_in_half_precision(case):
     for policy in ("mixed_float16", "float32"):
         tf_keras.mixed_precision.set_global_policy(policy)
         model = tf_keras.Sequential([L.Input(shape), *make()])
-        randomise(model)
+        randomize(model)
         if not results:
             weights = model.get_weights()
         model.set_weights(weights)
