@@ -35,8 +35,9 @@ coverage: $(STAMP)
 	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
 
 # What takes minutes or the network: the wheel in a clean environment, deep models in every precision.
-test-long: $(STAMP)
+test-long: $(STAMP) $(GARDEN_STAMP)
 	$(BIN)/python -m pytest tests $(NOT_GARDEN) -m long $(ARGS)
+	$(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden -m long $(ARGS)
 
 # Notebooks, documentation, packages and the TPU compiler are the same there.
 test-oldest: $(OLDEST_STAMP)
