@@ -27,6 +27,13 @@ def test_layers_are_found_at_any_depth():
     )
 
 
+def test_a_layer_without_a_seed_draws_from_the_global_generator():
+    state = keras_internals.global_random_state()
+    before = state.numpy()
+    keras.random.uniform((1,))
+    assert (state.numpy() != before).any(), "global_seed_generator().state is no longer what unseeded layers use"
+
+
 def test_an_optimizer_holds_its_variables_in_order():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(0.1)

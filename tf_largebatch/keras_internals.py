@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from keras.src.random.seed_generator import global_seed_generator
 
 # Layers.
 
@@ -21,6 +22,15 @@ def layers_within(model: Any) -> list[Any]:
     `_flatten_layers`: the public `layers` stops at nested models and sees no layer inside another one.
     """
     return list(model._flatten_layers())
+
+
+def global_random_state() -> Any:
+    """Returns the variable that layers without a seed of their own draw random numbers from.
+
+    `global_seed_generator`: Keras has no public way to it, and a layer such as ConvNeXt's stochastic depth owns no
+    generator whose state could be restored.
+    """
+    return global_seed_generator().state
 
 
 def stft_convolution(layer: Any, inputs: Any, kernel: Any) -> Any:

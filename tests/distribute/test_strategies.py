@@ -112,8 +112,8 @@ def test_batches_that_do_not_fit(batch_size, replicas, micro_batch_size, message
         (["--strategy=multi_worker", "--output_dir=runs/a"], "needs TF_CONFIG, which is not set"),
         (["--strategy=mirrored"], "pass replicas, the number of logical devices"),
         (["--strategy=tpu"], "strategy=tpu found no TPU"),
-        (["--tpu=local"], "tpu must be left out except with strategy=tpu; received tpu='local'"),
-        (["--replicas=2"], "replicas applies to strategy=mirrored"),
+        (["--tpu=local"], "tpu must be left out with strategy=one_device; received tpu='local': it applies"),
+        (["--replicas=2"], "replicas must be left out with strategy=one_device; received replicas=2: it applies to"),
     ],
 )
 def test_the_command_line(arguments, message, tmp_path, monkeypatch, capsys):

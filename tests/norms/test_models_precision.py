@@ -1,6 +1,6 @@
 """Whole models as people run them: in float32, and in mixed precision.
 
-That a norm is the right one is shown in float64, in test_models.py. Here the same comparison is about rounding.
+That a norm is the right one is shown in float64, in test_norms_of_models.py. Here the comparison is about rounding.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from comparing import CROSS_ENTROPY
-from test_models import MODELS, random_batch, randomize_scales
+from test_norms_of_models import MODELS, random_batch, randomize_scales
 
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
 
@@ -37,12 +37,13 @@ def vanishes(path, largest):
     return path.endswith("key/bias") or (path.endswith("/bias") and largest[path] < 1e-4 * largest.get(kernel, 0.0))
 
 
-# The deep ones are slow to trace and run by `make test-long`; in float64, in test_models.py, they always run.
+# The deep ones are slow to trace and run by `make test-long`; in float64, in test_norms_of_models.py, they always run.
 DEEP = ("ResNet50", "ResNet50V2", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny")
 NAMES = [pytest.param(name, marks=pytest.mark.long if name in DEEP else ()) for name in MODELS]
 
 
-@pytest.mark.parametrize("name", [p for p in NAMES if p.values != ("ConvNeXtTiny",)])  # in float32 in test_models.py
+# ConvNeXtTiny is in float32 in test_norms_of_models.py.
+@pytest.mark.parametrize("name", [p for p in NAMES if p.values != ("ConvNeXtTiny",)])
 def test_float32(name):
     """Sixteen examples: at random weights, batch norm amplifies the less rounding the more there are."""
     errors = relative_errors(name, "float32", batch=16, training=True)

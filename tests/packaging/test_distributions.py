@@ -47,7 +47,7 @@ def files_of_the_package():
     found = [
         *ROOT.glob("tf_largebatch/**/*.py"),
         ROOT / "tf_largebatch/py.typed",
-        ROOT / "tf_largebatch/norms/README.md",
+        *ROOT.glob("tf_largebatch/*/README.md"),
     ]
     return {path.relative_to(ROOT).as_posix() for path in found}
 

@@ -281,7 +281,7 @@ def test_the_command_of_the_readme(tmp_path):
 
 def test_a_real_ctrl_c(tmp_path):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "tf_largebatch.train", "--optimizer=sgd", "--output_dir=run"]
+    command = [sys.executable, "-m", "tf_largebatch.train", "--optimizer=sgd", "--epochs=100000", "--output_dir=run"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
     )

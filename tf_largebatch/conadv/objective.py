@@ -33,6 +33,7 @@ from tf_largebatch.core.rates import compute_dtype
 # the network's layers whatever the scale of its logits. The published ConAdv code multiplies the loss by 128 for
 # logits whose spread is a few units.
 _GRADIENT_SIZE = 1024.0
+_SIZE_ON_REPLICAS = 128.0
 
 
 class Scores(enum.Enum):
@@ -155,10 +156,14 @@ def _unit_max(gradient: Any) -> Any:
 
 
 def _size(z: Any) -> Any:
-    """A power of two that falls as the spread of the logits grows, the same for all images of a batch.
+    """Returns a power of two that falls as the spread of the logits grows, the same for all images of a batch.
 
-    The same one for all, since batch normalization couples them; a power of two, since that rounds nothing.
+    It is the same for all because batch normalization couples them, and a power of two because that rounds nothing. On
+    several replicas, whose images synchronized batch norm couples too, it is a constant: each replica sees the logits
+    of its own images alone, and the attack is to need no communication.
     """
+    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        return ops.full((), _SIZE_ON_REPLICAS, dtype=z.dtype)
     spread = ops.max(ops.max(z, axis=-1) - ops.min(z, axis=-1)) if z.shape[0] != 0 else ops.ones((), z.dtype)
     spread = ops.where(ops.isfinite(spread), ops.minimum(ops.maximum(spread, 0.5), 1e5), ops.ones_like(spread))
     return ops.power(ops.cast(2.0, z.dtype), ops.round(ops.log2(_GRADIENT_SIZE / spread)))

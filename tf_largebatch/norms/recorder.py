@@ -75,13 +75,11 @@ class Use:
 class Recorder:
     """Records the uses of variables during one forward pass of a batch.
 
-    A rule gets the recorder and speaks to it in one of these ways:
-
-    * `record(variable, y, contraction)`: `y` [B, ...] was computed with `value(variable)`;
-    * `per_example(variable)`: the variable repeated for each example, to compute with in its place;
-    * `record_broadcast(variable, y, contraction)`: `y` has no batch axis ([T, D] or [1, T, D]) and meets the batch
-      later, by broadcasting: a table of positions that is looked up once for all examples. `has_batch_axis(inputs)`
-      says which of the two a lookup is, by the structure of the model and not by size.
+    A rule speaks to it in one of three ways. `record(variable, y, contraction)` says that `y` [B, ...] was computed
+    with `value(variable)`. `per_example(variable)` gives the variable repeated for each example, to compute with in its
+    place. `record_broadcast(variable, y, contraction)` says that `y` has no batch axis ([T, D] or [1, T, D]) and meets
+    the batch later, by broadcasting: a table of positions that is looked up once for all examples.
+    `has_batch_axis(inputs)` tells which a lookup is, by the structure of the model and not by size.
 
     Args:
         tape: the recording gradient tape of that forward pass.

@@ -9,16 +9,21 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_largebatch import keras_internals
+
 
 def state_of(model: keras.Model) -> list[Any]:
-    """What a forward pass in training mode may change, beyond Keras's own list the states of stateful recurrent layers
-    and the kernels to which SpectralNormalization assigns.
+    """Lists what a forward pass in training mode may change.
+
+    Beyond Keras's own list these are the states of stateful recurrent layers, the kernels to which
+    SpectralNormalization assigns, and the random state of layers without a seed of their own.
     """
     layers = model._flatten_layers()
     recurrent = [layer for layer in layers if getattr(layer, "stateful", False) and hasattr(layer, "cell")]
     spectral = [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
     states = [state for layer in recurrent for state in keras.tree.flatten(layer.states)]
-    return [*model.non_trainable_variables, *states, *(layer.kernel for layer in spectral)]
+    kernels = [layer.kernel for layer in spectral]
+    return [*model.non_trainable_variables, *states, *kernels, keras_internals.global_random_state()]
 
 
 @contextlib.contextmanager
