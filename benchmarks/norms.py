@@ -263,7 +263,7 @@ def layer_table(report: dict[str, Any]) -> str:
             f"{1e3 * entry.get('plain_seconds', math.nan):.1f}",
             _spread(entry, "ratio"),
             _spread(entry, "memory_ratio"),
-            f"{entry.get('plain_peak_bytes', math.nan) / 1e6:.0f}",
+            f"{entry['plain_peak_bytes'] / 1e6:.0f}" if "plain_peak_bytes" in entry else "not run",
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
