@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.figure
+import matplotlib.ticker
 
 from tf_largebatch.files import replacing
 from tf_largebatch.study.config import Study
@@ -65,6 +66,7 @@ def _curves(study: Study, rows: Rows) -> matplotlib.figure.Figure:
                 axis.plot(updates, means, label=arm.name, **_style(number))
         axis.set_title(f"batch {batch_size}")
         axis.set_xlabel("updates")
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axis.set_ylabel("validation accuracy, %")
     _legend(axes[0])
     return figure
@@ -84,6 +86,7 @@ def _trials(study: Study, rows: Rows) -> matplotlib.figure.Figure:
                 axis.plot(range(1, len(search) + 1), sorted(search, reverse=True), label=arm.name, **_style(number))
         axis.set_title(f"batch {batch_size}")
         axis.set_xlabel("trials, best first")
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axis.set_ylabel("validation accuracy, %")
     _legend(axes[0])
     return figure
