@@ -21,6 +21,7 @@ SAME_JOB = {
     "convolution": "norms of convolutions: the rules, and the kernels that compute them",
     "dense": "norms of dense layers, in either Keras",
     "generic": "norms of layers without a rule, in either Keras",
+    "keras_internals": "what is private in Keras and relied on, in either Keras",
     "lars": "the optimizer LARS, in either Keras",
     "micro_batches": "a step in micro-batches, in either Keras",
     "noise_scale": "the gradient noise scale: its equations, its averages, its callback",
