@@ -16,14 +16,12 @@ SAME_JOB = {
     "base": "what LARS and CLARS have in common, in either Keras",
     "clars": "the optimizer CLARS, in either Keras",
     "command_line": "a program's flags, messages and exit status",
-    "conadv": "concurrent adversarial training, in either Keras",
     "config": "the arguments: of a run, of a study",
     "convolution": "norms of convolutions: the rules, and the kernels that compute them",
     "dense": "norms of dense layers, in either Keras",
     "generic": "norms of layers without a rule, in either Keras",
     "keras_internals": "what is private in Keras and relied on, in either Keras",
     "lars": "the optimizer LARS, in either Keras",
-    "micro_batches": "a step in micro-batches, in either Keras",
     "noise_scale": "the gradient noise scale: its equations, its averages, its callback",
     "normalization": "norms of normalization layers, in either Keras",
     "norms": "per-example gradient norms, in either Keras",
@@ -34,7 +32,6 @@ SAME_JOB = {
     "report": "what a program prints and writes about its work",
     "rules": "the rules of layers, in either Keras and for Model Garden's layers",
     "schedules": "learning-rate schedules",
-    "streams": "the passes of one step, in either Keras",
     "train": "the program that trains",
 }
 

@@ -108,10 +108,6 @@ class Registry:
         """Returns all classes with a rule, sorted by name."""
         return sorted(self._entries, key=lambda cls: cls.__name__)
 
-    def layer_names(self) -> list[str]:
-        """Returns the names of the classes registered by name, whether or not their packages are installed."""
-        return sorted(self._by_name)
-
     def register_generic(self, rule: Rule) -> Rule:
         """Registers the rule for any layer. It runs for marked layers, and for all without another where allowed."""
         self._generic_rule = rule
