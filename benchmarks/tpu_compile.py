@@ -132,7 +132,7 @@ def compile_case(case: Case, effort: float, hlo_file: str | None = None) -> dict
         The case and what `tpu_compiler.Compiled` says; operations and traffic with the loop over micro-batches counted
         as often as it runs.
     """
-    from tf_largebatch.norms.kernels.device import compiling_for
+    from tf_largebatch.norms.device import compiling_for
 
     start = time.perf_counter()
     with compiling_for("tpu"), tpu_compiler.all_reduce_among(case.replicas):

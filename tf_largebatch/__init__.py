@@ -6,10 +6,10 @@ classes.
 
 import keras
 
-if keras.backend.backend() != "tensorflow":
+if keras.backend.backend() not in ("tensorflow", "jax"):
     raise ImportError(
-        f"tf_largebatch needs Keras on TensorFlow, and Keras runs on {keras.backend.backend()!r} here: set the "
-        "environment variable KERAS_BACKEND=tensorflow before keras is imported."
+        f"tf_largebatch needs Keras on TensorFlow or JAX, and Keras runs on {keras.backend.backend()!r} here: set the "
+        "environment variable KERAS_BACKEND to tensorflow or jax before keras is imported."
     )
 
 from tf_largebatch import callbacks

@@ -16,7 +16,7 @@ from keras import layers as L
 
 from tf_largebatch import CLARS, LargeBatchModel
 from tf_largebatch.norms import per_example_gradient_norms
-from tf_largebatch.norms.kernels.device import compiling_for
+from tf_largebatch.norms.device import compiling_for
 
 CHAINS = {
     name: (shape, lambda make=make: more_layer_cases.of(*make())) for name, (shape, make) in layer_cases.CASES.items()

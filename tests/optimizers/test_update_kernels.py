@@ -9,7 +9,8 @@ import tensorflow as tf
 from layerwise_cases import SHAPES, apply_all, gradients, make, norms, variables
 from reference import Reference
 
-from tf_largebatch.optimizers import CLARS, LARS, update_kernels
+from tf_largebatch.backend.tensorflow import update_kernels
+from tf_largebatch.optimizers import CLARS, LARS
 
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
 STEPS = 6

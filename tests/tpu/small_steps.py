@@ -75,7 +75,7 @@ def step(name):
 
 
 def main():
-    from tf_largebatch.norms.kernels.device import compiling_for
+    from tf_largebatch.norms.device import compiling_for
 
     for name in sys.argv[1:]:
         with compiling_for("tpu"), tpu_compiler.all_reduce_among(REPLICAS):

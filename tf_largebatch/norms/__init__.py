@@ -2,7 +2,8 @@
 
 from tf_largebatch.norms import rules  # noqa: F401  (registers every rule)
 from tf_largebatch.norms.brute_force import brute_force_gradient_norms
-from tf_largebatch.norms.measure import Measurement, measure
+from tf_largebatch.norms.measure import measure
+from tf_largebatch.norms.measurement import Measurement
 from tf_largebatch.norms.per_example import per_example_gradient_norms
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.registry import KERAS, Registry, check_supported

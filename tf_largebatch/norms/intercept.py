@@ -87,7 +87,7 @@ def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callabl
                 outputs = rule(layer, recorder, *args, **kwargs)
             except (ValueError, TypeError, AttributeError, tf.errors.InvalidArgumentError) as error:
                 raise _explained(error, layer, recorder, (args, kwargs)) from error
-            return recorder.inner_gradients.guard(outputs, layer_path(layer))
+            return recorder.guard(outputs, layer_path(layer))
 
     return call
 

@@ -1,25 +1,25 @@
-"""What a layer rule speaks to: the record of where each trainable variable was used in one forward pass.
+"""What a layer rule speaks to, on every backend: the record of where each trainable variable was used.
 
 A rule computes its layer's output from private copies of the layer's variables (`Recorder.value`) and records every
 use of a variable together with the tensor that depends on it (`Recorder.record`). One backward pass then gives the
 gradient of the loss at every recorded tensor, and from it each example's contribution to each variable's gradient.
+
+`Recorder` keeps the record; `backend/tensorflow/recorder.py` and `backend/jax/recorder.py` are it on each backend.
 """
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
-
-import tensorflow as tf
+from typing import Any, Protocol, TypeAlias
 
 from tf_largebatch.core.paths import variable_path
-from tf_largebatch.norms.broadcast import Decision
-from tf_largebatch.norms.inner_gradients import InnerGradients
 from tf_largebatch.norms.shapes import Size
 
-Variable = Any  # a keras.Variable, a tf_keras variable or a tf.Variable
+Tensor: TypeAlias = Any  # of the backend in use
+Variable: TypeAlias = Any  # a keras.Variable, a tf_keras variable or a tf.Variable
 
 
 @dataclasses.dataclass
@@ -33,7 +33,7 @@ class Structure:
     """
 
     has_batch_axis: dict[tuple[int, int, int], bool] = dataclasses.field(default_factory=dict)
-    broadcasts: dict[int, list[Decision]] = dataclasses.field(default_factory=dict)
+    broadcasts: dict[int, list[Any]] = dataclasses.field(default_factory=dict)
 
 
 class Contraction(Protocol):
@@ -43,13 +43,13 @@ class Contraction(Protocol):
     `w.shape`, and `sum_i G_i` is that use's whole share of the gradient.
     """
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """`G_i` for the examples of the slice, shape [b, *w.shape]: the direct form, right for any number of uses."""
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """`||G_i||^2` in float32, shape [b], by the cheapest form for these shapes."""
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
         """`||G_i||^2`, shape [B], and `sum_i G_i` where the two are cheaper together; else None."""
 
 
@@ -64,15 +64,15 @@ class Use:
     """
 
     variable: Variable
-    output: tf.Tensor
-    copy: tf.Tensor
+    output: Tensor
+    copy: Tensor
     contraction: Contraction | None
     number: int
     layer_call: int
-    broadcast: list[Decision] | None = None
+    broadcast: list[Any] | None = None
 
 
-class Recorder:
+class Recorder(abc.ABC):
     """Records the uses of variables during one forward pass of a batch.
 
     A rule speaks to it in one of three ways. `record(variable, y, contraction)` says that `y` [B, ...] was computed
@@ -82,18 +82,14 @@ class Recorder:
     `has_batch_axis(inputs)` tells which a lookup is, by the structure of the model and not by size.
 
     Args:
-        tape: the recording gradient tape of that forward pass.
         batch_size: number of examples B, an int where it is known, else a scalar int32 tensor.
         checks_structure: whether this is the forward pass of the structure check, whose batch size is one that no
             other axis has: there sizes tell what has a batch axis.
     """
 
-    def __init__(self, tape: tf.GradientTape, batch_size: int | tf.Tensor, checks_structure: bool = False) -> None:
+    def __init__(self, batch_size: Size, checks_structure: bool = False) -> None:
         self.batch_size = batch_size
         self.uses: list[Use] = []
-        # Called in the backward pass with a use and its d where the gradient passes it; returns what goes on.
-        self.on_gradient: Callable[[Use, tf.Tensor], tf.Tensor] = lambda use, d: d
-        self.inner_gradients = InnerGradients(tape)
         self.checks_structure = checks_structure
         self.structure = Structure()  # what the check finds, or has found
         self.rows_are_unknown = False
@@ -101,11 +97,7 @@ class Recorder:
         self._calls_of: dict[int, int] = {}
         self._questions = 0
         self._broadcasts = 0
-        self._graph = _graph()
-        self._tape = tape
-        self._copies: dict[int, tf.Tensor] = {}
         self._layer: Any = None
-        self._hidden = False
         self._rows_per_example: Size | None = None
         self._fold: Callable[[Contraction], Contraction] = lambda contraction: contraction
 
@@ -127,40 +119,61 @@ class Recorder:
         finally:
             self._layer, self._questions = saved
 
-    def value(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
+    @abc.abstractmethod
+    def value(self, variable: Variable, dtype: Any = None) -> Tensor:
         """Returns a private value: a copy of the variable's value, in the layer's compute dtype or in `dtype`.
 
-        The read is hidden from the tape. So every read that the tape does see is a use of the variable which no
+        The read is hidden from differentiation. So every read that it does see is a use of the variable which no
         rule accounts for, and such a model can be refused instead of measured wrongly.
 
         Raises:
             ValueError: if it is no variable, as where a layer computes its kernel from others.
         """
-        self._check_is_variable(variable)
-        with self.unseen():
-            value = tf.identity(_read(variable, dtype))
-        self._tape.watch(value)
-        self._copies[id(variable)] = value
-        return value
 
-    @contextlib.contextmanager
-    def unseen(self) -> Iterator[None]:
-        """Within it the tape records nothing; may be nested."""
-        if self._hidden:
-            yield
-            return
-        self._hidden = True
-        try:
-            with self._tape.stop_recording():
-                yield
-        finally:
-            self._hidden = False
+    @abc.abstractmethod
+    def unseen(self) -> contextlib.AbstractContextManager[None]:
+        """Within it reads of variables are hidden as those of `value` are; may be nested."""
 
-    def probe(self, shape: Sequence[Size], dtype: Any) -> tf.Tensor:
+    @abc.abstractmethod
+    def probe(self, shape: Sequence[Size], dtype: Any) -> Tensor:
         """Returns zeros to record and then to add to a tensor inside a loop: the gradient there is theirs."""
-        zeros = tf.zeros(shape, dtype)
-        self._tape.watch(zeros)
-        return zeros
+
+    @abc.abstractmethod
+    def record(self, variable: Variable, output: Tensor, contraction: Contraction) -> Tensor:
+        """Notes that `output`, shape [B, ...], depends on the last `value` of the variable as the contraction says.
+
+        Returns the tensor to go on with: the same, at which the gradient is seen when it comes back.
+        """
+
+    @abc.abstractmethod
+    def record_broadcast(self, variable: Variable, output: Tensor, contraction: Contraction) -> Tensor:
+        """Notes that `output`, which has no batch axis, depends on the last `value` of the variable.
+
+        Args:
+            variable: the variable.
+            output: shape [T, ...] or [1, T, ...], known when traced; the same for every example.
+            contraction: as for `record`; its `d` is each example's gradient at the output, [B, *output.shape], float32.
+
+        Returns:
+            The output, to go on with.
+
+        Raises:
+            ValueError: where what becomes of the output cannot be followed.
+        """
+
+    @abc.abstractmethod
+    def per_example(self, variable: Variable, dtype: Any = None) -> Tensor:
+        """Returns the variable repeated for each example, shape [B, *variable.shape].
+
+        A layer that computes with it in place of the variable gets exact per-example gradients with no more work:
+        the gradient of the repeated variable is `G_i`. Meant for small tensors such as scales and biases. With many
+        positions and half precision, multiply in float32 (pass `dtype`): the backward pass sums over the positions in
+        the dtype of the product.
+        """
+
+    @abc.abstractmethod
+    def guard(self, outputs: Any, layer: str) -> Any:
+        """Returns a recorded layer's outputs so that gradients which the model takes itself are found out."""
 
     @contextlib.contextmanager
     def folded(self, rows: Size, fold: Callable[[Contraction, Size, Size], Contraction]) -> Iterator[None]:
@@ -182,7 +195,7 @@ class Recorder:
         finally:
             self.batch_size, self._rows_per_example, self._fold = saved
 
-    def has_batch_axis(self, t: tf.Tensor) -> bool:
+    def has_batch_axis(self, t: Tensor) -> bool:
         """Returns whether axis 0 of an argument of the layer that runs is the batch, whatever its size is by chance.
 
         Ask for the same arguments in the same order in every call of the rule.
@@ -191,7 +204,7 @@ class Recorder:
         key = id(self._layer), self._calls_of.get(id(self._layer), 0), self._questions
         known = self.structure.has_batch_axis
         if self.checks_structure:
-            rows = t.shape[0] if t.shape.rank else -1
+            rows = t.shape[0] if len(t.shape) else -1
             known[key] = rows is None or rows == self.batch_size
         if key not in known:
             raise ValueError(
@@ -201,90 +214,12 @@ class Recorder:
             )
         return known[key]
 
-    def record(self, variable: Variable, output: tf.Tensor, contraction: Contraction) -> tf.Tensor:
-        """Notes that `output`, shape [B, ...], depends on the last `value` of the variable as the contraction says.
-
-        Returns the tensor to go on with: the same, at which the gradient is seen when it comes back.
-        """
-        self._check_graph()
-        self._check_batch_axis(variable, output)
-        use = self._add_use(variable, output, self._copies[id(variable)], self._fold(contraction))
-
-        @tf.custom_gradient
-        def with_gradient_seen(y: tf.Tensor) -> Any:
-            return tf.identity(y), lambda d: self.on_gradient(use, d)
-
-        return with_gradient_seen(output)
-
-    def record_broadcast(self, variable: Variable, output: tf.Tensor, contraction: Contraction) -> tf.Tensor:
-        """Notes that `output`, which has no batch axis, depends on the last `value` of the variable.
-
-        Args:
-            variable: the variable.
-            output: shape [T, ...] or [1, T, ...], known when traced; the same for every example.
-            contraction: as for `record`; its `d` is each example's gradient at the output, [B, *output.shape], float32.
-
-        Returns:
-            The output, to go on with.
-
-        Raises:
-            ValueError: in eager execution, where what becomes of the output cannot be followed.
-        """
-        self._check_graph()
-        if self._graph is None:
-            raise NeedsGraph(
-                f"The output of layer {self._path()!r} is the same for all examples, and its per-example gradient "
-                "norms can be measured in a compiled step only: compile the model with run_eagerly=False, or call the "
-                "pass inside a tf.function."
-            )
-        if self._rows_per_example is not None or not output.shape.is_fully_defined():
-            raise ValueError(broadcast_message([self._path()]))
-        copy = self._copies[id(variable)]
-        decisions = self.structure.broadcasts.setdefault(self._broadcasts, [])
-        self._broadcasts += 1
-        number = len(self.uses)
-        self.uses.append(Use(variable, output, copy, contraction, number, self._layer_calls, broadcast=decisions))
-        return output
-
-    def per_example(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
-        """Returns the variable repeated for each example, shape [B, *variable.shape].
-
-        A layer that computes with it in place of the variable gets exact per-example gradients with no more work:
-        the gradient of the repeated variable is `G_i`. Meant for small tensors such as scales and biases. With many
-        positions and half precision, multiply in float32 (pass `dtype`): the backward pass sums over the positions in
-        the dtype of the product.
-        """
-        self._check_is_variable(variable)
-        self._check_graph()
-        shape = list(variable.shape)
-        rows = self._rows_per_example
-        examples = self.batch_size if rows is None else self.batch_size // rows
-        with self.unseen():
-            value = _read(variable, dtype)
-            wide = tf.cast(value, tf.float32) if value.dtype.size < 4 else value
-            repeated = tf.broadcast_to(wide, [examples, *shape])
-        self._tape.watch(repeated)
-        self._add_use(variable, repeated, repeated, None)
-        if rows is not None:
-            by_row = tf.broadcast_to(repeated[:, tf.newaxis], [examples, rows, *shape])
-            repeated_rows = tf.reshape(by_row, [examples * rows, *shape])
-            return tf.cast(repeated_rows, value.dtype)
-        return tf.cast(repeated, value.dtype)
-
-    def _add_use(self, variable: Variable, output: tf.Tensor, copy: tf.Tensor, contraction: Contraction | None) -> Use:
+    def _add_use(self, variable: Variable, output: Tensor, copy: Tensor, contraction: Contraction | None) -> Use:
         self.uses.append(Use(variable, output, copy, contraction, len(self.uses), self._layer_calls))
         return self.uses[-1]
 
     def _path(self) -> str:
         return "?" if self._layer is None else layer_path(self._layer)
-
-    def _check_graph(self) -> None:
-        if _graph() is not self._graph:
-            raise ValueError(
-                f"Per-example gradient norms are not available: layer {self._path()!r} runs inside a tf.function, "
-                "tf.cond, tf.while_loop or rematerialisation of its own. Call it directly or train with "
-                "gradient_norms='replica'."
-            )
 
     def _check_is_variable(self, variable: Any) -> None:
         if not hasattr(variable, "assign"):
@@ -294,8 +229,8 @@ class Recorder:
                 "a rule for this layer or train with gradient_norms='replica'."
             )
 
-    def _check_batch_axis(self, variable: Variable, output: tf.Tensor) -> None:
-        rows = output.shape[0] if output.shape.rank else -1
+    def _check_batch_axis(self, variable: Variable, output: Tensor) -> None:
+        rows = output.shape[0] if len(output.shape) else -1
         if isinstance(rows, int) and isinstance(self.batch_size, int) and rows != self.batch_size:
             raise BatchAxisError(batch_axis_message(self._path(), variable_path(variable), rows, self.batch_size))
         if rows is None and isinstance(self.batch_size, int):
@@ -313,17 +248,6 @@ class NeedsGraph(ValueError):
 def layer_path(layer: Any) -> str:
     """Returns what messages call a layer: its path in Keras 3, its name in tf_keras."""
     return getattr(layer, "path", layer.name)
-
-
-def _read(variable: Variable, dtype: Any) -> tf.Tensor:
-    """The variable's value, in the layer's compute dtype or in `dtype`."""
-    value = tf.convert_to_tensor(variable)
-    return value if dtype is None else tf.cast(value, dtype)
-
-
-def _graph() -> Any:
-    """The graph under construction; None in eager execution."""
-    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
 
 
 def batch_axis_message(layer: str, variable: str, rows: int, batch_size: int) -> str:
@@ -364,18 +288,3 @@ def refusal_in(error: BaseException | None) -> BaseException | None:
         seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
-
-
-def sum_squares_per_example(t: tf.Tensor) -> tf.Tensor:
-    """Sum of squares over all axes but the first, in float32, shape [b]."""
-    t = tf.cast(t, tf.float32)
-    return tf.reduce_sum(tf.square(t), axis=list(range(1, t.shape.rank)))
-
-
-def squared_norms_and_sum(contributions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`||G_i||^2`, shape [b], and `sum_i G_i`, both float32, from the `G_i`, shape [b, *w.shape].
-
-    A sum over thousands of examples in float16 is wrong in its first digit.
-    """
-    contributions = tf.cast(contributions, tf.float32)
-    return sum_squares_per_example(contributions), tf.reduce_sum(contributions, axis=0)

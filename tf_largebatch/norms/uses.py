@@ -15,9 +15,10 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import chunk_of
-from tf_largebatch.norms.recorder import Contraction, Use, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.kernels import chunk_of
+from tf_largebatch.norms.recorder import Contraction, Use
 from tf_largebatch.norms.shapes import of_examples, static_or_dynamic_size
+from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
 
 
 @dataclasses.dataclass(frozen=True)

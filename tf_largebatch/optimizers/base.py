@@ -8,11 +8,11 @@ from typing import Any
 import keras
 
 from tf_largebatch import check, keras_internals
+from tf_largebatch.backend.tensorflow import update_kernels
+from tf_largebatch.backend.tensorflow.replica_update import ReplicaUpdate
 from tf_largebatch.core.exclusions import Exclusion
 from tf_largebatch.core.paths import variable_path
-from tf_largebatch.optimizers import update_kernels
 from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
-from tf_largebatch.optimizers.replica_update import ReplicaUpdate
 from tf_largebatch.optimizers.update import ABSENT
 
 

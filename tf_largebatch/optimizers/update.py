@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from tf_largebatch.backend.tensorflow import update_kernels
 from tf_largebatch.core import momentum as momentum_steps
 from tf_largebatch.core import rates
 from tf_largebatch.core.paths import variable_labels
-from tf_largebatch.optimizers import update_kernels
 from tf_largebatch.optimizers.arguments import LayerwiseArguments
 
 # In the packed variables: this tensor was not updated, or has no norm. No rate or norm is negative.

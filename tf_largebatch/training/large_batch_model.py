@@ -11,11 +11,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_largebatch.backend.tensorflow.loss_scaling import agree_on_overflow
 from tf_largebatch.check import require
 from tf_largebatch.norms import KERAS, Registry, check_supported
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.optimizers import CLARS
-from tf_largebatch.optimizers.loss_scaling import agree_on_overflow
 from tf_largebatch.training import delegation
 from tf_largebatch.training.loss_terms import MicroBatchLosses, spread_examples
 from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, number_of_micro_batches

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 from keras import layers as L
 
+from tf_largebatch.backend.tensorflow.kernels import chunks
 from tf_largebatch.norms import KERAS, measure
-from tf_largebatch.norms.kernels import chunks
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -44,7 +44,7 @@ def test_chunks(examples_at_a_time, dynamic, jit, monkeypatch):
     x, y = rng.normal(size=(8, 6, 6, 3)).astype("float32"), rng.integers(0, 3, 8)
     whole = measured(model, x, y, dynamic)
     monkeypatch.setattr(chunks, "chunk_of", lambda bytes_per_example: examples_at_a_time)
-    monkeypatch.setattr("tf_largebatch.norms.kernels.convolution_direct.chunk_of", chunks.chunk_of)
+    monkeypatch.setattr("tf_largebatch.backend.tensorflow.kernels.convolution_direct.chunk_of", chunks.chunk_of)
     parts = measured(model, x, y, dynamic, jit)
     for found, expected in zip(tf.nest.flatten(parts), tf.nest.flatten(whole), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)

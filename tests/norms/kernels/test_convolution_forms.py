@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels import (
+from tf_largebatch.backend.tensorflow.kernels import (
     chunks,
     convolution,
     convolution_columns,
@@ -17,8 +17,8 @@ from tf_largebatch.norms.kernels import (
     convolution_grid,
     convolution_loop,
 )
-from tf_largebatch.norms.kernels.device import compiling_for
-from tf_largebatch.norms.kernels.window import Window, every
+from tf_largebatch.norms.device import compiling_for
+from tf_largebatch.norms.window import Window, every
 
 # name: input sizes, kernel, strides, padding, dilation, groups, input and output channels
 GEOMETRIES = {

@@ -8,10 +8,10 @@ import pytest
 import tensorflow as tf
 
 from tf_largebatch import CLARS, LargeBatchModel
+from tf_largebatch.backend.tensorflow.kernels import convolution_direct, convolution_tpu
 from tf_largebatch.norms import brute_force_gradient_norms
-from tf_largebatch.norms.kernels import convolution_direct, convolution_tpu
-from tf_largebatch.norms.kernels.device import compiling_for, device
-from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.norms.device import compiling_for, device
+from tf_largebatch.norms.window import Window
 
 # batch, input rows and columns, input and output channels, window; one line for every way through the module
 CASES = {

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels import depthwise, depthwise_correlation, depthwise_direct, depthwise_kernel
-from tf_largebatch.norms.kernels.device import compiling_for
-from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.backend.tensorflow.kernels import (
+    depthwise,
+    depthwise_correlation,
+    depthwise_direct,
+    depthwise_kernel,
+)
+from tf_largebatch.norms.device import compiling_for
+from tf_largebatch.norms.window import Window
 
 # name: input sizes, kernel, strides, padding, dilation, outputs of a channel
 GEOMETRIES = {

@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 from keras import layers as L
 
+from tf_largebatch.backend.tensorflow.kernels.fused_batch_norm import fused_batch_norm
 from tf_largebatch.norms import KERAS, measure
-from tf_largebatch.norms.kernels.device import compiling_for
-from tf_largebatch.norms.kernels.fused_batch_norm import fused_batch_norm
+from tf_largebatch.norms.device import compiling_for
 
 
 def written_out(x, gamma, beta, epsilon):

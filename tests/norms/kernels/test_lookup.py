@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels import chunks, lookup
+from tf_largebatch.backend.tensorflow.kernels import chunks, lookup
 
 ROWS, POSITIONS, WIDTH = 40, 16, 5
 RNG = np.random.default_rng(0)

@@ -15,12 +15,13 @@ from official.nlp.modeling.layers.on_device_embedding import OnDeviceEmbedding
 from official.nlp.modeling.layers.position_embedding import PositionEmbedding, RelativePositionBias
 from official.nlp.modeling.layers.transformer_encoder_block import RMSNorm
 
-from tf_largebatch.norms.recorder import Recorder, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.bias import add_bias
 from tf_largebatch.norms.rules.dense import MatMul, activate
 from tf_largebatch.norms.rules.embedding import Lookup
 from tf_largebatch.norms.rules.reversible_embedding import TransposedMatMul
 from tf_largebatch.norms.shapes import of_examples
+from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
 from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.recorder import Recorder, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.shapes import Size, of_examples
+from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
 
 
 @dataclasses.dataclass(frozen=True)

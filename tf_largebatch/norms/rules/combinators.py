@@ -7,8 +7,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tf_largebatch.norms.recorder import Contraction, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.recorder import Contraction
 from tf_largebatch.norms.shapes import Size, split_rows
+from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,13 @@ import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.kernels import convolution as convolution_kernels
-from tf_largebatch.norms.kernels import convolution_direct, depthwise_direct
 from tf_largebatch.norms.kernels import depthwise as depthwise_kernels
-from tf_largebatch.norms.kernels.window import Window
 from tf_largebatch.norms.recorder import Contraction, Recorder
 from tf_largebatch.norms.rules.bias import add_bias
 from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
 from tf_largebatch.norms.rules.dense import activate
 from tf_largebatch.norms.shapes import Size, of_examples, split_rows, static_or_dynamic_size
+from tf_largebatch.norms.window import Window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Convolution:
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """Returns `G_i` in float32, shape [b, *kernel_size, C / groups, P]."""
         a, d = of_examples(self.a, examples), of_examples(d, examples)
-        return convolution_direct.contributions(a, d, self.window, self.groups)
+        return convolution_kernels.contributions(a, d, self.window, self.groups)
 
     def all_norms_are_free(self, d: tf.Tensor) -> bool:
         """Returns whether the norms of all examples, with the gradient, cost no more than a few beside it."""
@@ -64,7 +63,7 @@ class DepthwiseConvolution:
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
         """Returns `G_i` in float32, shape [b, *shape]."""
         a, d = of_examples(self.a, examples), of_examples(d, examples)
-        found = depthwise_direct.contributions(a, d, self.window)
+        found = depthwise_kernels.contributions(a, d, self.window)
         return tf.reshape(found, [static_or_dynamic_size(d, 0), *self.shape])
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:

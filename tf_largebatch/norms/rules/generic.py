@@ -25,9 +25,10 @@ import keras
 import tensorflow as tf
 
 from tf_largebatch import keras_internals
-from tf_largebatch.norms.recorder import Recorder, composite_message, layer_path, sum_squares_per_example
+from tf_largebatch.norms.recorder import Recorder, composite_message, layer_path
 from tf_largebatch.norms.registry import KERAS
 from tf_largebatch.norms.shapes import Size, of_examples, product, static_or_dynamic_shape, static_or_dynamic_size
+from tf_largebatch.norms.sums import sum_squares_per_example
 
 CHUNK_SIZE = 16
 _chunk_sizes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()

@@ -11,13 +11,14 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.recorder import Recorder, squared_norms_and_sum, sum_squares_per_example
+from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.registry import Rule
 from tf_largebatch.norms.rules.bias import Bias, add_bias
 from tf_largebatch.norms.rules.dense import MatMul
 from tf_largebatch.norms.rules.elementwise import scaled
 from tf_largebatch.norms.rules.embedding import Lookup
 from tf_largebatch.norms.shapes import of_examples, static_or_dynamic_shape
+from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
 from tf_largebatch.norms.view import view
 
 

@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.kernels.device import device
-from tf_largebatch.norms.kernels.fused_batch_norm import fused_batch_norm
+from tf_largebatch.norms.device import device
+from tf_largebatch.norms.kernels import fused_batch_norm
 from tf_largebatch.norms.overrides import overridden_method, reached_methods
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.elementwise import wide_dtype
@@ -98,7 +98,7 @@ def batch_normalization(
         with recorder.unseen():
             scale = tf.ones(sizes[1:]) if layer.gamma is None else tf.cast(tf.convert_to_tensor(layer.gamma), dtype)
             offset = tf.zeros(sizes[1:]) if layer.beta is None else tf.cast(tf.convert_to_tensor(layer.beta), dtype)
-        y, mean, variance = fused_batch_norm(x, gamma, beta, scale, offset, layer.epsilon)
+        y, mean, variance = fused_batch_norm.fused_batch_norm(x, gamma, beta, scale, offset, layer.epsilon)
         _move_averages(layer, x, mean, variance)
         return ops.cast(y, layer.compute_dtype)
     if in_training:

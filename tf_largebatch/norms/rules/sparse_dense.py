@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from tf_largebatch.norms.kernels import matmul
-from tf_largebatch.norms.recorder import sum_squares_per_example
 from tf_largebatch.norms.shapes import of_examples, with_positions
+from tf_largebatch.norms.sums import sum_squares_per_example
 
 
 @dataclasses.dataclass(frozen=True)

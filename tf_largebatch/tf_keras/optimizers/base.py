@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 
 from tf_largebatch import check
-from tf_largebatch.optimizers import update_kernels
+from tf_largebatch.backend.tensorflow import update_kernels
 from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
 from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate
 from tf_largebatch.tf_keras.keras_internals import variable_key

@@ -9,7 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from tf_largebatch.norms.overrides import overridden_method, reached_methods
-from tf_largebatch.norms.recorder import Recorder, sum_squares_per_example
+from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.bias import Bias
 from tf_largebatch.norms.rules.elementwise import wide_dtype
 from tf_largebatch.norms.rules.normalization import (
@@ -19,6 +19,7 @@ from tf_largebatch.norms.rules.normalization import (
     without_scale_and_center,
 )
 from tf_largebatch.norms.shapes import product, static_or_dynamic_shape
+from tf_largebatch.norms.sums import sum_squares_per_example
 from tf_largebatch.tf_keras import keras_internals
 from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
-from tf_largebatch.norms.kernels.window import Window
-from tf_largebatch.norms.recorder import sum_squares_per_example
+from tf_largebatch.backend.tensorflow.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
 from tf_largebatch.norms.shapes import Size, product, static_or_dynamic_shape
+from tf_largebatch.norms.sums import sum_squares_per_example
+from tf_largebatch.norms.window import Window
 
 
 def contributions(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf.Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.window import Window
 from tf_largebatch.norms.shapes import static_or_dynamic_size
+from tf_largebatch.norms.window import Window
 
 # Two examples at a time: while the kernel works on one, the sums of the one before are taken.
 _EXAMPLES_AT_ONCE = 2

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import chunk_of, norms_and_gradient_in_chunks, squared_norms_in_chunks
-from tf_largebatch.norms.recorder import squared_norms_and_sum
+from tf_largebatch.backend.tensorflow.kernels.chunks import (
+    chunk_of,
+    norms_and_gradient_in_chunks,
+    squared_norms_in_chunks,
+)
+from tf_largebatch.norms.sums import squared_norms_and_sum
 
 FLOAT_BYTES = 4
 

@@ -8,10 +8,11 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
-from tf_largebatch.norms.kernels.device import device
+from tf_largebatch.norms.device import device
 from tf_largebatch.norms.shapes import Size, static_or_dynamic_shape
 
 
@@ -33,7 +34,7 @@ class Window:
         """Returns the window with one more spatial axis in front, along which the kernel does not reach."""
         return Window((1, *self.kernel_size), (1, *self.strides), self.padding, (1, *self.dilation_rate))
 
-    def padding_of(self, x: tf.Tensor, output_sizes: list[Size]) -> list[list[Any]]:
+    def padding_of(self, x: Any, output_sizes: list[Size]) -> list[list[Any]]:
         """Returns how many zeros the convolution puts before and after x along each spatial axis."""
         before_after: list[list[Any]] = []
         for size, out, k, s, r in zip(
@@ -52,17 +53,17 @@ class Window:
                 before_after.append([reach, 0])
                 continue
             total = (out - 1) * s + reach + 1 - size
-            total = max(total, 0) if isinstance(total, int) else tf.maximum(total, 0)
+            total = max(total, 0) if isinstance(total, int) else ops.maximum(total, 0)
             before_after.append([total // 2, total - total // 2])
         return before_after
 
-    def pad(self, x: tf.Tensor, output_sizes: list[Size]) -> tf.Tensor:
+    def pad(self, x: Any, output_sizes: list[Size]) -> Any:
         """Pads the spatial axes of x with zeros as the convolution does."""
         if self.padding == "valid" or (self.is_pointwise and all(s == 1 for s in self.strides)):
             return x
-        return tf.pad(x, [[0, 0], *self.padding_of(x, output_sizes), [0, 0]])
+        return ops.pad(x, [[0, 0], *self.padding_of(x, output_sizes), [0, 0]])
 
-    def shifted_inputs(self, x: tf.Tensor, output_sizes: list[Size]) -> Iterator[tf.Tensor]:
+    def shifted_inputs(self, x: Any, output_sizes: list[Size]) -> Iterator[Any]:
         """Yields the inputs that each kernel offset meets, in row-major order: [B, *output_sizes, C]."""
         x = self.pad(x, output_sizes)
         for offset in itertools.product(*(range(k) for k in self.kernel_size)):
@@ -70,19 +71,19 @@ class Window:
             yield every(x, first, self.strides, output_sizes)
 
 
-def every(x: tf.Tensor, first: Sequence[int], strides: Sequence[int], counts: Sequence[Size]) -> tf.Tensor:
+def every(x: Any, first: Sequence[int], strides: Sequence[int], counts: Sequence[Size]) -> Any:
     """Takes `count` positions, `stride` apart, from `first` on, along each spatial axis of x [B, ..., C]."""
     sizes = x.shape[1:-1]
     unstrided = all(s == 1 for s in strides)
     if unstrided and not any(first) and list(counts) == list(sizes):
         return x
-    static = x.shape[1:].is_fully_defined() and all(isinstance(n, int) for n in counts)
-    if unstrided or not static or device() != "cpu":
+    static = None not in tuple(x.shape[1:]) and all(isinstance(n, int) for n in counts)
+    if unstrided or not static or device() != "cpu" or keras.backend.backend() == "jax":
         cut = (slice(f, f + (n - 1) * s + 1, s) for f, s, n in zip(first, strides, counts, strict=True))
         examples_and_cut = (slice(None), *cut)
         return x[examples_and_cut]
-    # Gathering copies whole runs of C; a strided slice on a CPU goes element by element, five times slower.
+    # Gathering copies whole runs of C; TensorFlow's strided slice on a CPU goes element by element, five times slower.
     at = np.arange(math.prod(sizes)).reshape(sizes)
     at = at[tuple(slice(f, f + (n - 1) * s + 1, s) for f, s, n in zip(first, strides, counts, strict=True))]
-    taken = tf.gather(tf.reshape(x, [-1, math.prod(sizes), x.shape[-1]]), at.reshape(-1), axis=1)
-    return tf.reshape(taken, [-1, *counts, x.shape[-1]])
+    taken = ops.take(ops.reshape(x, [-1, math.prod(sizes), x.shape[-1]]), at.reshape(-1), axis=1)
+    return ops.reshape(taken, [-1, *counts, x.shape[-1]])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import at_least_one, chunk_of, squared_norms_in_chunks
+from tf_largebatch.backend.tensorflow.kernels.chunks import at_least_one, chunk_of, squared_norms_in_chunks
 from tf_largebatch.norms.shapes import Size, static_or_dynamic_shape, static_or_dynamic_size
 
 FLOAT_BYTES = 4

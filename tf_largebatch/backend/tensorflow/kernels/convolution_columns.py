@@ -16,9 +16,9 @@ import math
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels import convolution_direct, convolution_grid
-from tf_largebatch.norms.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
-from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.backend.tensorflow.kernels import convolution_direct, convolution_grid
+from tf_largebatch.backend.tensorflow.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
+from tf_largebatch.norms.window import Window
 
 
 def applies(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> bool:

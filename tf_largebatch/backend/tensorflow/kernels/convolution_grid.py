@@ -13,10 +13,10 @@ import math
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
-from tf_largebatch.norms.kernels.window import Window, every
-from tf_largebatch.norms.recorder import sum_squares_per_example
+from tf_largebatch.backend.tensorflow.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
 from tf_largebatch.norms.shapes import static_or_dynamic_size
+from tf_largebatch.norms.sums import sum_squares_per_example
+from tf_largebatch.norms.window import Window, every
 
 # Half the bytes of both grids of a chunk, which should stay in the cache between the products. A quarter or four times
 # as much costs a tenth more (16 and 32 channels, 32 and 16 px).

@@ -21,15 +21,10 @@ import numpy as np
 import tensorflow as tf
 
 from tf_largebatch import keras_internals
-from tf_largebatch.norms.broadcast import deciding_by_size, follow
+from tf_largebatch.backend.tensorflow.broadcast import deciding_by_size, follow
+from tf_largebatch.backend.tensorflow.recorder import Recorder
 from tf_largebatch.norms.intercept import original_call, recorded_call, recording
-from tf_largebatch.norms.recorder import (
-    BatchAxisError,
-    Recorder,
-    Structure,
-    layer_path,
-    refusal_in,
-)
+from tf_largebatch.norms.recorder import BatchAxisError, Structure, layer_path, refusal_in
 from tf_largebatch.norms.registry import Registry
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.norms.state import restored

@@ -13,9 +13,9 @@ import math
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.window import Window
-from tf_largebatch.norms.kernels.xla_convolution import kept_apart, row_contributions
-from tf_largebatch.norms.recorder import sum_squares_per_example
+from tf_largebatch.backend.tensorflow.kernels.xla_convolution import kept_apart, row_contributions
+from tf_largebatch.norms.sums import sum_squares_per_example
+from tf_largebatch.norms.window import Window
 
 # Both sums are fused into a product only while one example's contribution is no larger than this: 512 x 512.
 _FUSED_ENTRIES = 2**18

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.window import Window
-from tf_largebatch.norms.recorder import squared_norms_and_sum
 from tf_largebatch.norms.shapes import static_or_dynamic_shape
+from tf_largebatch.norms.sums import squared_norms_and_sum
+from tf_largebatch.norms.window import Window
 
 
 def contributions(a: tf.Tensor, d: tf.Tensor, window: Window) -> tf.Tensor:

@@ -10,9 +10,9 @@ import math
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
-from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.backend.tensorflow.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
 from tf_largebatch.norms.shapes import Size, static_or_dynamic_size
+from tf_largebatch.norms.window import Window
 
 # Bytes of a chunk's input and output gradient, of which both the chunk and its transpose are held.
 CHUNK_BYTES = 4 * 2**20

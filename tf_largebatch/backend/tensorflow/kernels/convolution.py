@@ -10,7 +10,7 @@ from types import ModuleType
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels import (
+from tf_largebatch.backend.tensorflow.kernels import (
     convolution_columns,
     convolution_direct,
     convolution_gram,
@@ -18,15 +18,20 @@ from tf_largebatch.norms.kernels import (
     convolution_loop,
     convolution_tpu,
 )
-from tf_largebatch.norms.kernels.chunks import not_before
-from tf_largebatch.norms.kernels.device import device
-from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.backend.tensorflow.kernels.chunks import not_before
+from tf_largebatch.norms.device import device
+from tf_largebatch.norms.window import Window
 
 # On a CPU a call of the weight-gradient kernel for one example takes 150 microseconds of dispatch. It pays from this
 # many multiply-adds an example on, in three dimensions from fewer: the other forms read the input once for each offset.
 _ENOUGH_FOR_ONE_EXAMPLE = {1: 2e7, 2: 2e7, 3: 5e6}
 # So few input channels leave the rows of a product for one kernel offset too short.
 _FEW_CHANNELS = 4
+
+
+def contributions(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
+    """Returns the `G_i` in float32, shape [b, *kernel_size, C / groups, P]: the direct form."""
+    return convolution_direct.contributions(a, d, window, groups)
 
 
 def squared_norms(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf.Tensor:

@@ -11,9 +11,9 @@ import math
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import chunk_of, squared_norms_in_chunks
-from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.backend.tensorflow.kernels.chunks import chunk_of, squared_norms_in_chunks
 from tf_largebatch.norms.shapes import static_or_dynamic_size
+from tf_largebatch.norms.window import Window
 
 CHUNK_BYTES = 8 * 2**20
 

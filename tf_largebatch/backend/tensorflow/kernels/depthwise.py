@@ -6,10 +6,15 @@ from types import ModuleType
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels import depthwise_correlation, depthwise_direct, depthwise_kernel
-from tf_largebatch.norms.kernels.chunks import not_before
-from tf_largebatch.norms.kernels.device import device
-from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.backend.tensorflow.kernels import depthwise_correlation, depthwise_direct, depthwise_kernel
+from tf_largebatch.backend.tensorflow.kernels.chunks import not_before
+from tf_largebatch.norms.device import device
+from tf_largebatch.norms.window import Window
+
+
+def contributions(a: tf.Tensor, d: tf.Tensor, window: Window) -> tf.Tensor:
+    """Returns the `G_i` in float32: the direct form."""
+    return depthwise_direct.contributions(a, d, window)
 
 
 def norms_and_gradient(a: tf.Tensor, d: tf.Tensor, window: Window) -> tuple[tf.Tensor, tf.Tensor]:

@@ -8,10 +8,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_largebatch.optimizers import update_kernels
-from tf_largebatch.optimizers.replica_local import for_one_all_reduce
+from tf_largebatch.backend.tensorflow import update_kernels
+from tf_largebatch.backend.tensorflow.replica_local import for_one_all_reduce
+from tf_largebatch.backend.tensorflow.xla_update import CompiledPerDevice
 from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate
-from tf_largebatch.optimizers.xla_update import CompiledPerDevice
 
 
 class ReplicaUpdate(LayerwiseUpdate):

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal
 
-import tensorflow as tf
+import keras
 
 from tf_largebatch.check import require
 
@@ -20,14 +20,13 @@ _compiling_for: Device | None = None
 def device() -> Device:
     """Returns the kind of device that the step now being traced will run on.
 
-    That is "tpu" under a `tf.distribute.TPUStrategy`, else "gpu" if TensorFlow sees one, else "cpu"; within
-    `compiling_for` it is the kind given there. The forms chosen by it differ in cost, not in what they compute.
+    On TensorFlow that is "tpu" under a `tf.distribute.TPUStrategy`, else "gpu" if TensorFlow sees one, else "cpu"; on
+    JAX it is the kind of the default device. Within `compiling_for` it is the kind given there. The forms chosen by it
+    differ in cost, not in what they compute.
     """
     if _compiling_for is not None:
         return _compiling_for
-    if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
-        return "tpu"
-    return "gpu" if tf.config.get_visible_devices("GPU") else "cpu"
+    return _of_jax() if keras.backend.backend() == "jax" else _of_tensorflow()
 
 
 @contextlib.contextmanager
@@ -47,3 +46,18 @@ def compiling_for(kind: Device) -> Iterator[None]:
         yield
     finally:
         _compiling_for = saved
+
+
+def _of_tensorflow() -> Device:
+    import tensorflow as tf
+
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+        return "tpu"
+    return "gpu" if tf.config.get_visible_devices("GPU") else "cpu"
+
+
+def _of_jax() -> Device:
+    import jax
+
+    kind = jax.default_backend()
+    return kind if kind in ("gpu", "tpu") else "cpu"

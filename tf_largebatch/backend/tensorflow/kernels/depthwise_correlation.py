@@ -15,10 +15,10 @@ import math
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
-from tf_largebatch.norms.kernels.depthwise_kernel import examples_as_channels, sums
-from tf_largebatch.norms.kernels.window import Window
+from tf_largebatch.backend.tensorflow.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
+from tf_largebatch.backend.tensorflow.kernels.depthwise_kernel import examples_as_channels, sums
 from tf_largebatch.norms.shapes import static_or_dynamic_size
+from tf_largebatch.norms.window import Window
 
 # As in depthwise_kernel.py. A quarter or four times as much costs up to a third more.
 CHUNK_BYTES = 4 * 2**20

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from tf_largebatch.norms.kernels.device import device
-from tf_largebatch.norms.kernels.xla_convolution import kept_apart
+from tf_largebatch.backend.tensorflow.kernels.xla_convolution import kept_apart
+from tf_largebatch.norms.device import device
 from tf_largebatch.norms.recorder import Use
 from tf_largebatch.norms.uses import Together, measure_uses
 

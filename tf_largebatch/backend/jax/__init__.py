@@ -1,0 +1,1 @@
+"""Differentiation by JAX: recorded tensors, kernels and loops as functions of arrays."""

@@ -1,0 +1,1 @@
+"""The gradient tape, TensorFlow's kernels, loops and replicas."""
