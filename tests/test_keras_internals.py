@@ -34,6 +34,15 @@ def test_a_layer_without_a_seed_draws_from_the_global_generator():
     assert (state.numpy() != before).any(), "global_seed_generator().state is no longer what unseeded layers use"
 
 
+def test_code_can_ask_for_the_stateless_scope_in_which_it_runs():
+    variable = keras.Variable(1.0)
+    assert keras_internals.stateless_scope() is None
+    with keras.StatelessScope() as scope:
+        assert keras_internals.stateless_scope() is scope, "get_stateless_scope no longer returns the scope"
+        variable.assign(2.0)
+        assert id(variable) in scope.state_mapping, "StatelessScope no longer keeps values by id in state_mapping"
+
+
 def test_an_optimizer_holds_its_variables_in_order():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(0.1)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.random.seed_generator import global_seed_generator
 
 # Layers.
@@ -48,6 +48,14 @@ def stft_frame_step(layer: Any) -> int:
     `_frame_step`: the public `frame_step` is None where Keras takes its default.
     """
     return layer._frame_step
+
+
+def stateless_scope() -> Any:
+    """Returns the `keras.StatelessScope` in which this code runs, or None.
+
+    `get_stateless_scope`: a scope inside another one does not inherit its values, so they must be passed on.
+    """
+    return get_stateless_scope()
 
 
 def training_of_the_call(layer: Any) -> bool | None:
@@ -183,6 +191,8 @@ def build_compile_loss(compile_loss: Any, y: Any, y_pred: Any, sample_weight: An
         return None if t is None else keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype))
 
     arguments = keras.tree.map_structure(spec, (y, y_pred, sample_weight))
+    import tensorflow as tf
+
     with tf.init_scope():
         backend.compute_output_spec(compile_loss, *arguments)
 
@@ -192,6 +202,8 @@ def output_spec(model: Any, x: Any) -> Any:
     from keras.src import backend
 
     specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype)), x)
+    import tensorflow as tf
+
     with tf.init_scope():
         return backend.compute_output_spec(model, specs, training=False)
 
