@@ -179,6 +179,15 @@ def replaced_loss_terms(compile_loss: Any, losses: Sequence[Any], with_metrics: 
         compile_loss._flat_losses, compile_loss._metrics = terms, metrics
 
 
+def _outside_the_graph() -> contextlib.AbstractContextManager[None]:
+    """A context in which TensorFlow creates variables that outlive the graph under construction."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.init_scope()
+
+
 def build_compile_loss(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
     """Builds a compiled loss and its metrics from tensors or their specs, without a computation.
 
@@ -191,9 +200,7 @@ def build_compile_loss(compile_loss: Any, y: Any, y_pred: Any, sample_weight: An
         return None if t is None else keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype))
 
     arguments = keras.tree.map_structure(spec, (y, y_pred, sample_weight))
-    import tensorflow as tf
-
-    with tf.init_scope():
+    with _outside_the_graph():
         backend.compute_output_spec(compile_loss, *arguments)
 
 
@@ -202,9 +209,7 @@ def output_spec(model: Any, x: Any) -> Any:
     from keras.src import backend
 
     specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype)), x)
-    import tensorflow as tf
-
-    with tf.init_scope():
+    with _outside_the_graph():
         return backend.compute_output_spec(model, specs, training=False)
 
 

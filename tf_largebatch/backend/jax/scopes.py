@@ -1,8 +1,8 @@
 """Keras code with state inside JAX's functional transformations.
 
-Keras code reads `variable.value` and calls `variable.assign`. Within a `keras.StatelessScope` both work on traced values
-instead of the variables. A transformation such as `jax.grad` or `lax.scan` needs a scope of its own: the values that its
-function assigns must leave as outputs, and are assigned outside.
+Keras code reads `variable.value` and calls `variable.assign`. Within a `keras.StatelessScope` both work on traced
+values instead of the variables. A transformation such as `jax.grad` or `lax.scan` needs a scope of its own: the values
+that its function assigns must leave as outputs, and are assigned outside.
 
     def function(x):
         with inner_scope() as scope:
