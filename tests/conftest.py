@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 
-os.environ["KERAS_BACKEND"] = "tensorflow"
+# KERAS_BACKEND=jax runs the tests in tests/jax_paths.txt, which import no TensorFlow.
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# The TPU compiler that is installed for tests/tpu makes JAX look for a TPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import keras
 import pytest
-import tensorflow as tf
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
+if os.environ["KERAS_BACKEND"] == "tensorflow":
+    import tensorflow as tf
+
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +31,8 @@ def _fresh_keras():
 
 @pytest.fixture(scope="session")
 def two_replicas() -> tf.distribute.MirroredStrategy:
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("JAX has no replicas: one program computes on global arrays")
     # One in a process: each strategy numbers its collectives from the start, and TensorFlow refuses a number
     # that comes again with another shape.
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

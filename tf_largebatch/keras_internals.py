@@ -97,11 +97,6 @@ OVERRIDDEN_OPTIMIZER_METHODS: dict[str, tuple[tuple[str, ...], str]] = {
         ("grads", "trainable_variables"),
         "gets gradients that are unscaled but not yet clipped, averaged and reduced: CLARS packs its norms here",
     ),
-    "_backend_increment_gradient_accumulators": (
-        ("grads", "acc_grads"),
-        "CLARS's norms are accumulated over micro-batches with the gradients",
-    ),
-    "_backend_reset_gradient_accumulators": ((), "and start anew with them"),
     "_backend_update_step": (
         ("grads", "trainable_variables", "learning_rate"),
         "sums the gradients over the replicas: CLARS's norms are one more pair",

@@ -1,33 +1,13 @@
-"""Random numbers that depend on a seed only, drawn by the backend.
+"""Random numbers that depend on a seed only, drawn by the backend in use.
 
-A seed is an int32 tensor or array [2]. The same seed gives the same numbers on every device.
+A seed is an int32 tensor or array [2]. The same seed gives the same numbers on every device of one backend.
 """
 
-from __future__ import annotations
+import keras
 
-from typing import Any
+if keras.backend.backend() == "jax":
+    from tf_largebatch.backend.jax.random_numbers import integers, normal, split, uniform
+else:
+    from tf_largebatch.backend.tensorflow.random_numbers import integers, normal, split, uniform
 
-import tensorflow as tf
-
-# Named, since TensorFlow's default algorithm differs between devices.
-_ALGORITHM = "philox"
-
-
-def split(seed: Any, number: int) -> Any:
-    """Returns `number` independent seeds, int32 [number, 2]."""
-    return tf.random.split(seed, number, alg=_ALGORITHM)
-
-
-def uniform(shape: Any, seed: Any, dtype: str, low: float = 0.0, high: float = 1.0) -> Any:
-    """Returns numbers that are uniform in [low, high)."""
-    return tf.random.stateless_uniform(shape, seed, low, high, dtype, alg=_ALGORITHM)
-
-
-def normal(shape: Any, seed: Any, dtype: str) -> Any:
-    """Returns normal numbers of mean 0 and standard deviation 1."""
-    return tf.random.stateless_normal(shape, seed, dtype=dtype, alg=_ALGORITHM)
-
-
-def integers(shape: Any, seed: Any, low: int, high: int) -> Any:
-    """Returns int32 numbers that are uniform in low, ..., high - 1."""
-    return tf.random.stateless_uniform(shape, seed, low, high, tf.int32, alg=_ALGORITHM)
+__all__ = ["integers", "normal", "split", "uniform"]

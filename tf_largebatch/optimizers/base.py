@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from tf_largebatch import check, keras_internals
-from tf_largebatch.backend.tensorflow import update_kernels
-from tf_largebatch.backend.tensorflow.replica_update import ReplicaUpdate
 from tf_largebatch.core.exclusions import Exclusion
 from tf_largebatch.core.paths import variable_path
+from tf_largebatch.optimizers import update_kernels
 from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
+from tf_largebatch.optimizers.replica_update import ReplicaUpdate
 from tf_largebatch.optimizers.update import ABSENT
 
 
@@ -95,10 +96,11 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
             exclude_from_weight_decay=exclude_from_weight_decay,
         )
         self.jit_compile = check.flag("jit_compile", jit_compile)
+        self._keeps_batch_norms = False
         self._init_replica_update()
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Creates the velocities and one packed float32 variable each for K rates and K gradient norms.
+        """Creates the velocities, and packed float32 variables for K rates and twice K norms.
 
         Args:
             variables: The K variables to train.
@@ -113,8 +115,8 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
         self._velocities = self.add_optimizer_variables(variables, "velocity") if self.momentum else []
         self._packed_rates = self._add_packed_variable(len(variables), "layerwise_rates")
         self._packed_norms = self._add_packed_variable(len(variables), "gradient_norms")
-        if self._keeps_batch_norms:
-            self._create_batch_norms()
+        # Always, so that files with the optimizer's variables hold the same whether the norms are kept or not.
+        self._packed_batch_norms = self._add_packed_variable(len(variables), "batch_gradient_norms")
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
@@ -162,11 +164,9 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
         """Makes every step that is traced from now on keep what `batch_gradient_norms` returns.
 
         It costs a pass over the gradients. Steps that have been traced already keep nothing: call
-        `model.make_train_function(force=True)` to trace them anew. The norms are not saved with the optimizer.
+        `model.make_train_function(force=True)` to trace them anew.
         """
         self._keeps_batch_norms = True
-        if self.built:
-            self._create_batch_norms()
 
     def batch_gradient_norms(self) -> dict[str, float]:
         """Returns the norms of the batch's gradients in the last step, `||grad||`.
@@ -179,7 +179,7 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
         Raises:
             RuntimeError: Before the first step.
         """
-        return self._read("_batch_norms") if self._keeps_batch_norms else {}
+        return self._read("_packed_batch_norms") if self._keeps_batch_norms else {}
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments as JSON types; variables become their paths.
@@ -201,6 +201,24 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
         """
         with keras.saving.custom_object_scope(custom_objects or {}):
             return super().from_config(dict(config), custom_objects)
+
+    def _separate_norms(self, grads_and_vars: list[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], Any]:
+        """Splits off the [K] norms to divide by, where a subclass sends them along with the gradients."""
+        return grads_and_vars, None
+
+    def _update_and_record(
+        self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any, norms: Any
+    ) -> None:
+        """Updates the variables with their gradients, and assigns the packed rates and norms."""
+        packed_rates, packed_norms = self._update_all(gradients, variables, learning_rate, norms)
+        self.assign(self._packed_rates, packed_rates)
+        self.assign(self._packed_norms, packed_norms)
+        if self._keeps_batch_norms:
+            batch_norms: list[Any] = [ABSENT] * len(self._adapted)
+            for gradient, variable in zip(gradients, variables, strict=True):
+                norm = update_kernels.l2_norm(ops.cast(gradient, "float32"))
+                batch_norms[self._get_variable_index(variable)] = norm
+            self.assign(self._packed_batch_norms, ops.stack(batch_norms))
 
     def _add_packed_variable(self, size: int, name: str) -> Any:
         return self.add_variable((size,), keras.initializers.Constant(ABSENT), "float32", name=name)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.optimizers.arguments import with_shared_texts
@@ -176,14 +177,10 @@ class CLARS(NormSource, LayerwiseOptimizer):
         norms = self._local_norms(by_index, self.loss_scale_factor or 1.0)
         with self.measured_gradient_norms(norms):
             super()._backend_apply_gradients(grads, trainable_variables)
-
-    def _backend_increment_gradient_accumulators(self, grads: Sequence[Any], acc_grads: Sequence[Any]) -> None:
-        grads, acc_grads = [*grads, self._own_norms().values], [*acc_grads, self._norm_accumulator]
-        super()._backend_increment_gradient_accumulators(grads, acc_grads)
-
-    def _backend_reset_gradient_accumulators(self) -> None:
-        super()._backend_reset_gradient_accumulators()
-        self._norm_accumulator.assign(keras.ops.zeros_like(self._norm_accumulator))
+        if self.gradient_accumulation_steps:
+            updated = (self._iterations + 1) % self.gradient_accumulation_steps == 0
+            added = self._norm_accumulator + norms.values
+            self._norm_accumulator.assign(ops.where(updated, ops.zeros_like(added), added))
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_largebatch.backend.tensorflow import update_kernels
+from tf_largebatch.optimizers import update_kernels
 from tf_largebatch.optimizers.arguments import with_shared_texts
 from tf_largebatch.optimizers.base import LayerwiseOptimizer
 

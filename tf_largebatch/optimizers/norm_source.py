@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 from keras import ops
 
 from tf_largebatch import check
-from tf_largebatch.backend.tensorflow.replica_local import ReplicaLocal
 from tf_largebatch.core import rates
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.core.paths import variable_labels
+from tf_largebatch.optimizers.replica_local import ReplicaLocal
 from tf_largebatch.optimizers.update import ABSENT
 
 Norms: TypeAlias = GradientNorms | Mapping[str, Any] | Sequence[Any]

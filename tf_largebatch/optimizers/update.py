@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_largebatch.backend.tensorflow import update_kernels
 from tf_largebatch.core import momentum as momentum_steps
 from tf_largebatch.core import rates
 from tf_largebatch.core.paths import variable_labels
+from tf_largebatch.optimizers import update_kernels
 from tf_largebatch.optimizers.arguments import LayerwiseArguments
 
 # In the packed variables: this tensor was not updated, or has no norm. No rate or norm is negative.
@@ -87,13 +87,13 @@ class LayerwiseUpdate(LayerwiseArguments):
         """
         index = self._get_variable_index(variable)
         dtype = rates.compute_dtype(variable.dtype)
-        fast = dtype == keras.backend.standardize_dtype(variable.dtype)
+        kernels = update_kernels.takes(keras.backend.standardize_dtype(variable.dtype))
         weight = ops.cast(variable, dtype)
         undecayed = gradient = ops.cast(gradient, dtype)
         step_size = ops.cast(learning_rate, dtype)
         decay = self.weight_decay_rate if self._decayed[index] else 0.0
         needs_decayed = self._adapted[index] and gradient_norm is None
-        by_velocity = fast and not needs_decayed and update_kernels.can_decay_velocity(self.momentum, self.nesterov)
+        by_velocity = kernels and not needs_decayed and update_kernels.can_decay_velocity(self.momentum, self.nesterov)
         if decay and not by_velocity:
             gradient = gradient + decay * weight
         rate, norm = 1.0, ABSENT
@@ -105,7 +105,7 @@ class LayerwiseUpdate(LayerwiseArguments):
         if decay and by_velocity:
             factor = -step_size * decay if self.classic_momentum else decay
             update_kernels.decay_velocity(velocity, weight, factor, self.momentum)
-        step = self._kernel_step if fast else self._rounded_step
+        step = self._kernel_step if kernels else self._plain_step
         step(variable, velocity, gradient, step_size)
         return rate, norm
 
@@ -113,8 +113,8 @@ class LayerwiseUpdate(LayerwiseArguments):
         step = update_kernels.classic_step if self.classic_momentum else update_kernels.popular_step
         step(variable, velocity, gradient, step_size, self.momentum, self.nesterov)
 
-    def _rounded_step(self, variable: Any, velocity: Any, gradient: Any, step_size: Any) -> None:
-        """Does the same for variables stored in fewer bits than the update is computed in."""
+    def _plain_step(self, variable: Any, velocity: Any, gradient: Any, step_size: Any) -> None:
+        """Does the same with ordinary operations, also for variables of fewer bits than the update is computed in."""
         decrement = step_size * gradient
         if velocity is not None:
             step = momentum_steps.classic_step if self.classic_momentum else momentum_steps.popular_step
@@ -162,9 +162,9 @@ class LayerwiseUpdate(LayerwiseArguments):
         return self._read("_packed_norms")
 
     def _read(self, packed: str) -> dict[str, float]:
-        if not self.built or int(self.iterations.numpy()) == 0:
+        if not self.built or int(ops.convert_to_numpy(self.iterations)) == 0:
             raise RuntimeError(f"{self.name} has not taken a step yet: train first, then ask for rates and norms.")
-        values = getattr(self, packed).numpy().tolist()
+        values = ops.convert_to_numpy(getattr(self, packed)).tolist()
         labels = variable_labels(self._trainable_variables)
         # Written so that NaN, the sign of a broken step, is kept.
         return {label: value for label, value in zip(labels, values, strict=True) if not value < 0}

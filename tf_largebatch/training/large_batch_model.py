@@ -11,12 +11,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tf_largebatch.backend.tensorflow.loss_scaling import agree_on_overflow
 from tf_largebatch.check import require
 from tf_largebatch.norms import KERAS, Registry, check_supported
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.optimizers import CLARS
-from tf_largebatch.training import delegation
+from tf_largebatch.training import delegation, loss_scaling
 from tf_largebatch.training.loss_terms import MicroBatchLosses, spread_examples
 from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, number_of_micro_batches
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
@@ -375,12 +374,12 @@ class LargeBatchModel(keras.Model):
             # gradient does not must skip the step all the same.
             if norms is not None:
                 norms = dataclasses.replace(norms, values=norms.values / self.optimizer.scale_loss(tf.ones(())))
-            gradients = agree_on_overflow(gradients, norms)
+            gradients = loss_scaling.agree_on_overflow(gradients, norms)
         if clars is None or norms is None:
-            self.optimizer.apply(gradients, variables)
+            loss_scaling.apply(self.optimizer, gradients, variables)
             return
         with clars.measured_gradient_norms(norms, variables):
-            self.optimizer.apply(gradients, variables)
+            loss_scaling.apply(self.optimizer, gradients, variables)
 
     @property
     def _registry(self) -> Registry:

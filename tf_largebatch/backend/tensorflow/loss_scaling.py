@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from tf_largebatch.core.gradient_norms import GradientNorms
@@ -53,6 +54,11 @@ def agree_on_overflow(gradients: Sequence[Any], norms: GradientNorms | None = No
         values = tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
     poisoned[chosen] = values
     return poisoned
+
+
+def apply(optimizer: keras.optimizers.Optimizer, gradients: Sequence[Any], variables: Sequence[Any]) -> None:
+    """Calls `optimizer.apply(gradients, variables)`; on JAX loss scaling needs more."""
+    optimizer.apply(gradients, variables)
 
 
 def _values(gradient: Any) -> tf.Tensor:

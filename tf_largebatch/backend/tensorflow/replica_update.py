@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-from tf_largebatch.backend.tensorflow import update_kernels
 from tf_largebatch.backend.tensorflow.replica_local import for_one_all_reduce
 from tf_largebatch.backend.tensorflow.xla_update import CompiledPerDevice
-from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate
+from tf_largebatch.optimizers.update import LayerwiseUpdate
 
 
 class ReplicaUpdate(LayerwiseUpdate):
@@ -26,19 +24,12 @@ class ReplicaUpdate(LayerwiseUpdate):
     jit_compile: bool
     gradient_accumulation_steps: Any
     _packed_rates: Any
-    _packed_norms: Any
-    _batch_norms: Any
+    _keeps_batch_norms: bool
+    _separate_norms: Any
+    _update_and_record: Any
 
     def _init_replica_update(self) -> None:
         self._compiled = CompiledPerDevice()
-        self._keeps_batch_norms = False
-
-    def _create_batch_norms(self) -> None:
-        if not hasattr(self, "_batch_norms"):
-            with tf.init_scope():
-                values = keras.Variable([ABSENT] * len(self._adapted), trainable=False, dtype="float32")
-            # Past Keras's tracking: these norms are for display and no state to save.
-            object.__setattr__(self, "_batch_norms", values)
 
     def _backend_apply_gradients(self, grads: Sequence[Any], trainable_variables: Sequence[Any]) -> None:
         try:
@@ -64,15 +55,7 @@ class ReplicaUpdate(LayerwiseUpdate):
         variables = [variable for _, variable in pairs]
 
         def update_all(learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
-            packed_rates, packed_norms = self._update_all(gradients, variables, learning_rate, norms)
-            self.assign(self._packed_rates, packed_rates)
-            self.assign(self._packed_norms, packed_norms)
-            if self._keeps_batch_norms:
-                batch_norms = [ABSENT] * len(self._adapted)
-                for gradient, variable in zip(gradients, variables, strict=True):
-                    norm = update_kernels.l2_norm(tf.cast(gradient, tf.float32))
-                    batch_norms[self._get_variable_index(variable)] = norm
-                self.assign(self._batch_norms, tf.stack(batch_norms))
+            self._update_and_record(gradients, variables, learning_rate, norms)
 
         def update_replica(local_rates: Any, learning_rate: Any, norms: Any, gradients: list[Any]) -> None:
             if self.jit_compile:
@@ -86,7 +69,3 @@ class ReplicaUpdate(LayerwiseUpdate):
         distribution.extended.update(
             self._packed_rates.value, update_replica, args=(learning_rate, norms, gradients), group=False
         )
-
-    def _separate_norms(self, grads_and_vars: list[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], Any]:
-        """Splits off the [K] norms to divide by, where a subclass reduced them along with the gradients."""
-        return grads_and_vars, None

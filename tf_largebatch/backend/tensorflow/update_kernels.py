@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_largebatch.core import rates
+
 
 def l2_norm(tensor: tf.Tensor) -> tf.Tensor:
     """Returns the Euclidean norm of all entries, in one pass without a copy of the squares.
@@ -30,6 +32,11 @@ def dense(gradient: Any, variable: Any) -> Any:
     if not isinstance(gradient, tf.IndexedSlices):
         return gradient
     return tf.math.unsorted_segment_sum(gradient.values, gradient.indices, variable.shape[0])
+
+
+def takes(dtype: str) -> bool:
+    """Whether the kernels update variables of this dtype: they compute in it, so it must be the update's own."""
+    return dtype == rates.compute_dtype(dtype)
 
 
 def can_decay_velocity(momentum: float, nesterov: bool) -> bool:

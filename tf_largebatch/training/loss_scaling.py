@@ -1,0 +1,10 @@
+"""Dynamic loss scaling on the backend in use: a norm that overflows skips the step, as a gradient does."""
+
+import keras
+
+if keras.backend.backend() == "jax":
+    from tf_largebatch.backend.jax.loss_scaling import agree_on_overflow, apply
+else:
+    from tf_largebatch.backend.tensorflow.loss_scaling import agree_on_overflow, apply
+
+__all__ = ["agree_on_overflow", "apply"]
