@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+from keras.src.backend.common.masking import get_keras_mask
+from keras.src.backend.common.masking import set_keras_mask as attach_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.random.seed_generator import global_seed_generator
 
@@ -140,14 +142,15 @@ def learning_rate_schedule(optimizer: Any) -> Any:
 def keras_mask(tensor: Any) -> Any:
     """Returns the mask that a layer or a loss attached to a tensor, or None.
 
-    `_keras_mask`: Keras's losses divide by the number of elements that it keeps, and there is no public way to read it.
+    `get_keras_mask`: Keras's losses divide by the number of elements that it keeps, and there is no public way to read
+    it. On JAX, whose arrays take no attributes, Keras keeps it in a table.
     """
-    return getattr(tensor, "_keras_mask", None)
+    return get_keras_mask(tensor)
 
 
 def set_keras_mask(tensor: Any, mask: Any) -> None:
     """Attaches a mask to a tensor, as a layer does; see `keras_mask`."""
-    tensor._keras_mask = mask
+    attach_keras_mask(tensor, mask)
 
 
 def loss_terms(compile_loss: Any) -> list[Any]:

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import tensorflow as tf
+import keras
 
+from tf_largebatch.norms.composite import INVALID_ARGUMENT, REFUSES_COMPOSITE, is_composite
 from tf_largebatch.norms.recorder import (
     BatchAxisError,
     Recorder,
@@ -83,27 +84,38 @@ def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callabl
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with recorder.in_layer(layer):
+            if REFUSES_COMPOSITE:
+                _refuse_composite(layer, (args, kwargs))
             try:
                 outputs = rule(layer, recorder, *args, **kwargs)
-            except (ValueError, TypeError, AttributeError, tf.errors.InvalidArgumentError) as error:
+            except (ValueError, TypeError, AttributeError, INVALID_ARGUMENT) as error:
                 raise _explained(error, layer, recorder, (args, kwargs)) from error
             return recorder.guard(outputs, layer_path(layer))
 
     return call
 
 
+def _refuse_composite(layer: Any, arguments: Any) -> None:
+    for t in filter(is_composite, keras.tree.flatten(arguments)):
+        raise ValueError(composite_message(layer_path(layer), t, "on JAX only dense arrays are measured"))
+
+
 def _explained(error: Exception, layer: Any, recorder: Recorder, arguments: Any) -> Exception:
     """Returns the error, or what caused it: a sparse or ragged input or, in the structure check, another first axis."""
     if refusal_in(error) is None:
-        for t in tf.nest.flatten(arguments):
-            if isinstance(t, (tf.SparseTensor, tf.RaggedTensor)):
-                return ValueError(composite_message(layer_path(layer), t, f"{type(error).__name__}: {error}"))
+        for t in filter(is_composite, keras.tree.flatten(arguments)):
+            return ValueError(composite_message(layer_path(layer), t, f"{type(error).__name__}: {error}"))
     if recorder.checks_structure and not isinstance(error, BatchAxisError):
-        for t in tf.nest.flatten(arguments):
-            rows = t.shape[0] if isinstance(t, tf.Tensor) and t.dtype.is_floating and t.shape.rank else None
+        for t in keras.tree.flatten(arguments):
+            rows = t.shape[0] if _is_float_array(t) else None
             if rows is not None and isinstance(recorder.batch_size, int) and rows != recorder.batch_size:
                 return BatchAxisError(batch_axis_message(layer_path(layer), "any", rows, recorder.batch_size))
     return error
+
+
+def _is_float_array(t: Any) -> bool:
+    is_dense = keras.ops.is_tensor(t) and not is_composite(t) and len(t.shape) > 0
+    return is_dense and keras.backend.is_float_dtype(t.dtype)
 
 
 @contextlib.contextmanager

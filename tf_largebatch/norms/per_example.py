@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.check import require
 from tf_largebatch.core.paths import variable_labels
+from tf_largebatch.norms.composite import is_composite
 from tf_largebatch.norms.measure import measure
-from tf_largebatch.norms.recorder import NeedsGraph
+from tf_largebatch.norms.recorder import NeedsGraph, Tensor
 from tf_largebatch.norms.registry import KERAS, Registry
 from tf_largebatch.norms.state import restored, state_of
 
@@ -25,7 +26,7 @@ def per_example_gradient_norms(
     training: bool = True,
     allow_generic: bool = False,
     registry: Registry = KERAS,
-) -> dict[str, tf.Tensor]:
+) -> dict[str, Tensor]:
     """Returns the norm of each example's own loss gradient, for each trainable tensor.
 
     For tensor `w_k` and example `i` of the batch it is `||grad_k f_i||_2`, where `f_i` is the example's loss times its
@@ -66,7 +67,7 @@ def per_example_gradient_norms(
     loss_object = as_loss(loss)
     variables = model.trainable_variables
 
-    def squared_norms() -> list[tf.Tensor | None]:
+    def squared_norms() -> list[Tensor | None]:
         _, measurement = measure(
             model,
             lambda: model(x, training=training),
@@ -81,10 +82,14 @@ def per_example_gradient_norms(
         try:
             found = squared_norms()
         except NeedsGraph:
+            import tensorflow as tf  # the only backend that needs a graph for some models
+
             found = tf.function(squared_norms, autograph=False)()
     undo = undivided(loss_object, batch_size, sample_weight)
     labels = variable_labels(variables)
-    return {label: undo * tf.sqrt(squares) for label, squares in zip(labels, found, strict=True) if squares is not None}
+    return {
+        label: undo * ops.sqrt(squares) for label, squares in zip(labels, found, strict=True) if squares is not None
+    }
 
 
 def check_built(model: Any) -> None:
@@ -102,8 +107,7 @@ def as_tensors(batch: Any) -> Any:
     """Returns the arrays of nested inputs or targets as tensors; None and sparse and ragged tensors stay."""
 
     def as_tensor(t: Any) -> Any:
-        keep = t is None or isinstance(t, (tf.SparseTensor, tf.RaggedTensor))
-        return t if keep else tf.convert_to_tensor(t)
+        return t if t is None or is_composite(t) else ops.convert_to_tensor(t)
 
     return keras.tree.map_structure(as_tensor, batch)
 
@@ -142,10 +146,10 @@ class _FunctionLoss(keras.losses.Loss):
         return self._function(y_true, y_pred)
 
 
-def undivided(loss: keras.losses.Loss, batch_size: int, sample_weight: Any) -> float | tf.Tensor:
+def undivided(loss: keras.losses.Loss, batch_size: int, sample_weight: Any) -> float | Tensor:
     """The factor by which a loss's reduction divides the sum of the examples' losses."""
     if loss.reduction == "sum":
         return 1.0
     if loss.reduction == "mean_with_sample_weight" and sample_weight is not None:
-        return tf.reduce_sum(tf.cast(sample_weight, tf.float32))
+        return ops.sum(ops.cast(sample_weight, "float32"))
     return float(batch_size)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch import keras_internals
 
@@ -29,7 +29,8 @@ def state_of(model: keras.Model) -> list[Any]:
 @contextlib.contextmanager
 def restored(variables: list[Any]) -> Iterator[None]:
     """Gives the variables their values back on leaving."""
-    values = [tf.identity(v) if isinstance(v, tf.Variable) else tf.identity(v.value) for v in variables]
+    on_jax = keras.backend.backend() == "jax"  # arrays do not change
+    values = [v.value if on_jax else ops.copy(v) for v in variables]
     try:
         yield
     finally:

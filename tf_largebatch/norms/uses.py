@@ -9,14 +9,17 @@ of examples at a time.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.norms.kernels import chunk_of
-from tf_largebatch.norms.recorder import Contraction, Use
+from tf_largebatch.norms.order import after
+from tf_largebatch.norms.recorder import Contraction, Tensor, Use
 from tf_largebatch.norms.shapes import of_examples, static_or_dynamic_size
 from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
 
@@ -31,8 +34,8 @@ class Together:
         replaced: identities of the private copies whose ordinary gradients those shares replace.
     """
 
-    squares: tf.Tensor
-    gradients: list[tf.Tensor]
+    squares: Tensor
+    gradients: list[Tensor]
     replaced: set[int]
 
 
@@ -41,11 +44,11 @@ class _Kind:
     """Uses joined into one."""
 
     contraction: Any
-    d: tf.Tensor
+    d: Tensor
     copies: frozenset[int]
 
 
-def measure_uses(uses: Sequence[tuple[Use, tf.Tensor]], window: slice | None) -> Together:
+def measure_uses(uses: Sequence[tuple[Use, Tensor]], window: slice | None) -> Together:
     """Norms, and what shares of the gradient come with them.
 
     Args:
@@ -60,8 +63,8 @@ def measure_uses(uses: Sequence[tuple[Use, tf.Tensor]], window: slice | None) ->
         products = []
     # A copy in two kinds has one ordinary gradient for both, which the share of one kind must not replace.
     replaceable = sum(len(kind.copies) for kind in kinds) == len(_copies(uses))
-    squares: list[tf.Tensor] = []
-    gradients: list[tf.Tensor] = []
+    squares: list[Tensor] = []
+    gradients: list[Tensor] = []
     replaced: set[int] = set()
     for kind in kinds:
         found, gradient = _norms_and_gradient(kind, window, replaceable)
@@ -69,11 +72,11 @@ def measure_uses(uses: Sequence[tuple[Use, tf.Tensor]], window: slice | None) ->
         if gradient is not None:
             gradients.append(gradient)
             replaced |= kind.copies
-    total = squares[0] if len(kinds) == 1 else tf.maximum(tf.add_n([*squares, *products]), 0.0)
+    total = squares[0] if len(kinds) == 1 else ops.maximum(functools.reduce(operator.add, [*squares, *products]), 0.0)
     return Together(total, gradients, replaced)
 
 
-def _norms_and_gradient(kind: _Kind, window: slice | None, replaceable: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
+def _norms_and_gradient(kind: _Kind, window: slice | None, replaceable: bool) -> tuple[Tensor, Tensor | None]:
     free = getattr(kind.contraction, "all_norms_are_free", None)
     every = replaceable and (window is None or (free is not None and free(kind.d)))
     together = kind.contraction.norms_and_gradient(kind.d) if every else None
@@ -83,9 +86,9 @@ def _norms_and_gradient(kind: _Kind, window: slice | None, replaceable: bool) ->
     return (squares if window is None else squares[window]), gradient
 
 
-def _joined(uses: Sequence[tuple[Use, tf.Tensor]]) -> list[_Kind]:
+def _joined(uses: Sequence[tuple[Use, Tensor]]) -> list[_Kind]:
     """The uses, those of one kind joined where the kind can be."""
-    of_kind: dict[Any, list[tuple[Use, tf.Tensor]]] = {}
+    of_kind: dict[Any, list[tuple[Use, Tensor]]] = {}
     for use, d in uses:
         joins = use.contraction is not None and hasattr(use.contraction, "joined")
         of_kind.setdefault(type(use.contraction) if joins else use.number, []).append((use, d))
@@ -99,7 +102,7 @@ def _joined(uses: Sequence[tuple[Use, tf.Tensor]]) -> list[_Kind]:
     return kinds
 
 
-def _copies(uses: Sequence[tuple[Use, tf.Tensor]]) -> frozenset[int]:
+def _copies(uses: Sequence[tuple[Use, Tensor]]) -> frozenset[int]:
     return frozenset(id(use.copy) for use, _ in uses)
 
 
@@ -107,7 +110,7 @@ def _contraction(use: Use) -> Any:
     return PerExample() if use.contraction is None else use.contraction
 
 
-def _cross_products(kinds: Sequence[_Kind], examples: slice) -> list[tf.Tensor] | None:
+def _cross_products(kinds: Sequence[_Kind], examples: slice) -> list[Tensor] | None:
     """`2 <G_u, G_v>`, shape [b], for each pair of kinds; None if one of them is not known."""
     products = []
     for i, one in enumerate(kinds):
@@ -120,7 +123,7 @@ def _cross_products(kinds: Sequence[_Kind], examples: slice) -> list[tf.Tensor] 
     return products
 
 
-def _inner_product(one: _Kind, other: _Kind, examples: slice) -> tf.Tensor | None:
+def _inner_product(one: _Kind, other: _Kind, examples: slice) -> Tensor | None:
     inner_product = getattr(one.contraction, "inner_product", None)
     return None if inner_product is None else inner_product(one.d, other.contraction, other.d, examples)
 
@@ -129,20 +132,20 @@ def _inner_product(one: _Kind, other: _Kind, examples: slice) -> tf.Tensor | Non
 class PerExample:
     """A variable repeated for each example: `d` is `G_i` itself."""
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """`G_i = d_i` in float32."""
-        return tf.cast(of_examples(d, examples), tf.float32)
+        return ops.cast(of_examples(d, examples), "float32")
 
-    def all_norms_are_free(self, d: tf.Tensor) -> bool:
+    def all_norms_are_free(self, d: Tensor) -> bool:
         """Always: the contributions are there."""
         del d
         return True
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """`||d_i||^2`."""
         return sum_squares_per_example(of_examples(d, examples))
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor]:
         """The contributions add up to the gradient."""
         return squared_norms_and_sum(d)
 
@@ -151,23 +154,25 @@ class PerExample:
 class Added:
     """Several uses, each with its own `d`; the `d` that the methods receive is unused."""
 
-    parts: tuple[tuple[Contraction, tf.Tensor], ...]
+    parts: tuple[tuple[Contraction, Tensor], ...]
     shape: tuple[int, ...]
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """`sum_u G_i^u` in float32."""
         del d
-        return tf.add_n([tf.cast(c.contributions(d_u, examples), tf.float32) for c, d_u in self.parts])
+        return functools.reduce(
+            operator.add, (ops.cast(c.contributions(d_u, examples), "float32") for c, d_u in self.parts)
+        )
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """From the sums, of a chunk of examples at a time."""
         return self._in_chunks(d, examples)[0]
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor]:
         """The sums add up to the gradient."""
         return self._in_chunks(d, slice(None))
 
-    def _in_chunks(self, d: tf.Tensor, examples: slice) -> tuple[tf.Tensor, tf.Tensor]:
+    def _in_chunks(self, d: Tensor, examples: slice) -> tuple[Tensor, Tensor]:
         start = 0 if examples.start is None else examples.start
         stop = static_or_dynamic_size(self.parts[0][1], 0) if examples.stop is None else examples.stop
         if not (isinstance(start, int) and isinstance(stop, int)):
@@ -176,11 +181,13 @@ class Added:
         chunk = max(chunk_of(4 * math.prod(self.shape)), -(-(stop - start) // 16))
         if stop - start <= chunk:
             return squared_norms_and_sum(self.contributions(d, examples))
-        squares: list[tf.Tensor] = []
-        total = tf.zeros(self.shape)
+        squares: list[Tensor] = []
+        contractions, ds = zip(*self.parts, strict=True)
+        total = ops.zeros(self.shape, "float32")
         for at in range(start, stop, chunk):
-            with tf.control_dependencies([total]):  # one chunk in memory at a time
-                found, gradient = squared_norms_and_sum(self.contributions(d, slice(at, min(at + chunk, stop))))
+            ds = after(ds, total)  # one chunk in memory at a time
+            parts = Added(tuple(zip(contractions, ds, strict=True)), self.shape)
+            found, gradient = squared_norms_and_sum(parts.contributions(d, slice(at, min(at + chunk, stop))))
             squares.append(found)
             total += gradient
-        return tf.concat(squares, axis=0), total
+        return ops.concatenate(squares, axis=0), total

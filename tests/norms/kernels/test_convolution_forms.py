@@ -9,7 +9,6 @@ import pytest
 import tensorflow as tf
 
 from tf_largebatch.backend.tensorflow.kernels import (
-    chunks,
     convolution,
     convolution_columns,
     convolution_direct,
@@ -17,6 +16,7 @@ from tf_largebatch.backend.tensorflow.kernels import (
     convolution_grid,
     convolution_loop,
 )
+from tf_largebatch.backend.tensorflow.order import after
 from tf_largebatch.norms.device import compiling_for
 from tf_largebatch.norms.window import Window, every
 
@@ -206,4 +206,4 @@ def test_every():
 
 def test_waiting_changes_nothing():
     t, d = tf.random.normal([3]), tf.random.normal([3])
-    np.testing.assert_array_equal(chunks.not_before(t, d), t)
+    np.testing.assert_array_equal(after([t], d)[0], t)

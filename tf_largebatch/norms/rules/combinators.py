@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
-import tensorflow as tf
+from keras import ops
 
-from tf_largebatch.norms.recorder import Contraction
+from tf_largebatch.norms.order import over_examples
+from tf_largebatch.norms.recorder import Contraction, Tensor
 from tf_largebatch.norms.shapes import Size, split_rows
 from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
 
@@ -18,18 +21,19 @@ class WithoutFirstAxis:
 
     inner: Any
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the inner contributions without the axis."""
-        return tf.squeeze(self.inner.contributions(d, examples), axis=1)
+        inner = self.inner.contributions(d, examples)
+        return ops.reshape(inner, [-1, *inner.shape[2:]])
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the inner norms."""
         return self.inner.squared_norms(d, examples)
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns the inner norms, and the gradient without the axis."""
         together = self.inner.norms_and_gradient(d)
-        return None if together is None else (together[0], tf.squeeze(together[1], axis=0))
+        return None if together is None else (together[0], ops.reshape(together[1], together[1].shape[1:]))
 
     def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
         """Returns the inner contraction over rows, without the axis."""
@@ -45,16 +49,16 @@ class RowOf:
     row: int
     rows: int
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the inner contributions in their row and zeros in the others."""
-        inner = self.inner.contributions(d, examples)[:, tf.newaxis]
-        return tf.pad(inner, [[0, 0], [self.row, self.rows - self.row - 1], *([0, 0] for _ in inner.shape[2:])])
+        inner = self.inner.contributions(d, examples)[:, None]
+        return ops.pad(inner, [[0, 0], [self.row, self.rows - self.row - 1], *([0, 0] for _ in inner.shape[2:])])
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the inner norms."""
         return self.inner.squared_norms(d, examples)
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor]:
         """Returns `||G_i||^2` and `sum_i G_i`: the contributions add up to the gradient."""
         return squared_norms_and_sum(self.contributions(d, slice(None)))
 
@@ -70,15 +74,15 @@ class Deferred:
 
     inner: Any = dataclasses.field(init=False)
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the contributions of the contraction that is set after the loop."""
         return self.inner.contributions(d, examples)
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the norms of the contraction that is set after the loop."""
         return self.inner.squared_norms(d, examples)
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns the norms and gradient of the contraction that is set after the loop."""
         return self.inner.norms_and_gradient(d)
 
@@ -93,29 +97,30 @@ class ByGate:
 
     gates: tuple[Any, ...]
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the gates' contributions side by side."""
-        return tf.concat([gate.contributions(d_g, examples) for gate, d_g in self._with_d(d)], axis=-1)
+        return ops.concatenate([gate.contributions(d_g, examples) for gate, d_g in self._with_d(d)], axis=-1)
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the sum of the gates' squared norms."""
-        return tf.add_n([gate.squared_norms(d_g, examples) for gate, d_g in self._with_d(d)])
+        return functools.reduce(operator.add, (gate.squared_norms(d_g, examples) for gate, d_g in self._with_d(d)))
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns the sum of the gates' squared norms and their gradients side by side."""
         together = [gate.norms_and_gradient(d_g) for gate, d_g in self._with_d(d)]
         known = [t for t in together if t is not None]
         if len(known) < len(together):
             return None
-        return tf.add_n([squares for squares, _ in known]), tf.concat([g for _, g in known], axis=-1)
+        squares = functools.reduce(operator.add, (squares for squares, _ in known))
+        return squares, ops.concatenate([g for _, g in known], axis=-1)
 
     def over_rows(self, batch: Size, rows: Size) -> Contraction | None:
         """Returns the gates' contractions over rows; None if a gate has none."""
         gates = [over_rows(gate, batch, rows) for gate in self.gates]
         return None if any(gate is None for gate in gates) else ByGate(tuple(gates))
 
-    def _with_d(self, d: tf.Tensor) -> list[tuple[Any, tf.Tensor]]:
-        return list(zip(self.gates, tf.split(d, len(self.gates), axis=-1), strict=True))
+    def _with_d(self, d: Tensor) -> list[tuple[Any, Tensor]]:
+        return list(zip(self.gates, ops.split(d, len(self.gates), axis=-1), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,33 +128,33 @@ class Folded:
     """A contraction over rows: rows `i rows` to `(i + 1) rows` of `d` [batch rows, ...] are example i's.
 
     A contraction with a method `over_rows` takes the rows as further positions. The contributions of any other are
-    formed and added one example after the other.
+    formed and added a few examples at a time.
     """
 
     inner: Any
     batch: Size
     rows: Size
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """Returns `G_i = sum_r G_{i,r}`, shape [b, *w.shape]."""
         merged = over_rows(self.inner, self.batch, self.rows)
         if merged is not None:
             return merged.contributions(split_rows(d, self.batch, self.rows), examples)
 
-        def of_example(i: tf.Tensor) -> tf.Tensor:
-            of_rows = self.inner.contributions(d, slice(i * self.rows, (i + 1) * self.rows))
-            return tf.reduce_sum(tf.cast(of_rows, tf.float32), axis=0)
+        def of_examples(start: Size, count: int) -> Tensor:
+            of_rows = self.inner.contributions(d, slice(start * self.rows, (start + count) * self.rows))
+            return ops.sum(split_rows(ops.cast(of_rows, "float32"), count, self.rows), axis=1)
 
-        return tf.map_fn(of_example, tf.range(self.batch)[examples], fn_output_signature=tf.float32)
+        return over_examples(of_examples, self.batch, examples)
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """Returns the squared norms of the sums over the rows."""
         merged = over_rows(self.inner, self.batch, self.rows)
         if merged is not None:
             return merged.squared_norms(split_rows(d, self.batch, self.rows), examples)
         return sum_squares_per_example(self.contributions(d, examples))
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns the squared norms of the sums over the rows, and the gradient, which is the sum of these sums."""
         merged = over_rows(self.inner, self.batch, self.rows)
         if merged is not None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.recorder import Contraction, Recorder
+from tf_largebatch.norms.recorder import Contraction, Recorder, Tensor
 from tf_largebatch.norms.rules.combinators import WithoutFirstAxis
 from tf_largebatch.norms.rules.convolution import (
     Convolution,
@@ -29,18 +28,18 @@ from tf_largebatch.norms.shapes import Size, split_rows
 class TransposedConvolution:
     """`y = conv_transpose(a, w)`: `a` [B, ..., C], `w` [*kernel_size, P, C], `y` [B, ..., P], channels last."""
 
-    a: tf.Tensor
+    a: Tensor
     window: Window
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """Returns `G_i` in float32, shape [b, *kernel_size, P, C]."""
         return self._convolution(d).contributions(self.a, examples)
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """Returns `||G_i||^2`, by the form that suits the device and the shapes."""
         return self._convolution(d).squared_norms(self.a, examples)
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
         """Returns both, or None where the norms are cheaper beside the ordinary weight-gradient kernel."""
         return self._convolution(d).norms_and_gradient(self.a)
 
@@ -48,12 +47,12 @@ class TransposedConvolution:
         """Returns the contraction in which `rows` consecutive rows of `a` belong to one example."""
         return WithoutFirstAxis(TransposedConvolution(split_rows(self.a, batch, rows), self.window.over_rows()))
 
-    def _convolution(self, d: tf.Tensor) -> Convolution:
+    def _convolution(self, d: Tensor) -> Convolution:
         """Returns the convolution with this kernel that maps a tensor like `d` to one like `a`."""
         return Convolution(d, self.window, groups=1)
 
 
-def transposed_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+def transposed_convolution(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
     """`y = activation(conv_transpose(x, W) + b)`."""
     y = ops.conv_transpose(
         inputs,

@@ -6,11 +6,10 @@ import dataclasses
 import string
 from typing import Any
 
-import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.kernels import matmul
-from tf_largebatch.norms.recorder import Recorder
+from tf_largebatch.norms.recorder import Recorder, Tensor
 from tf_largebatch.norms.rules.bias import add_bias
 from tf_largebatch.norms.rules.dense import activate, refuse_lora
 from tf_largebatch.norms.shapes import Size, of_examples, product, split_rows, static_or_dynamic_shape
@@ -24,19 +23,19 @@ class Einsum:
     `w` several matrices; all other letters of `a` and `y` are positions.
     """
 
-    a: tf.Tensor
+    a: Tensor
     equation: str
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Tensor, examples: slice) -> Tensor:
         """`G_i` in float32, shape [b, *w.shape]."""
         letters = self._letters()
         return letters.as_kernel(matmul.contributions(*self._matrices(d, examples)), self._sizes(d), batched=True)
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
         """As for Dense: the Gram form where it takes fewer products, else directly."""
         return matmul.squared_norms(*self._matrices(d, examples))
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor] | None:
+    def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
         """Directly, the contributions add up to the gradient."""
         together = matmul.norms_and_gradient(*self._matrices(d, slice(None)))
         if together is None:
@@ -45,20 +44,20 @@ class Einsum:
 
     def over_rows(self, batch: Size, rows: Size) -> Einsum:
         """The contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
-        a, w, y = einsum_letters(self.equation, self.a.shape.rank)
+        a, w, y = einsum_letters(self.equation, len(self.a.shape))
         row = next(letter for letter in string.ascii_letters if letter not in a + w + y)
         return Einsum(split_rows(self.a, batch, rows), f"{a[0]}{row}{a[1:]},{w}->{y[0]}{row}{y[1:]}")
 
     def _letters(self) -> Letters:
-        return Letters(*einsum_letters(self.equation, self.a.shape.rank))
+        return Letters(*einsum_letters(self.equation, len(self.a.shape)))
 
-    def _matrices(self, d: tf.Tensor, examples: slice) -> tuple[tf.Tensor, tf.Tensor]:
+    def _matrices(self, d: Tensor, examples: slice) -> tuple[Tensor, Tensor]:
         """`a` as [b, matrices, positions, inputs] and `d` as [b, matrices, positions, outputs]."""
         letters = self._letters()
         a = letters.as_matrices(of_examples(self.a, examples), letters.a, letters.inputs)
         return a, letters.as_matrices(of_examples(d, examples), letters.y, letters.outputs)
 
-    def _sizes(self, d: tf.Tensor) -> dict[str, int]:
+    def _sizes(self, d: Tensor) -> dict[str, int]:
         letters = self._letters()
         return {**dict(zip(letters.y, d.shape, strict=True)), **dict(zip(letters.a, self.a.shape, strict=True))}
 
@@ -91,26 +90,26 @@ class Letters:
         """Letters that input and output have and the kernel has not, the example's excepted."""
         return "".join(c for c in self.y[1:] if c not in self.w)
 
-    def as_matrices(self, t: tf.Tensor, letters: str, last: str) -> tf.Tensor:
+    def as_matrices(self, t: Tensor, letters: str, last: str) -> Tensor:
         """A tensor of these letters as [b, matrices, positions, last]; other letters are summed."""
         alone = [i for i, c in enumerate(letters) if c not in letters[0] + self.matrices + self.positions + last]
         if alone:
-            t = tf.reduce_sum(tf.cast(t, tf.float32), axis=alone)
+            t = ops.sum(ops.cast(t, "float32"), axis=alone)
             letters = "".join(c for i, c in enumerate(letters) if i not in alone)
         groups = [letters[0], self.matrices, self.positions, last]
         order = [letters.index(c) for group in groups for c in group]
-        t = t if order == sorted(order) else tf.transpose(t, order)
+        t = t if order == sorted(order) else ops.transpose(t, order)
         sizes = dict(zip("".join(groups), static_or_dynamic_shape(t), strict=True))
         shape = [product([sizes[c] for c in group]) for group in groups]
-        return tf.reshape(t, shape if self.matrices else [shape[0], *shape[2:]])
+        return ops.reshape(t, shape if self.matrices else [shape[0], *shape[2:]])
 
-    def as_kernel(self, g: tf.Tensor, sizes: dict[str, int], batched: bool) -> tf.Tensor:
+    def as_kernel(self, g: Tensor, sizes: dict[str, int], batched: bool) -> Tensor:
         """Contributions [b, (matrices,) inputs, outputs], or their sum without b, in the kernel's shape."""
         found = self.matrices + self.inputs + self.outputs
         lead = [static_or_dynamic_shape(g)[0]] if batched else []
-        g = tf.reshape(g, [*lead, *(sizes[c] for c in found)])
+        g = ops.reshape(g, [*lead, *(sizes[c] for c in found)])
         order = [found.index(c) + len(lead) for c in self.w]
-        return tf.transpose(g, [0, *order] if batched else order)
+        return ops.transpose(g, [0, *order] if batched else order)
 
 
 def einsum_letters(equation: str, input_rank: int) -> tuple[str, str, str]:
@@ -138,7 +137,7 @@ def refuse_einsum(layer: Any) -> str | None:
     return refuse_lora(layer)
 
 
-def einsum_dense(layer: Any, recorder: Recorder, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+def einsum_dense(layer: Any, recorder: Recorder, inputs: Tensor, training: bool | None = None) -> Tensor:
     """`y = activation(einsum(equation, x, W) + b)`."""
     y = ops.einsum(layer.equation, inputs, recorder.value(layer.kernel))
     y = recorder.record(layer.kernel, y, Einsum(inputs, layer.equation))

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
+from tf_largebatch.norms import kernels
 from tf_largebatch.norms.device import device
-from tf_largebatch.norms.kernels import fused_batch_norm
 from tf_largebatch.norms.overrides import overridden_method, reached_methods
-from tf_largebatch.norms.recorder import Recorder
+from tf_largebatch.norms.recorder import Recorder, Tensor
 from tf_largebatch.norms.rules.elementwise import wide_dtype
 from tf_largebatch.norms.shapes import static_or_dynamic_size
 from tf_largebatch.norms.view import view
@@ -41,31 +40,29 @@ def per_example_affine(layer: Any, recorder: Recorder, dtype: Any, rank: int, ax
         axes: the axes of the input, none negative, on which gamma and beta lie.
     """
 
-    def repeated(variable: Any) -> tf.Tensor | None:
+    def repeated(variable: Any) -> Tensor | None:
         if variable is None:
             return None
         copies = recorder.per_example(variable, dtype)
         sizes = dict(zip(axes, variable.shape, strict=True))
-        return tf.reshape(copies, [recorder.batch_size, *(sizes.get(axis, 1) for axis in range(1, rank))])
+        return ops.reshape(copies, [recorder.batch_size, *(sizes.get(axis, 1) for axis in range(1, rank))])
 
     return repeated(layer.gamma), repeated(layer.beta)
 
 
-def affine(z: tf.Tensor, gamma: tf.Tensor | None, beta: tf.Tensor | None) -> tf.Tensor:
+def affine(z: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
     """`gamma z + beta`, either of which may be None."""
     z = z if gamma is None else z * gamma
     return z if beta is None else z + beta
 
 
-def normalize_then_affine(
-    layer: Any, recorder: Recorder, inputs: tf.Tensor, axes: list[int], **kwargs: Any
-) -> tf.Tensor:
+def normalize_then_affine(layer: Any, recorder: Recorder, inputs: Tensor, axes: list[int], **kwargs: Any) -> Tensor:
     """The layer's own normalization, whatever it does, followed by a per-example scale and shift."""
     dtype = wide_dtype(inputs)
-    rank = inputs.shape.rank
-    z = type(layer).call(without_scale_and_center(layer), tf.cast(inputs, dtype), **kwargs)
+    rank = len(inputs.shape)
+    z = type(layer).call(without_scale_and_center(layer), ops.cast(inputs, dtype), **kwargs)
     gamma, beta = per_example_affine(layer, recorder, dtype, rank, [axis % rank for axis in axes])
-    return ops.cast(affine(tf.cast(z, dtype), gamma, beta), layer.compute_dtype)
+    return ops.cast(affine(ops.cast(z, dtype), gamma, beta), layer.compute_dtype)
 
 
 # The methods that scale and shift. The others run as the layer's class has them.
@@ -74,13 +71,13 @@ BATCH_NORM_METHODS = reached_methods(keras.layers.BatchNormalization)
 
 
 def batch_normalization(
-    layer: Any, recorder: Recorder, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
-) -> tf.Tensor:
+    layer: Any, recorder: Recorder, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+) -> Tensor:
     """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training.
 
-    On a CPU by the fused kernels. Elsewhere, and where these do not apply, written out, so that gamma and beta join the
-    inverse deviation before they meet the activations, as in the ordinary step. Masked inputs, batch renormalization
-    and subclasses with a method of their own go the longer way through the layer's own call.
+    On CPUs TensorFlow's fused kernels compute it. Elsewhere, and where these do not apply, it is written out, so that
+    gamma and beta join the inverse deviation before they meet the activations, as in the ordinary step. Masked inputs,
+    batch renormalization and subclasses with a method of their own go the longer way through the layer's own call.
     """
     in_training = bool(training) and layer.trainable
     own_way = overridden_method(type(layer), keras.layers.BatchNormalization, BATCH_NORM_METHODS) is not None
@@ -88,17 +85,18 @@ def batch_normalization(
         with _unmoved_by_an_empty_batch(layer, inputs if in_training else None):
             return normalize_then_affine(layer, recorder, inputs, [layer.axis], training=training, mask=mask)
     dtype = wide_dtype(inputs)
-    x = tf.cast(inputs, dtype)
-    rank = x.shape.rank
+    x = ops.cast(inputs, dtype)
+    rank = len(x.shape)
     axis = layer.axis % rank
-    if in_training and axis == rank - 1 and dtype == tf.float32 and not layer.synchronized and device() == "cpu":
+    fuses = keras.backend.backend() == "tensorflow" and device() == "cpu"
+    if fuses and in_training and axis == rank - 1 and dtype == "float32" and not layer.synchronized:
         sizes = [static_or_dynamic_size(x, 0), x.shape[axis]]
-        gamma = tf.ones(sizes) if layer.gamma is None else recorder.per_example(layer.gamma, dtype)
-        beta = tf.zeros(sizes) if layer.beta is None else recorder.per_example(layer.beta, dtype)
+        gamma = ops.ones(sizes, dtype) if layer.gamma is None else recorder.per_example(layer.gamma, dtype)
+        beta = ops.zeros(sizes, dtype) if layer.beta is None else recorder.per_example(layer.beta, dtype)
         with recorder.unseen():
-            scale = tf.ones(sizes[1:]) if layer.gamma is None else tf.cast(tf.convert_to_tensor(layer.gamma), dtype)
-            offset = tf.zeros(sizes[1:]) if layer.beta is None else tf.cast(tf.convert_to_tensor(layer.beta), dtype)
-        y, mean, variance = fused_batch_norm.fused_batch_norm(x, gamma, beta, scale, offset, layer.epsilon)
+            scale = ops.ones(sizes[1:], dtype) if layer.gamma is None else ops.cast(layer.gamma, dtype)
+            offset = ops.zeros(sizes[1:], dtype) if layer.beta is None else ops.cast(layer.beta, dtype)
+        y, mean, variance = kernels.fused_batch_norm.fused_batch_norm(x, gamma, beta, scale, offset, layer.epsilon)
         _move_averages(layer, x, mean, variance)
         return ops.cast(y, layer.compute_dtype)
     if in_training:
@@ -109,14 +107,14 @@ def batch_normalization(
         mean, variance = ops.cast(layer.moving_mean, dtype), ops.cast(layer.moving_variance, dtype)
     shape = [1] * rank
     shape[axis] = x.shape[axis]
-    mean, inverse = tf.reshape(mean, shape), tf.reshape(tf.math.rsqrt(variance + layer.epsilon), shape)
+    mean, inverse = ops.reshape(mean, shape), ops.reshape(ops.rsqrt(variance + layer.epsilon), shape)
     gamma, beta = per_example_affine(layer, recorder, dtype, rank, [axis])
     inverse = inverse if gamma is None else inverse * gamma
     offset = -mean * inverse if beta is None else beta - mean * inverse
     return ops.cast(x * inverse + offset, layer.compute_dtype)
 
 
-def _move_averages(layer: Any, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor) -> None:
+def _move_averages(layer: Any, x: Tensor, mean: Tensor, variance: Tensor) -> None:
     """Moves the averages that inference uses towards the batch's statistics, in the dtype of x."""
     keep = layer.momentum
     with _unmoved_by_an_empty_batch(layer, None if layer.synchronized else x):
@@ -125,7 +123,7 @@ def _move_averages(layer: Any, x: tf.Tensor, mean: tf.Tensor, variance: tf.Tenso
 
 
 @contextlib.contextmanager
-def _unmoved_by_an_empty_batch(layer: Any, x: tf.Tensor | None) -> Iterator[None]:
+def _unmoved_by_an_empty_batch(layer: Any, x: Tensor | None) -> Iterator[None]:
     """Within it the layer's state does not change if x has no examples, as one replica's share of a last batch may.
 
     The mean of no examples is NaN, which would stay in the averages for ever.
@@ -135,10 +133,10 @@ def _unmoved_by_an_empty_batch(layer: Any, x: tf.Tensor | None) -> Iterator[None
         yield
         return
     state = own_state(layer)
-    before = [tf.identity(v.value) for v in state]
+    before = [ops.copy(v.value) for v in state]
     yield
     for v, value in zip(state, before, strict=True):
-        v.assign(tf.where(tf.equal(rows, 0), value, tf.convert_to_tensor(v.value)))
+        v.assign(ops.where(ops.equal(rows, 0), value, v.value))
 
 
 def own_state(layer: Any) -> list[Any]:
@@ -147,12 +145,12 @@ def own_state(layer: Any) -> list[Any]:
     return [v for v in (getattr(layer, name, None) for name in names) if v is not None]
 
 
-def layer_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+def layer_normalization(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
     """`y = gamma z + beta` with `z` normalized over the layer's axes."""
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
     return normalize_then_affine(layer, recorder, inputs, list(axes))
 
 
-def group_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+def group_normalization(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
     """`y = gamma z + beta` with `z` normalized over each group of channels."""
     return normalize_then_affine(layer, recorder, inputs, [layer.axis])

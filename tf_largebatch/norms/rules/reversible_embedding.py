@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from tf_largebatch.norms.recorder import Recorder
+from tf_largebatch import keras_internals
+from tf_largebatch.norms.recorder import Recorder, Tensor
 from tf_largebatch.norms.rules.dense import MatMul, TransposedMatMul
 from tf_largebatch.norms.rules.embedding import embedding
 
 
-def reversible_embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor, reverse: bool = False) -> tf.Tensor:
+def reversible_embedding(layer: Any, recorder: Recorder, inputs: Tensor, reverse: bool = False) -> Tensor:
     """`y = W[ids]`; in reverse `y = x W^T`, or `x V` with untied weights, softly capped if the layer says so."""
     if not reverse:
         y = embedding(layer, recorder, inputs)
         if layer.mask_zero:
             # The layer's compute_mask returns None and its call sets the mask, so the rule has to.
-            y._keras_mask = ops.not_equal(inputs, 0)
+            keras_internals.set_keras_mask(y, ops.not_equal(inputs, 0))
         return y
     variable = layer.embeddings if layer.tie_weights else layer.reverse_embeddings
     kernel = recorder.value(variable, layer.reverse_dtype)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tf_largebatch.backend.jax.kernels.chunks import chunk_of, squared_norms_in_chunks
-from tf_largebatch.backend.jax.kernels.operands import inner_products
+from tf_largebatch.backend.jax.kernels.operands import inner_products, products
 from tf_largebatch.norms.device import device
 
 FLOAT_BYTES = 4
@@ -38,6 +38,21 @@ def squared_norms(ids: jax.Array, d: jax.Array, rows: int) -> jax.Array:
     form = squared_norms_by_pairs if by_pairs else squared_norms_by_runs
     entries = 2 * positions**2 if by_pairs else 3 * positions * width
     return squared_norms_in_chunks(lambda ids, d: form(ids, d, rows), ids, d, chunk_of(FLOAT_BYTES * entries))
+
+
+def inner_product(ids: jax.Array, d: jax.Array, a: jax.Array, d_product: jax.Array) -> jax.Array:
+    """Returns `<G_i, G'_i>`, shape [B], with the contribution to a product `y' = a w^T` with the same table.
+
+    It is `sum_{t,t'} d'_{t'}[id_t] (d_t . a_{t'})`.
+
+    Args:
+        ids: [B, T], all within the table.
+        d: [B, T, P].
+        a: the product's input, [B, T', P].
+        d_product: the gradient `d'` at the product's output, [B, T', rows].
+    """
+    looked_up = jnp.take_along_axis(d_product.astype(jnp.float32), ids[:, None, :], 2)  # [B, T', T]
+    return (looked_up * products("bup,btp->but", a, d)).sum((1, 2))
 
 
 def squared_norms_by_pairs(ids: jax.Array, d: jax.Array, rows: int) -> jax.Array:

@@ -91,12 +91,6 @@ def at_least_one(t: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(tf.pad(t, padding), [None, *t.shape[1:]])
 
 
-def not_before(t: tf.Tensor, d: tf.Tensor) -> tf.Tensor:
-    """Returns `t` for work that could begin without `d`: in a graph it waits, lest its results lie idle until then."""
-    with tf.control_dependencies([d]):
-        return tf.identity(t)
-
-
 def _examples(t: tf.Tensor, start: Any, count: Size) -> tf.Tensor:
     """Returns `count` examples from `start`: a slice whose size XLA knows when it compiles."""
     begin = [start, *(0 for _ in range(t.shape.rank - 1))]

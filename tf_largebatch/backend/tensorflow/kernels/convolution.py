@@ -18,7 +18,7 @@ from tf_largebatch.backend.tensorflow.kernels import (
     convolution_loop,
     convolution_tpu,
 )
-from tf_largebatch.backend.tensorflow.kernels.chunks import not_before
+from tf_largebatch.backend.tensorflow.order import after
 from tf_largebatch.norms.device import device
 from tf_largebatch.norms.window import Window
 
@@ -36,7 +36,7 @@ def contributions(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf
 
 def squared_norms(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf.Tensor:
     """Returns `||G_i||^2` in float32, shape [b]."""
-    a = not_before(a, d)
+    (a,) = after([a], d)
     if device() == "tpu":
         squares = convolution_tpu.squared_norms(a, d, window, groups)
         if squares is not None:
@@ -49,7 +49,7 @@ def norms_and_gradient(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) 
 
     Returns None where the norms are cheaper beside the ordinary weight-gradient kernel.
     """
-    a = not_before(a, d)
+    (a,) = after([a], d)
     if device() == "tpu":
         together = convolution_tpu.norms_and_gradient(a, d, window, groups)
         if together is not None:

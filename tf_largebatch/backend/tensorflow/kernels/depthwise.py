@@ -7,7 +7,7 @@ from types import ModuleType
 import tensorflow as tf
 
 from tf_largebatch.backend.tensorflow.kernels import depthwise_correlation, depthwise_direct, depthwise_kernel
-from tf_largebatch.backend.tensorflow.kernels.chunks import not_before
+from tf_largebatch.backend.tensorflow.order import after
 from tf_largebatch.norms.device import device
 from tf_largebatch.norms.window import Window
 
@@ -19,7 +19,7 @@ def contributions(a: tf.Tensor, d: tf.Tensor, window: Window) -> tf.Tensor:
 
 def norms_and_gradient(a: tf.Tensor, d: tf.Tensor, window: Window) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns `||G_i||^2`, shape [B], and `sum_i G_i`, shape [*kernel_size, C, M]; both float32."""
-    return cheapest_form(a, d, window).norms_and_gradient(not_before(a, d), d, window)
+    return cheapest_form(a, d, window).norms_and_gradient(*after([a], d), d, window)
 
 
 def cheapest_form(a: tf.Tensor, d: tf.Tensor, window: Window) -> ModuleType:

@@ -42,6 +42,22 @@ def squared_norms(ids: tf.Tensor, d: tf.Tensor, rows: int) -> tf.Tensor:
     return squared_norms_in_chunks(lambda ids, d: _squared_norms(ids, d, rows), ids, d, chunk)
 
 
+def inner_product(ids: tf.Tensor, d: tf.Tensor, a: tf.Tensor, d_product: tf.Tensor) -> tf.Tensor:
+    """Returns `<G_i, G'_i>`, shape [B], with the contribution to a product `y' = a w^T` with the same table.
+
+    It is `sum_{t,t'} d'_{t'}[id_t] (d_t . a_{t'})`.
+
+    Args:
+        ids: [B, T], all within the table.
+        d: [B, T, P].
+        a: the product's input, [B, T', P].
+        d_product: the gradient `d'` at the product's output, [B, T', rows].
+    """
+    looked_up = tf.gather(tf.cast(d_product, tf.float32), ids, axis=2, batch_dims=1)  # [B, T', T]
+    products = tf.matmul(tf.cast(a, tf.float32), tf.cast(d, tf.float32), transpose_b=True)
+    return tf.reduce_sum(looked_up * products, axis=[1, 2])
+
+
 def _squared_norms(ids: tf.Tensor, d: tf.Tensor, rows: int) -> tf.Tensor:
     """Returns `||G_i||^2` from all rows of `d` at once."""
     batch, positions, _ = static_or_dynamic_shape(d)
