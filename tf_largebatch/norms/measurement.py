@@ -22,12 +22,14 @@ class Measurement:
             does not depend on it.
         measured: how many examples were measured, b.
         batch_size: how many there are, B.
+        loss: the loss, before it is scaled.
     """
 
     gradients: list[Any]
     squared_norms: list[Any]
     measured: Size
     batch_size: Size
+    loss: Any = None
 
     def gradient_norms(self) -> GradientNorms:
         """Returns `(B / b) sum_i ||G_i||` over the measured examples, for each variable: `s_k` of a mean loss.

@@ -270,6 +270,35 @@ def broadcast_message(layers: Sequence[str]) -> str:
     )
 
 
+def inner_gradient_message(layers: Sequence[str]) -> str:
+    """The sentence for a loss that depends on a derivative of recorded layers."""
+    return (
+        "Per-example gradient norms are not available: the loss depends on a derivative that the model takes through "
+        f"the layers {', '.join(layers)} in its own forward pass, and the second derivatives of their weights cannot "
+        "be measured. Put stop_gradient around the derivative if it is not to be differentiated, have the layer "
+        "(or model) that takes it measured by the slow rule for any layer (tf_largebatch.norms.use_generic(layer); in "
+        "tf_keras, tf_largebatch.tf_keras.norms.TF_KERAS.mark_generic(layer)), or train with gradient_norms='replica'."
+    )
+
+
+def unrecorded_use_message(paths: Sequence[str]) -> str:
+    """The sentence for variables that are used where no rule sees it."""
+    return (
+        "Per-example gradient norms are not available: these variables are used elsewhere than in the layer that owns "
+        f"them, where their use cannot be measured: {', '.join(paths)}. Use them through their layer or train with "
+        "gradient_norms='replica'."
+    )
+
+
+def unexplained_message(paths: Sequence[str]) -> str:
+    """The sentence for private values that the loss depends on otherwise than through recorded tensors."""
+    return (
+        "Per-example gradient norms are not available: the loss depends on these variables, but not on what their "
+        f"layers returned: {', '.join(paths)}. A layer that runs inside a vectorized map or a loop cannot be measured: "
+        "call it on the whole batch or train with gradient_norms='replica'."
+    )
+
+
 def composite_message(layer: str, t: Any, why: str) -> str:
     """Returns the sentence for a layer that cannot be measured on a sparse or ragged tensor."""
     return (

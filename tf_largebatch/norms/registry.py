@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tf_largebatch.check import require
@@ -233,6 +233,31 @@ def check_supported(model: Any, registry: Registry) -> list[Any]:
             + " freeze them, or train with gradient_norms='replica'."
         )
     return measured
+
+
+def check_replacements(model: Any, replacements: Mapping[Any, Any], registry: Registry) -> list[Any]:
+    """Returns the layers to measure in the replacements.
+
+    Raises:
+        ValueError: if a layer to be replaced is not the model's own or has its rule run by another layer's, a
+            replacement is not built, or has no rule.
+    """
+    layers = {id(layer) for layer in model._flatten_layers()}
+    covered = {id(sub) for layer in model._flatten_layers() for sub in registry.covered(layer)}
+    found: dict[int, Any] = {}
+    for layer, replacement in replacements.items():
+        if id(layer) not in layers or id(layer) in covered:
+            raise ValueError(
+                f"replacements has {layer.name!r}, which is no layer of {model.name!r} that is called by itself: "
+                "pass layers of the model."
+            )
+        if not replacement.built:
+            raise ValueError(
+                f"replacements has {replacement.name!r} in place of {layer.name!r}, which is not built: build it with "
+                "the same input shape."
+            )
+        found.update((id(inner), inner) for inner in check_supported(replacement, registry))
+    return list(found.values())
 
 
 KERAS = Registry()

@@ -14,6 +14,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_largebatch.norms.recorder import inner_gradient_message
+
 
 class InnerGradients:
     """Guards the layers' outputs in one forward pass.
@@ -51,7 +53,7 @@ class InnerGradients:
                 return ds if len(ds) > 1 else ds[0]
             # In a graph of its own, or vectorized over rows, the gradient that the loss depends on is another tensor.
             if self._guarding or _graph() is not graph or any(_is_vectorized(d) for d in ds):
-                raise ValueError(message([layer]))
+                raise ValueError(inner_gradient_message([layer]))
             watched = [tf.identity(d) for d in ds]
             for d in watched:
                 self._tape.watch(d)
@@ -89,18 +91,7 @@ class InnerGradients:
         """
         layers = [layer for (layer, _), g in zip(self._watched, gradients, strict=True) if g is not None]
         if layers:
-            raise ValueError(message(sorted(set(layers))))
-
-
-def message(layers: list[str]) -> str:
-    """The sentence for a loss that depends on a derivative of recorded layers."""
-    return (
-        "Per-example gradient norms are not available: the loss depends on a derivative that the model takes through "
-        f"the layers {', '.join(layers)} in its own forward pass, and the second derivatives of their weights cannot "
-        "be measured. Put tf.stop_gradient around the derivative if it is not to be differentiated, have the layer "
-        "(or model) that takes it measured by the slow rule for any layer (tf_largebatch.norms.use_generic(layer); in "
-        "tf_keras, tf_largebatch.tf_keras.norms.TF_KERAS.mark_generic(layer)), or train with gradient_norms='replica'."
-    )
+            raise ValueError(inner_gradient_message(sorted(set(layers))))
 
 
 def _is_vectorized(d: tf.Tensor) -> bool:

@@ -16,8 +16,15 @@ from tf_largebatch.backend.tensorflow.structure import structure_of
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.norms.intercept import intercept, original_call, recorded_call, recording
 from tf_largebatch.norms.measurement import Measurement
-from tf_largebatch.norms.recorder import Use, Variable, broadcast_message, refusal_in
-from tf_largebatch.norms.registry import Registry, check_supported
+from tf_largebatch.norms.recorder import (
+    Use,
+    Variable,
+    broadcast_message,
+    refusal_in,
+    unexplained_message,
+    unrecorded_use_message,
+)
+from tf_largebatch.norms.registry import Registry, check_replacements, check_supported
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.norms.uses import measure_uses
 
@@ -33,13 +40,14 @@ def measure(
     registry: Registry,
     examples: int | None = None,
     replacements: Mapping[Any, Any] | None = None,
+    scale: Callable[[Any], Any] = lambda loss: loss,
 ) -> tuple[Any, Measurement]:
     """Runs the model forward, differentiates the loss, and splits the gradient among the examples.
 
     Args:
         model: the model that `forward` calls.
         forward: computes the model's output.
-        loss: the scalar to differentiate, of that output; it may read variables (weight regularizers), which counts
+        loss: a scalar of that output; it may read variables (weight regularizers), which counts
             for the gradient and not for the examples.
         variables: the trainable variables.
         batch_size: number of examples B.
@@ -48,6 +56,7 @@ def measure(
         replacements: for layers of the model another one each, whose rule and variables compute this pass in their
             place: the adversarial batch normalizations of split batch norm. A replacement sees the input, mask and
             training mode of the layer it stands for.
+        scale: what of the loss is differentiated.
 
     Returns:
         The model's output and the measurement.
@@ -58,14 +67,14 @@ def measure(
     """
     layers = check_supported(model, registry)
     if replacements:
-        replacing = _check_replacements(model, replacements, registry)
+        replacing = check_replacements(model, replacements, registry)
         layers = list({id(layer): layer for layer in (*layers, *replacing)}.values())
 
     def refuse_unrecorded_uses(tape: tf.GradientTape) -> None:
         """Rules read variables behind the tape's back, so a trainable variable that it saw was used by no rule."""
         used = _seen(tape, variables)
         if used:
-            raise ValueError(weight_terms.message([variable_path(v) for v in used]))
+            raise ValueError(unrecorded_use_message([variable_path(v) for v in used]))
 
     with tf.GradientTape() as tape:
         recorder = Recorder(tape, batch_size)
@@ -89,40 +98,17 @@ def measure(
             with intercept(model, checked_call):
                 output = forward()
         refuse_unrecorded_uses(tape)
-        target = loss(output)
+        unscaled = loss(output)
+        target = scale(unscaled)
     in_loss = _seen(tape, variables)
     if in_loss and tf.executing_eagerly():
         native = [_readable(v) for v in in_loss]
-        _refuse_in_loss(in_loss, weight_terms.example_dependent(loss, output, native))
+        _refuse_in_loss(in_loss, weight_terms.example_dependent(lambda y: scale(loss(y)), output, native))
         in_loss = []
     results = tf.nest.flatten(output, expand_composites=True)
     of_examples = [t for t in results if isinstance(t, tf.Tensor)]
-    return output, _split(tape, recorder, target, variables, examples, in_loss, of_examples)
-
-
-def _check_replacements(model: Any, replacements: Mapping[Any, Any], registry: Registry) -> list[Any]:
-    """The layers to measure in the replacements.
-
-    Raises:
-        ValueError: if a layer to be replaced is not the model's own or has its rule run by another layer's, a
-            replacement is not built, or has no rule.
-    """
-    layers = {id(layer) for layer in model._flatten_layers()}
-    covered = {id(sub) for layer in model._flatten_layers() for sub in registry.covered(layer)}
-    found: dict[int, Any] = {}
-    for layer, replacement in replacements.items():
-        if id(layer) not in layers or id(layer) in covered:
-            raise ValueError(
-                f"replacements has {layer.name!r}, which is no layer of {model.name!r} that is called by itself: "
-                "pass layers of the model."
-            )
-        if not replacement.built:
-            raise ValueError(
-                f"replacements has {replacement.name!r} in place of {layer.name!r}, which is not built: build it with "
-                "the same input shape."
-            )
-        found.update((id(inner), inner) for inner in check_supported(replacement, registry))
-    return list(found.values())
+    measurement = _split(tape, recorder, target, variables, examples, in_loss, of_examples)
+    return output, dataclasses.replace(measurement, loss=unscaled)
 
 
 def _seen(tape: tf.GradientTape, variables: Sequence[Variable]) -> list[Variable]:
@@ -135,7 +121,7 @@ def _refuse_in_loss(variables: Sequence[Variable], by_examples: Sequence[bool]) 
     """Raises if the loss uses one of the variables that it reads otherwise than in a term of weights alone."""
     refused = [variable_path(v) for v, used in zip(variables, by_examples, strict=True) if used]
     if refused:
-        raise ValueError(weight_terms.message(refused))
+        raise ValueError(unrecorded_use_message(refused))
 
 
 def _identities(variable: Variable) -> set[int]:
@@ -203,11 +189,7 @@ def _check_explained(uses: Sequence[Use], d_outputs: Sequence[Any], d_copy: Mapp
     lost = {id(use.copy): use for use in uses if use.contraction is not None and id(use.copy) not in explained}
     refused = [variable_path(use.variable) for key, use in lost.items() if d_copy[key] is not None]
     if refused:
-        raise ValueError(
-            "Per-example gradient norms are not available: the loss depends on these variables, but not on what their "
-            f"layers returned: {', '.join(refused)}. A layer that runs inside tf.vectorized_map, tf.map_fn or a loop "
-            "cannot be measured: call it on the whole batch or train with gradient_norms='replica'."
-        )
+        raise ValueError(unexplained_message(refused))
 
 
 def _met(recorder: Recorder) -> tuple[list[Use], list[tuple[str, tf.Tensor]]]:

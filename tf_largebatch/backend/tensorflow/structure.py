@@ -9,11 +9,9 @@ cannot be measured is refused before the first step.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import random
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -28,9 +26,14 @@ from tf_largebatch.norms.recorder import BatchAxisError, Structure, layer_path, 
 from tf_largebatch.norms.registry import Registry
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.norms.state import restored
+from tf_largebatch.norms.structure import (
+    PRIMES,
+    foreign_prime,
+    no_batch_message,
+    untraceable_message,
+    without_trace,
+)
 
-_PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
-_SMALL_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 _found: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
 
@@ -63,11 +66,7 @@ def structure_of(
     flat = [tf.convert_to_tensor(t) if isinstance(t, np.ndarray) else t for t in tf.nest.flatten((args, kwargs))]
     batched = [i for i, t in enumerate(flat) if _has_batch_axis(t, batch_size)]
     if not batched:
-        raise BatchAxisError(
-            f"Per-example gradient norms need inputs with the examples on axis 0; {layer_path(model)!r} was called "
-            f"with {[getattr(t, 'shape', t) for t in flat]} for a batch of {batch_size}. Pass the batch to the model "
-            "or train with gradient_norms='replica'."
-        )
+        raise BatchAxisError(no_batch_message(model, flat, batch_size))
     key = (
         tuple((_signature(t), i in batched) for i, t in enumerate(flat)),
         tuple((id(layer), id(registry.rule_for(layer))) for layer in layers),
@@ -108,14 +107,14 @@ def _traced(
     model: Any, check: Callable[..., Recorder], tensors: Sequence[Any], batch_size: Size, layers: Sequence[Any]
 ) -> Structure:
     """Traces the check with the first batch size, and size for unknown axes, with which that is possible."""
-    prime = _foreign_prime(_PRIMES, tensors, layers)
+    prime = foreign_prime(PRIMES, tensors, layers)
     divisible = prime * (batch_size if isinstance(batch_size, int) else 960)  # for models that split the batch
     unknown_axes = any(None in t.shape[1:] for t in tensors)
     failed: Exception | None = None
     for fill in (None, 16, 8, 4, 32) if unknown_axes else (None,):
         for size in (prime, divisible):
             try:
-                with _without_trace(model):
+                with without_trace(model):
                     recorder = _trace(functools.partial(check, size), [_spec(t, size, fill) for t in tensors])
             except BatchAxisError:
                 raise
@@ -134,22 +133,10 @@ def _traced(
     if refusal is not None:
         raise refusal
     if tf.executing_eagerly():  # a model that cannot be traced at all
-        rows = _foreign_prime(_SMALL_PRIMES, tensors, layers)
-        with _without_trace(model), restored(model.variables):
+        rows = foreign_prime(SMALL_PRIMES, tensors, layers)
+        with without_trace(model), restored(model.variables):
             return check(rows, [_repeated_to(rows, t) for t in tensors]).structure
-    raise ValueError(
-        f"Per-example gradient norms are not available: {layer_path(model)!r} could not be traced with another batch "
-        f"size than {batch_size} ({type(failed).__name__}: {failed}). Write the model for any batch size or train with "
-        "gradient_norms='replica'."
-    ) from failed
-
-
-def _foreign_prime(primes: Sequence[int], tensors: Sequence[Any], layers: Sequence[Any]) -> int:
-    """A prime that divides no size of the inputs but the batch's, and none of the weights."""
-    sizes = [n for t in tensors for n in t.shape[1:]] + [
-        n for layer in layers for v in layer.variables for n in v.shape
-    ]
-    return next(p for p in primes if all(n % p for n in sizes if n))
+    raise ValueError(untraceable_message(model, batch_size, failed)) from failed
 
 
 def _check_inner_gradients(tape: tf.GradientTape, recorder: Recorder, targets: list[tf.Tensor]) -> None:
@@ -184,25 +171,6 @@ def _with_constant_shape(t: Any, spec: Any) -> Any:
     if isinstance(t, tf.SparseTensor) and spec.shape.is_fully_defined():
         return tf.SparseTensor(t.indices, t.values, tf.constant(spec.shape.as_list(), tf.int64))
     return t
-
-
-@contextlib.contextmanager
-def _without_trace(model: Any) -> Iterator[None]:
-    """Restores what a forward pass that is only traced leaves behind: Python's random numbers and lists of losses."""
-    states = random.getstate(), np.random.get_state()
-    lists = [
-        (found, list(found))
-        for layer in model._flatten_layers()
-        for found in (getattr(layer, name, None) for name in ("_losses", "_eager_losses"))
-        if isinstance(found, list)
-    ]
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        for found, before in lists:
-            found[:] = before
 
 
 def _is_float(t: Any) -> bool:

@@ -76,15 +76,6 @@ def example_dependent(loss: Callable[[Any], tf.Tensor], output: Any, variables: 
     return found
 
 
-def message(paths: Iterable[str]) -> str:
-    """The sentence for variables that are used where no rule sees it."""
-    return (
-        "Per-example gradient norms are not available: these variables are used elsewhere than in the layer that owns "
-        f"them, where their use cannot be measured: {', '.join(paths)}. Use them through their layer or train with "
-        "gradient_norms='replica'."
-    )
-
-
 def _tensors(gradients: Iterable[Any]) -> list[tf.Tensor]:
     parts: list[tf.Tensor] = []
     for g in gradients:

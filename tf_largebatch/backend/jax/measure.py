@@ -1,0 +1,250 @@
+"""The measuring pass on JAX: one forward and backward pass that gives the gradient and every example's share of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tf_largebatch.backend.jax.dependence import depends_on_other_arrays
+from tf_largebatch.backend.jax.pack import pack
+from tf_largebatch.backend.jax.recorder import Arguments, Plan, Recorder
+from tf_largebatch.backend.jax.scopes import assign, inner_scope
+from tf_largebatch.backend.jax.structure import structure_of
+from tf_largebatch.backend.jax.watch import Watch
+from tf_largebatch.core.paths import variable_path
+from tf_largebatch.norms.intercept import intercept, original_call, recorded_call, recording
+from tf_largebatch.norms.measurement import Measurement
+from tf_largebatch.norms.recorder import Use, Variable, refusal_in, unexplained_message, unrecorded_use_message
+from tf_largebatch.norms.registry import Registry, check_replacements, check_supported
+from tf_largebatch.norms.uses import measure_uses
+
+
+def measure(
+    model: Any,
+    forward: Callable[[], Any],
+    loss: Callable[[Any], Any],
+    variables: Sequence[Variable],
+    batch_size: int,
+    registry: Registry,
+    examples: int | None = None,
+    replacements: Mapping[Any, Any] | None = None,
+    scale: Callable[[Any], Any] = lambda loss: loss,
+) -> tuple[Any, Measurement]:
+    """Runs the model forward, differentiates the loss, and splits the gradient among the examples.
+
+    Args, returned values and errors are those of `backend/tensorflow/measure.py`. What the model and the loss assign
+    (moving averages, metrics, random seeds) is assigned in the scope around the call, or to the variables.
+    """
+    layers = check_supported(model, registry)
+    if replacements:
+        replacing = check_replacements(model, replacements, registry)
+        layers = list({id(layer): layer for layer in (*layers, *replacing)}.values())
+    measuring = _Pass(model, layers, forward, loss, scale, variables, batch_size, registry, replacements)
+    measured = batch_size if examples is None else min(examples, batch_size)
+    plan = measuring.plan()
+    arguments = Arguments.zeros(plan, measured, measuring.trained)
+    window = None if measured == batch_size else slice(0, measured)
+    return measuring.run(plan, arguments, window, measured)
+
+
+@dataclasses.dataclass
+class _Pass:
+    """One pass; the fields are the arguments of `measure`."""
+
+    model: Any
+    layers: Sequence[Any]
+    forward: Callable[[], Any]
+    loss: Callable[[Any], Any]
+    scale: Callable[[Any], Any]
+    variables: Sequence[Variable]
+    batch_size: int
+    registry: Registry
+    replacements: Mapping[Any, Any] | None
+
+    def __post_init__(self) -> None:
+        self._known = {id(v) for v in self.variables}
+        self._values = [v.value for v in self.variables]
+
+    def trained(self, variable: Variable) -> bool:
+        """Whether a variable is differentiated."""
+        return id(variable) in self._known
+
+    def plan(self) -> Plan:
+        """Traces the forward pass, which runs nothing, and returns what it found."""
+        found: list[Plan] = []
+
+        def trace() -> None:
+            with inner_scope(collect_losses=True) as scope:
+                recorder = Recorder(scope, self.batch_size, self.trained)
+                self._forward(recorder, checks=True)
+            found.append(recorder.found)
+
+        jax.eval_shape(trace)
+        return found[0]
+
+    def run(self, plan: Plan, arguments: Arguments, window: slice | None, measured: int) -> tuple[Any, Measurement]:
+        """Runs forward and backward pass."""
+        recorders: list[Recorder] = []
+        rebuilds: dict[int, Callable[..., Any]] = {}
+        assigned: list[Any] = []
+        in_forward, in_loss = Watch(), Watch()
+
+        def target(arguments: Arguments, of_forward: list[jax.Array], of_loss: list[jax.Array]) -> Any:
+            guarded = [in_forward(v, value) for v, value in zip(self.variables, of_forward, strict=True)]
+            with inner_scope(zip(self.variables, guarded, strict=True), collect_losses=True) as scope:
+                recorder = Recorder(scope, self.batch_size, self.trained, plan, arguments, window)
+                recorder.structure = self._structure
+                recorders.append(recorder)
+                output = self._forward(recorder, checks=False)
+                held: dict[int, list[jax.Array]] = {}
+                for use in recorder.uses:
+                    if use.number in arguments.probes and use.contraction is not None:
+                        held[use.number], rebuilds[use.number] = pack(use.contraction)
+                changed = {id(v) for v in scope.assigned}
+                for v, value in zip(self.variables, of_loss, strict=True):
+                    current = scope.get_current_value(v)
+                    if id(v) in changed:  # a rule has assigned it, as spectral normalization does
+                        value = jax.lax.stop_gradient(current) + (value - jax.lax.stop_gradient(value))
+                    scope.replace(v, in_loss(v, value))
+                unscaled = self.loss(output)
+                scaled = jnp.sum(self.scale(unscaled))
+                assigned[:] = scope.assigned
+                return scaled, (output, unscaled, scope.changes(), held)
+
+        scaled, backward, (output, unscaled, changes, held) = jax.vjp(
+            target, arguments, self._values, self._values, has_aux=True
+        )
+        recorder = recorders[-1]
+        recorder.inner_gradients.end_forward_pass()
+        d, _, d_loss = backward(jnp.ones_like(scaled))
+        recorder.inner_gradients.check()
+        self._refuse(in_forward.seen)
+        if in_loss.seen:
+            self._check_loss(in_loss.seen, output, plan, arguments, window)
+        assign(assigned, changes)
+        measurement = self._assembled(recorder, d, d_loss, in_loss, held, rebuilds, measured, window)
+        return output, dataclasses.replace(measurement, loss=unscaled)
+
+    def _forward(self, recorder: Recorder, checks: bool) -> Any:
+        with recording(self.layers, self.registry, recorder, self.replacements):
+            own_call = (
+                recorded_call(self.model, self.registry, recorder)
+                if self.model in self.layers
+                else original_call(self.model)
+            )
+
+            def checked_call(*args: Any, **kwargs: Any) -> Any:
+                if checks:
+                    self._structure = structure_of(
+                        self.model, self.layers, self.registry, self.replacements, self.batch_size, args, kwargs
+                    )
+                recorder.begin_model_call(self._structure)
+                try:
+                    return own_call(*args, **kwargs)
+                except Exception as error:
+                    refusal = refusal_in(error)
+                    if refusal is None or refusal is error:
+                        raise
+                    raise refusal from None
+
+            with intercept(self.model, checked_call):
+                return self.forward()
+
+    def _refuse(self, seen: Mapping[int, Variable]) -> None:
+        """Raises if the loss depends on a variable that the forward pass read past the rules."""
+        if seen:
+            raise ValueError(unrecorded_use_message([variable_path(v) for v in self.variables if id(v) in seen]))
+
+    def _check_loss(
+        self, seen: Mapping[int, Variable], output: Any, plan: Plan, arguments: Arguments, window: slice | None
+    ) -> None:
+        """Raises if the loss uses one of the variables that it reads otherwise than in a term of weights alone."""
+        read = [i for i, v in enumerate(self.variables) if id(v) in seen]
+
+        def gradients() -> list[jax.Array]:
+            def target(values: list[jax.Array]) -> jax.Array:
+                own = list(zip((self.variables[i] for i in read), values, strict=True))
+                with inner_scope(collect_losses=True) as scope:
+                    recorder = Recorder(scope, self.batch_size, self.trained, plan, arguments, window)
+                    recorder.structure = self._structure
+                    found = self._forward(recorder, checks=False)
+                    found = jax.lax.stop_gradient(found)
+                    for v, value in own:
+                        scope.replace(v, value)
+                    return jnp.sum(self.scale(self.loss(found)))
+
+            return jax.grad(target)([self._values[i] for i in read])
+
+        wrong = depends_on_other_arrays(gradients, self._values)
+        refused = [self.variables[i] for i, is_wrong in zip(read, wrong, strict=True) if is_wrong]
+        self._refuse({id(v): v for v in refused})
+
+    def _assembled(
+        self,
+        recorder: Recorder,
+        d: Arguments,
+        d_loss: list[jax.Array],
+        in_loss: Watch,
+        held: Mapping[int, list[jax.Array]],
+        rebuilds: Mapping[int, Callable[..., Any]],
+        measured: int,
+        window: slice | None,
+    ) -> Measurement:
+        """The gradient and the norms of each variable."""
+        uses_of: dict[int, list[Use]] = {}
+        for use in recorder.uses:
+            if use.number in recorder.reached and self.trained(use.variable):
+                uses_of.setdefault(id(use.variable), []).append(use)
+        self._check_explained(recorder, uses_of)
+        gradients, squared_norms = [], []
+        for i, variable in enumerate(self.variables):
+            uses = uses_of.get(id(variable), [])
+            shares: list[jax.Array] = []
+            squares = None
+            probed = [use for use in uses if use.number in d.probes]
+            if probed:
+                together = measure_uses(
+                    [
+                        (dataclasses.replace(use, contraction=_again(use, held, rebuilds)), d.probes[use.number])
+                        for use in probed
+                    ],
+                    window,
+                )
+                squares, shares = together.squares, list(together.gradients)
+                copies = {id(use.copy): use for use in probed if id(use.copy) not in together.replaced}
+                shares += [
+                    jnp.sum(d.probes[use.number].astype(jnp.float32), axis=0)
+                    if use.contraction is None
+                    else d.copies[use.copy.number]
+                    for use in copies.values()
+                ]
+            else:
+                for use in uses:  # one
+                    squares = d.squares[use.number]
+                    own = use.number in recorder.with_share
+                    shares.append(d.shares[use.number] if own else d.copies[use.copy.number])
+            if id(variable) in in_loss.seen:
+                shares.append(d_loss[i])
+            total = None
+            for share in shares:
+                share = share.astype(variable.dtype)
+                total = share if total is None else total + share
+            gradients.append(total)
+            squared_norms.append(squares)
+        return Measurement(gradients, squared_norms, measured, self.batch_size)
+
+    def _check_explained(self, recorder: Recorder, uses_of: Mapping[int, list[Use]]) -> None:
+        """Raises if the loss depends on a private value otherwise than through the tensors recorded for it."""
+        explained = {id(use.copy) for uses in uses_of.values() for use in uses}
+        lost = [copy for copy in recorder.copies if copy.reached and id(copy) not in explained]
+        if lost:
+            raise ValueError(unexplained_message([variable_path(copy.variable) for copy in lost]))
+
+
+def _again(use: Use, held: Mapping[int, list[jax.Array]], rebuilds: Mapping[int, Callable[..., Any]]) -> Any:
+    """The contraction of a probed use, with the arrays that left the differentiated function."""
+    return None if use.contraction is None else rebuilds[use.number](held[use.number])

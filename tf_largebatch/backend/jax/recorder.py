@@ -1,0 +1,251 @@
+"""The recorder on JAX: norms leave the backward pass as the cotangents of dummy arguments.
+
+A recorded tensor passes an identity with a backward pass of its own (`jax.custom_vjp`). There `d = dLoss/dy` arrives,
+together with what the contraction holds, and the squared norms go out as the "gradient" of a dummy argument of shape
+[b], and the use's share of the gradient, where it comes with the norms, as that of a dummy of the variable's shape. The
+program is the ordinary backward pass with the norms at their place in it, so that nothing is kept until the end.
+
+A variable that is used several times needs all its `d` at once, and so does a contraction that is completed only after
+the forward pass. Such uses add a *probe*, zeros of the tensor's shape that are an argument of the differentiated
+function: its gradient is `d`. Which uses these are, and the probes' shapes, is found by a trace of the forward pass
+(`Plan`) that runs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tf_largebatch.backend.jax.inner_gradients import InnerGradients
+from tf_largebatch.backend.jax.pack import pack
+from tf_largebatch.backend.jax.scopes import InnerScope
+from tf_largebatch.backend.jax.watch import watched
+from tf_largebatch.norms import recorder as base
+from tf_largebatch.norms.recorder import Contraction, Use, Variable, broadcast_message
+from tf_largebatch.norms.shapes import Size
+from tf_largebatch.norms.sums import squared_norms_and_sum
+from tf_largebatch.norms.uses import measure_uses
+
+
+@dataclasses.dataclass
+class Plan:
+    """What a trace of the forward pass has found.
+
+    Attributes:
+        copies: the variable of each private value, in order.
+        variables: the variable of each use, in order.
+        outputs: shape and dtype of each use's recorded tensor.
+        complete: whether each use's contraction was complete when it was recorded.
+    """
+
+    copies: list[Variable] = dataclasses.field(default_factory=list)
+    variables: list[Variable] = dataclasses.field(default_factory=list)
+    outputs: list[jax.ShapeDtypeStruct] = dataclasses.field(default_factory=list)
+    complete: list[bool] = dataclasses.field(default_factory=list)
+
+    def is_probed(self, number: int) -> bool:
+        """Whether the use of this number is seen by a probe."""
+        of_variable = sum(v is self.variables[number] for v in self.variables)
+        return of_variable > 1 or not self.complete[number]
+
+
+@dataclasses.dataclass
+class Arguments:
+    """The dummy arguments of the differentiated function; all are zeros.
+
+    Attributes:
+        copies: for each private value, in order, zeros that are added to it: their gradient is its ordinary one.
+        squares: for each use that is not probed zeros [b].
+        shares: for each use that is not probed zeros of the variable's shape.
+        probes: for each probed use zeros of its tensor's shape and dtype.
+    """
+
+    copies: list[jax.Array]
+    squares: dict[int, jax.Array]
+    shares: dict[int, jax.Array]
+    probes: dict[int, jax.Array]
+
+    @classmethod
+    def zeros(cls, plan: Plan, measured: int, trained: Callable[[Variable], bool]) -> Arguments:
+        """The arguments for a plan, with `measured` examples; variables that are not trained have none."""
+        uses = [n for n, variable in enumerate(plan.variables) if trained(variable)]
+        inline = [n for n in uses if not plan.is_probed(n)]
+        return cls(
+            [jnp.zeros(v.shape if trained(v) else (), v.dtype) for v in plan.copies],
+            {n: jnp.zeros(measured) for n in inline},
+            {n: jnp.zeros(plan.variables[n].shape) for n in inline},
+            {n: jnp.zeros(plan.outputs[n].shape, plan.outputs[n].dtype) for n in uses if plan.is_probed(n)},
+        )
+
+
+jax.tree_util.register_dataclass(Arguments, ["copies", "squares", "shares", "probes"], [])
+
+
+@dataclasses.dataclass(eq=False)
+class Copy:
+    """A private value.
+
+    Attributes:
+        variable: what it is the value of.
+        number: its place among the private values of a pass.
+        reached: whether the backward pass has reached it.
+    """
+
+    variable: Variable
+    number: int
+    reached: bool = False
+
+    def on_gradient(self) -> None:
+        """Notes that the backward pass has reached it."""
+        self.reached = True
+
+
+class Recorder(base.Recorder):
+    """Records the uses of variables during one forward pass of a batch.
+
+    Args:
+        scope: the scope in which the pass runs, whose trained variables have guarded values.
+        batch_size: number of examples B.
+        trained: tells whether a variable is among those differentiated.
+        plan: what a first trace has found; None in that trace, which measures nothing.
+        arguments: the dummy arguments; None in the first trace.
+        window: the measured examples; None for all.
+        checks_structure: whether this is the forward pass of the structure check.
+    """
+
+    def __init__(
+        self,
+        scope: InnerScope,
+        batch_size: int,
+        trained: Callable[[Variable], bool],
+        plan: Plan | None = None,
+        arguments: Arguments | None = None,
+        window: slice | None = None,
+        checks_structure: bool = False,
+    ) -> None:
+        super().__init__(batch_size, checks_structure)
+        self.inner_gradients = InnerGradients()
+        self.found = Plan()
+        self.copies: list[Copy] = []
+        self.reached: set[int] = set()  # the uses that the backward pass has reached
+        self.with_share: set[int] = set()  # those whose share of the gradient replaces the ordinary one
+        self._scope, self._trained, self._plan, self._arguments = scope, trained, plan, arguments
+        self._window = window
+        self._last_copy: dict[int, Copy] = {}
+
+    def value(self, variable: Variable, dtype: Any = None) -> jax.Array:
+        """Returns the variable's value without its gradient, plus a dummy argument that has it instead."""
+        self._check_is_variable(variable)
+        copy = Copy(variable, len(self.copies))
+        self.found.copies.append(variable)
+        self.copies.append(copy)
+        self._last_copy[id(variable)] = copy
+        if self._arguments is None or not self._trained(variable):
+            return self._read(variable, dtype, None)
+        return self._read(variable, dtype, watched(self._arguments.copies[copy.number], copy.on_gradient))
+
+    def unseen(self) -> contextlib.AbstractContextManager[None]:
+        """Private values have no gradient of the variable here, wherever it is read."""
+        return contextlib.nullcontext()
+
+    def probe(self, shape: Sequence[Size], dtype: Any) -> jax.Array:
+        """Returns zeros."""
+        return jnp.zeros(shape, dtype)
+
+    def record(self, variable: Variable, output: jax.Array, contraction: Contraction) -> jax.Array:
+        """Notes the use and returns the output, behind an identity or with a probe added."""
+        self._check_batch_axis(variable, output)
+        use = self._add_use(variable, output, self._last_copy[id(variable)], self._fold(contraction))
+        return self._seen(use, output)
+
+    def record_broadcast(self, variable: Variable, output: jax.Array, contraction: Contraction) -> jax.Array:
+        """Refused: what becomes of the output is not followed on JAX."""
+        raise ValueError(broadcast_message([self._path()]))
+
+    def per_example(self, variable: Variable, dtype: Any = None) -> jax.Array:
+        """Returns the variable repeated for each example, private value and recorded tensor in one."""
+        self._check_is_variable(variable)
+        rows = self._rows_per_example
+        examples = self.batch_size if rows is None else self.batch_size // rows
+        value = self._read(variable, dtype, None)
+        wide = value.astype(jnp.float32) if value.dtype.itemsize < 4 else value
+        repeated = jnp.broadcast_to(wide, (examples, *variable.shape))
+        use = self._add_use(variable, repeated, Copy(variable, -1), None)
+        repeated = self._seen(use, repeated)
+        if rows is not None:
+            by_row = jnp.broadcast_to(repeated[:, None], (examples, rows, *variable.shape))
+            repeated = by_row.reshape(examples * rows, *variable.shape)
+        return repeated.astype(value.dtype)
+
+    def guard(self, outputs: Any, layer: str) -> Any:
+        """Returns the outputs behind a guard of `InnerGradients`."""
+        return self.inner_gradients.guard(outputs, layer)
+
+    def _read(self, variable: Variable, dtype: Any, dummy: jax.Array | None) -> jax.Array:
+        """The variable's value in the layer's compute dtype or in `dtype`, without gradient but for the dummy's."""
+        guarded = self._scope.get_current_value(variable)
+        value = jax.lax.stop_gradient(variable.value if guarded is None else guarded)
+        self._scope.replace(variable, value if dummy is None else value + dummy)
+        try:
+            value = variable.value  # cast by Keras as the layer wants it
+        finally:
+            if guarded is None:
+                self._scope.state_mapping.pop(id(variable))
+            else:
+                self._scope.replace(variable, guarded)
+        return value if dtype is None else value.astype(dtype)
+
+    def _seen(self, use: Use, output: jax.Array) -> jax.Array:
+        self.found.variables.append(use.variable)
+        self.found.outputs.append(jax.ShapeDtypeStruct(output.shape, output.dtype))
+        self.found.complete.append(_is_complete(use.contraction))
+        if self._arguments is None or self._plan is None or not self._trained(use.variable):
+            return output
+        if use.number in self._arguments.probes:
+            return output + watched(self._arguments.probes[use.number], lambda: self.reached.add(use.number))
+        return self._measured_in_the_backward_pass(use, output)
+
+    def _measured_in_the_backward_pass(self, use: Use, output: jax.Array) -> jax.Array:
+        arrays, rebuild = pack(use.contraction)
+        shape = tuple(use.variable.shape)
+
+        @jax.custom_vjp
+        def seen(y: jax.Array, squares: jax.Array, share: jax.Array, arrays: list[jax.Array]) -> jax.Array:
+            return y
+
+        def forward(y: jax.Array, squares: jax.Array, share: jax.Array, arrays: list[jax.Array]) -> Any:
+            return y, arrays
+
+        def backward(arrays: list[jax.Array], d: jax.Array) -> Any:
+            if self.inner_gradients.in_forward_pass:
+                return d, jnp.zeros_like(slots[0]), jnp.zeros_like(slots[1]), None
+            self.reached.add(use.number)
+            if use.contraction is None:
+                squares, share = squared_norms_and_sum(d)
+                squares = squares if self._window is None else squares[self._window]
+                self.with_share.add(use.number)
+                return d, squares, share, None
+            found = measure_uses([(dataclasses.replace(use, contraction=rebuild(arrays)), d)], self._window)
+            share = jnp.zeros(shape)
+            if found.gradients:
+                self.with_share.add(use.number)
+                share = found.gradients[0].astype(jnp.float32)
+            return d, found.squares, share, None
+
+        seen.defvjp(forward, backward)
+        slots = self._arguments.squares[use.number], self._arguments.shares[use.number]
+        return seen(output, *slots, arrays)
+
+
+def _is_complete(contraction: Any) -> bool:
+    """Whether a contraction has all its fields, those of contractions in it included."""
+    if not dataclasses.is_dataclass(contraction):
+        inside = contraction if isinstance(contraction, (list, tuple)) else ()
+        return all(_is_complete(one) for one in inside)
+    fields = [field.name for field in dataclasses.fields(contraction)]
+    return all(hasattr(contraction, name) and _is_complete(getattr(contraction, name)) for name in fields)
