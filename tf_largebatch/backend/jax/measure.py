@@ -20,6 +20,7 @@ from tf_largebatch.norms.intercept import intercept, original_call, recorded_cal
 from tf_largebatch.norms.measurement import Measurement
 from tf_largebatch.norms.recorder import Use, Variable, refusal_in, unexplained_message, unrecorded_use_message
 from tf_largebatch.norms.registry import Registry, check_replacements, check_supported
+from tf_largebatch.norms.structure import without_trace
 from tf_largebatch.norms.uses import measure_uses
 
 
@@ -83,7 +84,8 @@ class _Pass:
                 self._forward(recorder, checks=True)
             found.append(recorder.found)
 
-        jax.eval_shape(trace)
+        with without_trace(self.model):
+            jax.eval_shape(trace)
         return found[0]
 
     def run(self, plan: Plan, arguments: Arguments, window: slice | None, measured: int) -> tuple[Any, Measurement]:

@@ -28,6 +28,7 @@ from tf_largebatch.norms.shapes import Size
 from tf_largebatch.norms.state import restored
 from tf_largebatch.norms.structure import (
     PRIMES,
+    SMALL_PRIMES,
     foreign_prime,
     no_batch_message,
     untraceable_message,
