@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
-from tf_largebatch import keras_internals
 from tf_largebatch.core.paths import variable_labels
+from tf_largebatch.norms.composite import is_sparse
+from tf_largebatch.norms.layer_calls import LayerCall
 from tf_largebatch.norms.per_example import as_loss, as_tensors, check_built, number_of_examples, undivided
-from tf_largebatch.norms.registry import own_trainable_variables
-from tf_largebatch.norms.rules.generic import in_mode
 from tf_largebatch.norms.state import restored, state_of
-from tf_largebatch.norms.view import view
+
+if keras.backend.backend() == "jax":
+    from tf_largebatch.backend.jax.brute_force import differentiated_run, gradients_of, recorded_run
+else:
+    from tf_largebatch.backend.tensorflow.brute_force import differentiated_run, gradients_of, recorded_run
 
 
 def brute_force_gradient_norms(
@@ -27,7 +29,7 @@ def brute_force_gradient_norms(
     sample_weight: Any = None,
     training: bool = True,
     examples: Sequence[int] | None = None,
-) -> dict[str, tf.Tensor]:
+) -> dict[str, Any]:
     """As `per_example_gradient_norms`, example by example and layer by layer; of these `examples` or of all.
 
     One backward pass gives `d`, the gradient of the loss at every layer's outputs. Then, for each example i and each
@@ -50,125 +52,37 @@ def brute_force_gradient_norms(
     contributions: dict[tuple[int, int], Any] = {}
     with restored(state):
         with restored(state), _without_states_of_a_fixed_batch(model):
-            one_more, _ = _run(model, _with_first_repeated(x), training, state, None)
-        calls, (value, tape) = _run(
-            model, x, training, state, lambda y_pred: loss_object(y, y_pred, sample_weight=sample_weight)
-        )
-        d_calls, gradients = tape.gradient(
-            value, ([call.floats for call in calls], [v.value for v in variables]), unconnected_gradients="none"
+            one_more = recorded_run(model, _with_first_repeated(x), training, state)
+        calls, d_calls, gradients = differentiated_run(
+            model, x, training, state, lambda y_pred: loss_object(y, y_pred, sample_weight=sample_weight), variables
         )
         total: dict[int, Any] = {}
         for position, (call, d) in enumerate(zip(calls, d_calls, strict=True)):
             if all(part is None for part in d):
                 continue
             _check_rows(call, one_more[position] if position < len(one_more) else None, batch_size)
-            for variable, share in call.gradients(d, check=True):
+            for variable, share in gradients_of(call, d, check=True):
                 total[id(variable)] = total.get(id(variable), 0.0) + share
             for i in range(batch_size) if examples is None else examples:
-                for variable, share in call.gradients([None if part is None else part * _row(i, part) for part in d]):
+                d_of_example = [None if part is None else part * _row(i, part) for part in d]
+                for variable, share in gradients_of(call, d_of_example):
                     key = i, id(variable)
                     contributions[key] = contributions.get(key, 0.0) + share
     undo = undivided(loss_object, batch_size, sample_weight)
     shown = range(batch_size) if examples is None else examples
-    norms: dict[str, tf.Tensor] = {}
+    norms: dict[str, Any] = {}
     for label, v, gradient in zip(variable_labels(variables), variables, gradients, strict=True):
-        of_examples = [tf.norm(contributions.get((i, id(v)), tf.zeros(v.shape))) for i in shown]
+        of_examples = [ops.norm(ops.reshape(contributions.get((i, id(v)), ops.zeros(v.shape)), [-1])) for i in shown]
         _check_total(label, total.get(id(v)), gradient, of_examples)
         if id(v) in total:
-            norms[label] = undo * tf.stack(of_examples)
+            norms[label] = undo * ops.stack(of_examples)
     return norms
 
 
-@dataclasses.dataclass
-class _Call:
-    """One call of a layer with variables of its own, to be repeated alone.
-
-    `layer` is a view of the layer as it was before the call, with the dropout masks that it may have kept.
-    """
-
-    layer: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    training: bool | None
-    state: list[tuple[Any, tf.Tensor]]  # what variables that are not trained held before the call
-    outputs: Any
-
-    @property
-    def floats(self) -> list[tf.Tensor]:
-        """The floating-point outputs."""
-        return _floats(self.outputs)
-
-    def gradients(self, d: Sequence[Any], check: bool = False) -> list[tuple[Any, tf.Tensor]]:
-        """The gradients of the layer's own variables against `d` at its outputs, float32, where there are any."""
-        own = own_trainable_variables(self.layer)
-        for variable, value in self.state:
-            variable.assign(value)
-        with tf.GradientTape() as tape:
-            outputs = _floats(in_mode(self.training, lambda: self.layer(*self.args, **self.kwargs)))
-        for found, expected in zip(outputs, self.floats, strict=True):
-            if check:
-                self._check_same(found, expected)
-        used = [(y, tf.cast(part, y.dtype)) for y, part in zip(outputs, d, strict=True) if part is not None]
-        shares = tape.gradient(
-            [y for y, _ in used], [v.value for v in own], output_gradients=[part for _, part in used]
-        )
-        return [
-            (v, tf.cast(tf.convert_to_tensor(share), tf.float32))
-            for v, share in zip(own, shares, strict=True)
-            if share is not None
-        ]
-
-    def _check_same(self, found: tf.Tensor, expected: tf.Tensor) -> None:
-        tolerance = {tf.float16: 1e-2, tf.bfloat16: 5e-2}.get(expected.dtype, 1e-5)
-        found, expected = tf.cast(found, tf.float32), tf.cast(expected, tf.float32)
-        differs = tf.reduce_any(tf.abs(found - expected) > tolerance * (1e-6 + tf.reduce_max(tf.abs(expected))))
-        if bool(differs):
-            raise ValueError(
-                f"The brute-force reference cannot repeat layer {self.layer.path!r}: alone it gives something else "
-                "than in the model, as a layer does that draws random numbers without a seed of its own."
-            )
-
-
-def _run(model: Any, x: Any, training: bool, state: list[Any], loss: Callable[[Any], tf.Tensor] | None) -> Any:
-    """The calls of the model's layers with variables of their own; with a loss also its value and the tape."""
-    layers = [layer for layer in model._flatten_layers() if own_trainable_variables(layer)]
-    calls: list[_Call] = []
-
-    def recording(layer: Any) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            # Stateful recurrent layers hand on their state as the variable, which changes at the end of their call.
-            args, kwargs = keras.tree.map_structure(_present_value, (args, kwargs))
-            before = [(v, tf.identity(tf.convert_to_tensor(v))) for v in state]
-            as_it_was = view(layer)
-            vars(as_it_was).pop("call", None)
-            outputs = keras.tree.map_structure(_identity, type(layer).call(layer, *args, **kwargs))
-            if any(not hasattr(t, "numpy") for t in _floats(outputs)):
-                raise ValueError(
-                    f"The brute-force reference cannot repeat layer {layer.path!r}, which runs inside a tf.function or "
-                    "loop of its own."
-                )
-            mode = keras_internals.training_of_the_call(layer)
-            calls.append(_Call(as_it_was, args, kwargs, mode, before, outputs))
-            return outputs
-
-        return call
-
-    with tf.GradientTape() as tape:
-        try:
-            for layer in layers:
-                object.__setattr__(layer, "call", recording(layer))
-            y_pred = model(x, training=training)
-        finally:
-            for layer in layers:
-                vars(layer).pop("call", None)
-        value = None if loss is None else loss(y_pred)
-    return calls, (value, tape)
-
-
-def _check_rows(call: _Call, with_one_more: _Call | None, batch_size: int) -> None:
+def _check_rows(call: LayerCall, with_one_more: LayerCall | None, batch_size: int) -> None:
     """Raises unless every output has one row for each example, whatever their number."""
-    rows = [t.shape[0] if t.shape.rank else None for t in call.floats]
-    more = None if with_one_more is None else [t.shape[0] if t.shape.rank else None for t in with_one_more.floats]
+    rows = [t.shape[0] if len(t.shape) else None for t in call.floats]
+    more = None if with_one_more is None else [t.shape[0] if len(t.shape) else None for t in with_one_more.floats]
     if any(n != batch_size for n in rows) or more is None or any(n != batch_size + 1 for n in more):
         raise ValueError(
             "The brute-force reference needs the examples on axis 0 of every layer's output; layer "
@@ -176,14 +90,14 @@ def _check_rows(call: _Call, with_one_more: _Call | None, batch_size: int) -> No
         )
 
 
-def _check_total(label: str, total: Any, gradient: Any, of_examples: Sequence[tf.Tensor]) -> None:
+def _check_total(label: str, total: Any, gradient: Any, of_examples: Sequence[Any]) -> None:
     """Raises unless the contributions add up to the gradient."""
-    dtype = tf.float32 if gradient is None else gradient.dtype
+    dtype = "float32" if gradient is None else keras.backend.standardize_dtype(gradient.dtype)
     found = 0.0 if total is None else total
-    expected = 0.0 if gradient is None else tf.cast(tf.convert_to_tensor(gradient), tf.float32)
-    scale = tf.reduce_max(tf.abs(expected)) + tf.reduce_max(tf.stack([0.0, *of_examples]))
-    half = keras.config.dtype_policy().compute_dtype != "float32" or dtype != tf.float32
-    if bool(tf.reduce_max(tf.abs(found - expected)) > (5e-2 if half else 1e-4) * scale + 1e-6):
+    expected = 0.0 if gradient is None else ops.cast(ops.convert_to_tensor(gradient), "float32")
+    scale = ops.max(ops.abs(expected)) + ops.max(ops.stack([0.0, *of_examples]))
+    half = keras.config.dtype_policy().compute_dtype != "float32" or dtype != "float32"
+    if bool(ops.max(ops.abs(found - expected)) > (5e-2 if half else 1e-4) * scale + 1e-6):
         raise ValueError(
             f"The brute-force reference cannot split the gradient of {label!r}: it comes not only through the outputs "
             "of the layer that owns the variable."
@@ -209,34 +123,17 @@ def _with_first_repeated(batch: Any) -> Any:
     def repeated(t: Any) -> Any:
         if t is None:
             return t
-        if isinstance(t, tf.SparseTensor):
+        if is_sparse(t):  # on TensorFlow: on JAX as_tensors has refused it
+            import tensorflow as tf
+
             first = tf.sparse.slice(t, [0] * t.shape.rank, [1, *t.shape[1:]])
             return tf.sparse.concat(0, [t, first])
-        return tf.concat([t, t[:1]], axis=0)
+        return ops.concatenate([t, t[:1]], axis=0)
 
     return keras.tree.map_structure(repeated, batch)
 
 
-def _floats(outputs: Any) -> list[tf.Tensor]:
-    return [t for t in keras.tree.flatten(outputs) if tf.is_tensor(t) and t.dtype.is_floating]
-
-
-def _present_value(t: Any) -> Any:
-    """The value now, where t is a variable."""
-    return tf.identity(tf.convert_to_tensor(t)) if isinstance(t, (tf.Variable, keras.Variable)) else t
-
-
-def _identity(t: Any) -> Any:
-    """The tensor again, with the mask that Keras keeps at it; None stays."""
-    if not isinstance(t, tf.Tensor):
-        return t
-    copy = tf.identity(t)
-    if hasattr(t, "_keras_mask"):
-        copy._keras_mask = t._keras_mask
-    return copy
-
-
-def _row(i: int, t: tf.Tensor) -> tf.Tensor:
+def _row(i: int, t: Any) -> Any:
     """One for example i, zero for the others, ready to multiply t with."""
-    row = tf.one_hot(i, t.shape[0], dtype=t.dtype)
-    return tf.reshape(row, [-1] + [1] * (t.shape.rank - 1))
+    row = ops.one_hot(i, t.shape[0], dtype=keras.backend.standardize_dtype(t.dtype))
+    return ops.reshape(row, [-1] + [1] * (len(t.shape) - 1))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.norms.recorder import Recorder
@@ -17,7 +16,7 @@ from tf_largebatch.norms.rules.bias import Bias, add_bias
 from tf_largebatch.norms.rules.dense import MatMul
 from tf_largebatch.norms.rules.elementwise import scaled
 from tf_largebatch.norms.rules.embedding import Lookup
-from tf_largebatch.norms.shapes import of_examples, static_or_dynamic_shape
+from tf_largebatch.norms.shapes import of_examples, static_or_dynamic_shape, static_or_dynamic_size
 from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
 from tf_largebatch.norms.view import view
 
@@ -34,24 +33,24 @@ class Placed:
     first: int
     count: int
 
-    def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def contributions(self, d: Any, examples: slice) -> Any:
         """`G_i = d_{i, at : at + count}` in its rows, float32, shape [b, *w.shape]."""
-        part = tf.cast(of_examples(d, examples)[:, self.at : self.at + self.count], tf.float32)
+        part = ops.cast(of_examples(d, examples)[:, self.at : self.at + self.count], "float32")
         rows = math.prod(self.shape[:-1])
-        part = tf.reshape(part, [-1, self.count, self.shape[-1]])
-        padded = tf.pad(part, [[0, 0], [self.first, rows - self.first - self.count], [0, 0]])
-        return tf.reshape(padded, [-1, *self.shape])
+        part = ops.reshape(part, [-1, self.count, self.shape[-1]])
+        padded = ops.pad(part, [[0, 0], [self.first, rows - self.first - self.count], [0, 0]])
+        return ops.reshape(padded, [-1, *self.shape])
 
-    def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
+    def squared_norms(self, d: Any, examples: slice) -> Any:
         """`||d_{i, at : at + count}||^2`."""
         return sum_squares_per_example(of_examples(d, examples)[:, self.at : self.at + self.count])
 
-    def norms_and_gradient(self, d: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def norms_and_gradient(self, d: Any) -> tuple[Any, Any]:
         """The contributions add up to the gradient."""
         return squared_norms_and_sum(self.contributions(d, slice(None)))
 
 
-def rms_normalization(name: str, without: float) -> Callable[..., tf.Tensor]:
+def rms_normalization(name: str, without: float) -> Callable[..., Any]:
     """The rule of a layer that multiplies by its variable of this name, or by 1 + the variable, last.
 
     Args:
@@ -59,7 +58,7 @@ def rms_normalization(name: str, without: float) -> Callable[..., tf.Tensor]:
         without: the value with which the layer only normalizes: 1, or 0 where it adds 1 to the variable.
     """
 
-    def rule(layer: Any, recorder: Recorder, x: tf.Tensor) -> tf.Tensor:
+    def rule(layer: Any, recorder: Recorder, x: Any) -> Any:
         """`y = scale z` or `y = (1 + scale) z`: `G_i = sum_t d_{i,t} z_{i,t}`."""
         z = type(layer).call(view(layer, **{name: without}), x)
         y = scaled(recorder, getattr(layer, name), z)
@@ -68,29 +67,27 @@ def rms_normalization(name: str, without: float) -> Callable[..., tf.Tensor]:
     return rule
 
 
-def position_embedding(
-    layer: Any, recorder: Recorder, inputs: tf.Tensor, start_index: Any = 0, positions: tf.Tensor | None = None
-) -> tf.Tensor:
+def position_embedding(layer: Any, recorder: Recorder, inputs: Any, start_index: Any = 0, positions: Any = None) -> Any:
     """`y_{i,t} = w_{start + t}`, or `w` at the given positions."""
     table = layer.position_embeddings
     value = recorder.value(table)
     y = type(layer).call(view(layer, position_embeddings=value), inputs, start_index=start_index, positions=positions)
     count = inputs.shape[-2]
-    if positions is None and isinstance(start_index, int) and isinstance(count, int) and inputs.shape.rank == 3:
+    if positions is None and isinstance(start_index, int) and isinstance(count, int) and len(inputs.shape) == 3:
         return recorder.record(table, y, Placed(tuple(table.shape), 0, start_index, count))
     if positions is None:
-        positions = tf.range(tf.shape(inputs)[-2]) + start_index
-    ids = tf.broadcast_to(tf.cast(positions, tf.int32), static_or_dynamic_shape(inputs)[:-1])
+        positions = ops.arange(static_or_dynamic_size(inputs, -2)) + start_index
+    ids = ops.broadcast_to(ops.cast(positions, "int32"), static_or_dynamic_shape(inputs)[:-1])
     return recorder.record(table, y, Lookup(ids, table.shape[0]))
 
 
-def relative_embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
+def relative_embedding(layer: Any, recorder: Recorder, inputs: Any) -> Any:
     """DeBERTa's: a normalized table, the same for every example. It is repeated before it is normalized."""
     del inputs
     return layer.layer_norm(recorder.per_example(layer.rel_embeddings))
 
 
-def masked_lm_head(layer: Any, recorder: Recorder, inputs: tf.Tensor, mask_positions: tf.Tensor) -> tf.Tensor:
+def masked_lm_head(layer: Any, recorder: Recorder, inputs: Any, mask_positions: Any) -> Any:
     """`y = activation(norm(dense(x at the positions)) W + b)`, `W` the token embedding's, transposed, or its own."""
     x = ops.take_along_axis(inputs, ops.expand_dims(mask_positions, axis=-1), axis=1)
     x = layer._intermediate_layer_norm(layer._intermediate_dense(x))
@@ -102,7 +99,7 @@ def masked_lm_head(layer: Any, recorder: Recorder, inputs: tf.Tensor, mask_posit
     return y if layer.activation is None else layer.activation(y)
 
 
-def tokens_and_positions(**at: int | None) -> Callable[..., tf.Tensor]:
+def tokens_and_positions(**at: int | None) -> Callable[..., Any]:
     """The rule of a layer that puts tokens in front of an image's patches and adds a table of positions.
 
     Args:
@@ -110,7 +107,7 @@ def tokens_and_positions(**at: int | None) -> Callable[..., tf.Tensor]:
             need not have all of them.
     """
 
-    def rule(layer: Any, recorder: Recorder, inputs: tf.Tensor, **kwargs: Any) -> tf.Tensor:
+    def rule(layer: Any, recorder: Recorder, inputs: Any, **kwargs: Any) -> Any:
         """`y_i = [tokens, patches_i] + positions`: `G_i` is `d_i` at the token's position, or all of it."""
         found = {name: getattr(layer, name, None) for name in at}
         variables = {name: v for name, v in found.items() if isinstance(v, keras.Variable)}
@@ -139,21 +136,21 @@ def relative_attention_bias(layer: Any, recorder: Recorder, *args: Any, **kwargs
     The table, of a few numbers, is repeated for each example before it is looked up.
     """
 
-    def compute_bias(query_length: Any, key_length: Any, query_start_index: Any = 0) -> tf.Tensor:
+    def compute_bias(query_length: Any, key_length: Any, query_start_index: Any = 0) -> Any:
         repeated = recorder.per_example(layer.relative_attention_bias)  # [B, buckets, heads]
-        relative = tf.range(key_length)[tf.newaxis, :] - (tf.range(query_length)[:, tf.newaxis] + query_start_index)
+        relative = ops.arange(key_length)[None, :] - (ops.arange(query_length)[:, None] + query_start_index)
         buckets = layer._relative_position_bucket(
             relative,
             bidirectional=not layer.is_decoder,
             num_buckets=layer.relative_attention_buckets,
             max_distance=layer.relative_attention_max_distance,
         )
-        return tf.transpose(tf.gather(repeated, buckets, axis=1), [0, 3, 1, 2])
+        return ops.transpose(ops.take(repeated, buckets, axis=1), [0, 3, 1, 2])
 
     return type(layer).call(view(layer, compute_bias=compute_bias), *args, **kwargs)
 
 
-def layer_scale(layer: Any, recorder: Recorder, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+def layer_scale(layer: Any, recorder: Recorder, inputs: Any, training: bool | None = None) -> Any:
     """`y = lambda x`: `G_i = sum_t d_{i,t} x_{i,t}`."""
     return scaled(recorder, layer.lambda1, inputs)
 

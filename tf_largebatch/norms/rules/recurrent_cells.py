@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import tensorflow as tf
 from keras import layers as L
 from keras import ops
 
@@ -38,7 +37,7 @@ class SimpleRNNRule:
         self._in_loop: Deferred | None = None
         self._recurrent = Deferred()
 
-    def sites(self, x: tf.Tensor | None, like: tf.Tensor) -> list[tf.Tensor]:
+    def sites(self, x: Any, like: Any) -> list[Any]:
         """Returns the recorded sites. They contain `x W` if the inputs of all steps are known before the loop.
 
         Args:
@@ -56,53 +55,53 @@ class SimpleRNNRule:
             z = recorder.record(cell.kernel, z, self._in_loop)
         return self.recurrent_sites(self.with_bias(z, 0))
 
-    def recurrent_sites(self, z: tf.Tensor) -> list[tf.Tensor]:
+    def recurrent_sites(self, z: Any) -> list[Any]:
         """The sites at which the recurrent kernel is recorded, z among them."""
         return [self.recorder.record(self.cell.recurrent_kernel, z, self._recurrent)]
 
-    def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
+    def step(self, sites: list[Any], x: Any, states: list[Any]) -> tuple[Any, Any, Any]:
         """Runs one time step: returns the output, the new states, and the reset gate where the cell has to emit it."""
         h = self.cell.activation(self.input_term(sites[0], x) + self.recurrent_term(states[0]))
         return h, [h], None
 
-    def resolve(self, x: tf.Tensor | None, h: tf.Tensor, reset: tf.Tensor | None) -> None:
+    def resolve(self, x: Any, h: Any, reset: Any) -> None:
         """Completes the contractions with the inputs, previous states and reset gates of all steps."""
         if self._in_loop is not None:
             self._in_loop.inner = self.contraction(self.dropped_inputs(x), self.input_contraction)
         self._recurrent.inner = self.contraction(self.recurrent_operand(h, reset), self.recurrent_contraction)
 
-    def recurrent_operand(self, h: tf.Tensor, reset: tf.Tensor | None) -> Operand:
+    def recurrent_operand(self, h: Any, reset: Any) -> Operand:
         """What the recurrent kernel is multiplied with."""
         del reset
         return self.dropped_states(h)
 
-    def input_term(self, site: tf.Tensor, x: tf.Tensor | None) -> tf.Tensor:
+    def input_term(self, site: Any, x: Any) -> Any:
         """`x W + b` of one step."""
         if self._in_loop is None:
             return site
         return site + self.product(self.dropped_inputs(x), self.kernel, self.input_product)
 
-    def recurrent_term(self, h: tf.Tensor) -> tf.Tensor:
+    def recurrent_term(self, h: Any) -> Any:
         """`h' U` of one step."""
         return self.product(self.dropped_states(h), self.recurrent_kernel, self.recurrent_product)
 
-    def with_bias(self, z: tf.Tensor, row: int) -> tf.Tensor:
+    def with_bias(self, z: Any, row: int) -> Any:
         """`z + b`, recorded; `b` is the row of that number where the bias has several."""
         if self.bias is None:
             return z
         shape = tuple(self.cell.bias.shape)
-        contraction: Contraction = Bias(shape[-1:], (1,) * (z.shape.rank - 1) + shape[-1:])
+        contraction: Contraction = Bias(shape[-1:], (1,) * (len(z.shape) - 1) + shape[-1:])
         if len(shape) > 1:
             contraction = RowOf(contraction, row, shape[0])
         return self.recorder.record(self.cell.bias, z + (self.bias if len(shape) == 1 else self.bias[row]), contraction)
 
-    def dropped_inputs(self, x: tf.Tensor) -> Operand:
+    def dropped_inputs(self, x: Any) -> Operand:
         """The inputs times the dropout mask, which may differ between the gates."""
         if not self.drops(self.cell.dropout):
             return x
         return self._dropped(x, self.cell.get_dropout_mask(x))
 
-    def dropped_states(self, h: tf.Tensor) -> Operand:
+    def dropped_states(self, h: Any) -> Operand:
         """The states times the recurrent dropout mask, which may differ between the gates."""
         if not self.drops(self.cell.recurrent_dropout):
             return h
@@ -113,37 +112,38 @@ class SimpleRNNRule:
         return bool(self.training) and rate > 0.0
 
     @staticmethod
-    def _dropped(a: tf.Tensor, mask: Operand) -> Operand:
+    def _dropped(a: Any, mask: Operand) -> Operand:
         masks = mask if isinstance(mask, list) else [mask]
-        masks = [m if m.shape.rank == a.shape.rank else m[:, tf.newaxis] for m in masks]
+        masks = [m if len(m.shape) == len(a.shape) else m[:, None] for m in masks]
         dropped = [a * m for m in masks]
         return dropped if isinstance(mask, list) else dropped[0]
 
     @staticmethod
-    def product(a: Operand, w: tf.Tensor, product: Any) -> tf.Tensor:
+    def product(a: Operand, w: Any, product: Any) -> Any:
         """`a w`, gate by gate if each has its own a."""
         if not isinstance(a, list):
             return product(a, w)
-        return tf.concat([product(a_g, w_g) for a_g, w_g in zip(a, tf.split(w, len(a), axis=-1), strict=True)], -1)
+        by_gate = zip(a, ops.split(w, len(a), axis=-1), strict=True)
+        return ops.concatenate([product(a_g, w_g) for a_g, w_g in by_gate], axis=-1)
 
     @staticmethod
     def contraction(a: Operand, contraction: Any) -> Contraction:
         """The contraction of `product`."""
         return ByGate(tuple(contraction(a_g) for a_g in a)) if isinstance(a, list) else contraction(a)
 
-    def input_product(self, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    def input_product(self, x: Any, w: Any) -> Any:
         """`x w`."""
         return ops.matmul(x, w)
 
-    def recurrent_product(self, h: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    def recurrent_product(self, h: Any, w: Any) -> Any:
         """`h w`."""
         return ops.matmul(h, w)
 
-    def input_contraction(self, x: tf.Tensor) -> Contraction:
+    def input_contraction(self, x: Any) -> Contraction:
         """The contraction of `input_product`."""
         return MatMul(x)
 
-    def recurrent_contraction(self, h: tf.Tensor) -> Contraction:
+    def recurrent_contraction(self, h: Any) -> Contraction:
         """The contraction of `recurrent_product`."""
         return MatMul(h)
 
@@ -155,11 +155,11 @@ class LSTMRule(SimpleRNNRule):
         """Whether there is dropout of this rate; these cells treat a rate of 1 as no dropout."""
         return super().drops(rate) and rate < 1.0
 
-    def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
+    def step(self, sites: list[Any], x: Any, states: list[Any]) -> tuple[Any, Any, Any]:
         """One time step."""
         activation, gate = self.cell.activation, self.cell.recurrent_activation
         z = self.input_term(sites[0], x) + self.recurrent_term(states[0])
-        i, f, g, o = tf.split(z, 4, axis=-1)
+        i, f, g, o = ops.split(z, 4, axis=-1)
         c = gate(f) * states[1] + gate(i) * activation(g)
         h = gate(o) * activation(c)
         return h, [h, c], None
@@ -168,31 +168,31 @@ class LSTMRule(SimpleRNNRule):
 class ConvLSTMRule(LSTMRule):
     """An LSTM whose products are convolutions, channels last."""
 
-    def input_product(self, x: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    def input_product(self, x: Any, w: Any) -> Any:
         """The inputs' convolution, of one step or of all."""
         cell, shape = self.cell, static_or_dynamic_shape(x)
-        one_step = x.shape.rank == cell.rank + 2
+        one_step = len(x.shape) == cell.rank + 2
         y = ops.conv(
-            x if one_step else tf.reshape(x, [-1, *shape[2:]]),
+            x if one_step else ops.reshape(x, [-1, *shape[2:]]),
             w,
             strides=cell.strides,
             padding=cell.padding,
             data_format=cell.data_format,
             dilation_rate=cell.dilation_rate,
         )
-        return y if one_step else tf.reshape(y, [*shape[:2], *static_or_dynamic_shape(y)[1:]])
+        return y if one_step else ops.reshape(y, [*shape[:2], *static_or_dynamic_shape(y)[1:]])
 
-    def recurrent_product(self, h: tf.Tensor, w: tf.Tensor) -> tf.Tensor:
+    def recurrent_product(self, h: Any, w: Any) -> Any:
         """The states' convolution."""
         return ops.conv(h, w, strides=1, padding="same", data_format=self.cell.data_format)
 
-    def input_contraction(self, x: tf.Tensor) -> Contraction:
+    def input_contraction(self, x: Any) -> Contraction:
         """A convolution over space and time whose kernel has size 1 in time."""
         cell = self.cell
         window = Window((1, *cell.kernel_size), (1, *cell.strides), cell.padding, (1, *cell.dilation_rate))
         return WithoutFirstAxis(Convolution(x, window, groups=1))
 
-    def recurrent_contraction(self, h: tf.Tensor) -> Contraction:
+    def recurrent_contraction(self, h: Any) -> Contraction:
         """A convolution over space and time whose kernel has size 1 in time."""
         ones = (1,) * (self.cell.rank + 1)
         window = Window((1, *self.cell.kernel_size), ones, "same", ones)
@@ -210,38 +210,38 @@ class GRURule(LSTMRule):
         super().__init__(cell, recorder, training)
         self.emits_reset = not cell.reset_after
 
-    def recurrent_sites(self, z: tf.Tensor) -> list[tf.Tensor]:
+    def recurrent_sites(self, z: Any) -> list[Any]:
         """One site for both products, or one for each with `reset_after`."""
         if not self.cell.reset_after:
             return super().recurrent_sites(z)
         inner = self.recorder.probe(static_or_dynamic_shape(z), z.dtype)
         return [z, *super().recurrent_sites(self.with_bias(inner, 1))]
 
-    def step(self, sites: list[tf.Tensor], x: tf.Tensor | None, states: list[tf.Tensor]) -> tuple[Any, Any, Any]:
+    def step(self, sites: list[Any], x: Any, states: list[Any]) -> tuple[Any, Any, Any]:
         """One time step."""
         cell, h = self.cell, states[0]
         gate = cell.recurrent_activation
-        x_z, x_r, x_g = tf.split(self.input_term(sites[0], x), 3, axis=-1)
+        x_z, x_r, x_g = ops.split(self.input_term(sites[0], x), 3, axis=-1)
         if cell.reset_after:
-            h_z, h_r, h_g = tf.split(sites[1] + self.recurrent_term(h), 3, axis=-1)
+            h_z, h_r, h_g = ops.split(sites[1] + self.recurrent_term(h), 3, axis=-1)
             z, r = gate(x_z + h_z), gate(x_r + h_r)
             candidate = cell.activation(x_g + r * h_g)
         else:
-            u_z, u_r, u_g = tf.split(self.recurrent_kernel, 3, axis=-1)
+            u_z, u_r, u_g = ops.split(self.recurrent_kernel, 3, axis=-1)
             for_z, for_r, for_g = self._by_gate(h)
             z, r = gate(x_z + ops.matmul(for_z, u_z)), gate(x_r + ops.matmul(for_r, u_r))
             candidate = cell.activation(x_g + ops.matmul(r * for_g, u_g))
         h = z * h + (1 - z) * candidate
         return h, [h], r if self.emits_reset else None
 
-    def recurrent_operand(self, h: tf.Tensor, reset: tf.Tensor | None) -> Operand:
+    def recurrent_operand(self, h: Any, reset: Any) -> Operand:
         """The previous states; those of the candidate reset where the cell resets before it multiplies."""
         if self.cell.reset_after:
             return self.dropped_states(h)
         for_z, for_r, for_g = self._by_gate(h)
         return [for_z, for_r, reset * for_g]
 
-    def _by_gate(self, h: tf.Tensor) -> list[tf.Tensor]:
+    def _by_gate(self, h: Any) -> list[Any]:
         dropped = self.dropped_states(h)
         return dropped if isinstance(dropped, list) else [dropped] * 3
 

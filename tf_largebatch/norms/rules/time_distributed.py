@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.combinators import Folded
@@ -18,8 +18,8 @@ from tf_largebatch.norms.shapes import split_rows, static_or_dynamic_shape, stat
 
 
 def time_distributed(
-    layer: Any, recorder: Recorder, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
-) -> tf.Tensor:
+    layer: Any, recorder: Recorder, inputs: Any, training: bool | None = None, mask: Any = None
+) -> Any:
     """`y[:, t] = layer(x[:, t])`."""
     inner = layer.layer
     coupling = _layer_that_may_couple_steps(inner)
@@ -42,10 +42,10 @@ def time_distributed(
     return split_rows(y, batch, steps)
 
 
-def _steps_as_rows(t: tf.Tensor) -> tf.Tensor:
+def _steps_as_rows(t: Any) -> Any:
     """[B, T, ...] as [B T, ...]."""
     sizes = static_or_dynamic_shape(t)
-    return tf.reshape(t, [sizes[0] * sizes[1], *sizes[2:]])
+    return ops.reshape(t, [sizes[0] * sizes[1], *sizes[2:]])
 
 
 def _layer_that_may_couple_steps(layer: Any) -> Any:
