@@ -60,6 +60,19 @@ def stateless_scope() -> Any:
     return get_stateless_scope()
 
 
+def add_losses_again(model: Any, losses: Sequence[Any], values: Sequence[Any]) -> None:
+    """Adds losses that layers added in another stateless scope to the present one, with these values.
+
+    `_loss_ids`: a layer knows its own losses in a stateless scope by their identity.
+    """
+    scope = get_stateless_scope()
+    for loss, value in zip(losses, values, strict=True):
+        scope.add_loss(value)
+        for layer in layers_within(model):
+            if id(loss) in layer._loss_ids:
+                layer._loss_ids.add(id(value))
+
+
 def training_of_the_call(layer: Any) -> bool | None:
     """Returns the training mode in which a layer is being called, whether its `call` takes it or not.
 

@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tf_largebatch import keras_internals
+from tf_largebatch.backend.jax.broadcast import Decisions, run
 from tf_largebatch.backend.jax.dependence import depends_on_other_arrays
 from tf_largebatch.backend.jax.pack import pack
 from tf_largebatch.backend.jax.recorder import Arguments, Plan, Recorder
-from tf_largebatch.backend.jax.scopes import assign, inner_scope
+from tf_largebatch.backend.jax.scopes import InnerScope, assign, inner_scope
 from tf_largebatch.backend.jax.structure import structure_of
 from tf_largebatch.backend.jax.watch import Watch
 from tf_largebatch.core.paths import variable_path
@@ -69,6 +71,7 @@ class _Pass:
     def __post_init__(self) -> None:
         self._known = {id(v) for v in self.variables}
         self._values = [v.value for v in self.variables]
+        self._rebuilds: dict[int, Callable[..., Any]] = {}
 
     def trained(self, variable: Variable) -> bool:
         """Whether a variable is differentiated."""
@@ -91,7 +94,6 @@ class _Pass:
     def run(self, plan: Plan, arguments: Arguments, window: slice | None, measured: int) -> tuple[Any, Measurement]:
         """Runs forward and backward pass."""
         recorders: list[Recorder] = []
-        rebuilds: dict[int, Callable[..., Any]] = {}
         assigned: list[Any] = []
         in_forward, in_loss = Watch(), Watch()
 
@@ -101,11 +103,7 @@ class _Pass:
                 recorder = Recorder(scope, self.batch_size, self.trained, plan, arguments, window)
                 recorder.structure = self._structure
                 recorders.append(recorder)
-                output = self._forward(recorder, checks=False)
-                held: dict[int, list[jax.Array]] = {}
-                for use in recorder.uses:
-                    if use.number in arguments.probes and use.contraction is not None:
-                        held[use.number], rebuilds[use.number] = pack(use.contraction)
+                output, held = self._outputs(recorder, scope)
                 changed = {id(v) for v in scope.assigned}
                 for v, value in zip(self.variables, of_loss, strict=True):
                     current = scope.get_current_value(v)
@@ -128,7 +126,7 @@ class _Pass:
         if in_loss.seen:
             self._check_loss(in_loss.seen, output, plan, arguments, window)
         assign(assigned, changes)
-        measurement = self._assembled(recorder, d, d_loss, in_loss, held, rebuilds, measured, window)
+        measurement = self._assembled(recorder, d, d_loss, in_loss, held, measured, window)
         return output, dataclasses.replace(measurement, loss=unscaled)
 
     def _forward(self, recorder: Recorder, checks: bool) -> Any:
@@ -156,6 +154,45 @@ class _Pass:
             with intercept(self.model, checked_call):
                 return self.forward()
 
+    def _outputs(self, recorder: Recorder, scope: InnerScope) -> tuple[Any, dict[int, list[jax.Array]]]:
+        """The forward pass; and what the contractions of the probed uses hold, by the uses' numbers."""
+        if not self._structure.broadcasts:
+            return self._forward(recorder, checks=False), self._held(recorder)
+        trees: list[Any] = []
+        assigned: list[Any] = []
+        losses: list[Any] = []
+
+        def function() -> Any:
+            with inner_scope(collect_losses=True) as inside:
+                recorder.scope = inside
+                output = self._forward(recorder, checks=False)
+            leaves, tree = jax.tree_util.tree_flatten(output)
+            trees.append(tree)
+            assigned[:], losses[:] = inside.assigned, inside.losses
+            return leaves, inside.changes(), inside.losses, self._held(recorder)
+
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)()
+        decide = Decisions(None, self._structure.broadcasts[0])
+        flat = run(closed.jaxpr, closed.consts, self.batch_size, decide, recorder.repeated)
+        leaves, changes, new_losses, held = jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), flat)
+        recorder.scope = scope
+        assign(assigned, changes)
+        keras_internals.add_losses_again(self.model, losses, new_losses)
+        return jax.tree_util.tree_unflatten(trees[0], leaves), {**held, **recorder.held}
+
+    def _held(self, recorder: Recorder) -> dict[int, list[jax.Array]]:
+        held: dict[int, list[jax.Array]] = {}
+        for use in recorder.uses:
+            if use.contraction is not None and recorder.is_probed(use):
+                arrays, self._rebuilds[use.number] = pack(use.contraction)
+                if use.number not in recorder.tables:
+                    held[use.number] = arrays
+        return held
+
+    def _again(self, use: Use, held: Mapping[int, list[jax.Array]]) -> Any:
+        """The contraction of a probed use, with the arrays that left the differentiated function."""
+        return None if use.contraction is None else self._rebuilds[use.number](held[use.number])
+
     def _refuse(self, seen: Mapping[int, Variable]) -> None:
         """Raises if the loss depends on a variable that the forward pass read past the rules."""
         if seen:
@@ -173,8 +210,7 @@ class _Pass:
                 with inner_scope(collect_losses=True) as scope:
                     recorder = Recorder(scope, self.batch_size, self.trained, plan, arguments, window)
                     recorder.structure = self._structure
-                    found = self._forward(recorder, checks=False)
-                    found = jax.lax.stop_gradient(found)
+                    found = jax.lax.stop_gradient(self._outputs(recorder, scope)[0])
                     for v, value in own:
                         scope.replace(v, value)
                     return jnp.sum(self.scale(self.loss(found)))
@@ -192,7 +228,6 @@ class _Pass:
         d_loss: list[jax.Array],
         in_loss: Watch,
         held: Mapping[int, list[jax.Array]],
-        rebuilds: Mapping[int, Callable[..., Any]],
         measured: int,
         window: slice | None,
     ) -> Measurement:
@@ -211,7 +246,7 @@ class _Pass:
             if probed:
                 together = measure_uses(
                     [
-                        (dataclasses.replace(use, contraction=_again(use, held, rebuilds)), d.probes[use.number])
+                        (dataclasses.replace(use, contraction=self._again(use, held)), d.probes[use.number])
                         for use in probed
                     ],
                     window,
@@ -245,8 +280,3 @@ class _Pass:
         lost = [copy for copy in recorder.copies if copy.reached and id(copy) not in explained]
         if lost:
             raise ValueError(unexplained_message([variable_path(copy.variable) for copy in lost]))
-
-
-def _again(use: Use, held: Mapping[int, list[jax.Array]], rebuilds: Mapping[int, Callable[..., Any]]) -> Any:
-    """The contraction of a probed use, with the arrays that left the differentiated function."""
-    return None if use.contraction is None else rebuilds[use.number](held[use.number])

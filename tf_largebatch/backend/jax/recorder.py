@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tf_largebatch.backend.jax.broadcast import table_p
 from tf_largebatch.backend.jax.inner_gradients import InnerGradients
 from tf_largebatch.backend.jax.pack import pack
 from tf_largebatch.backend.jax.scopes import InnerScope
@@ -134,7 +135,10 @@ class Recorder(base.Recorder):
         self.copies: list[Copy] = []
         self.reached: set[int] = set()  # the uses that the backward pass has reached
         self.with_share: set[int] = set()  # those whose share of the gradient replaces the ordinary one
-        self._scope, self._trained, self._plan, self._arguments = scope, trained, plan, arguments
+        self.scope = scope
+        self.tables: dict[int, tuple[Use, Callable[..., Any]]] = {}  # the uses without a batch axis
+        self.held: dict[int, list[jax.Array]] = {}  # what their contractions hold, once the program has run
+        self._trained, self._plan, self._arguments = trained, plan, arguments
         self._window = window
         self._last_copy: dict[int, Copy] = {}
 
@@ -164,8 +168,26 @@ class Recorder(base.Recorder):
         return self._seen(use, output)
 
     def record_broadcast(self, variable: Variable, output: jax.Array, contraction: Contraction) -> jax.Array:
-        """Refused: what becomes of the output is not followed on JAX."""
-        raise ValueError(broadcast_message([self._path()]))
+        """Notes the use and returns the output behind a mark, which `broadcast.run` replaces."""
+        if self._rows_per_example is not None:
+            raise ValueError(broadcast_message([self._path()]))
+        use = self._add_use(variable, output, self._last_copy[id(variable)], contraction)
+        repeated = jax.ShapeDtypeStruct((self.batch_size, *output.shape), output.dtype)
+        self._note(use, repeated)
+        held, rebuild = pack(contraction)
+        self.tables[use.number] = use, rebuild
+        return table_p.bind(output, *held, number=use.number, layer=self._path())
+
+    def is_probed(self, use: Use) -> bool:
+        """Whether a use is seen by a probe."""
+        return self._arguments is not None and use.number in self._arguments.probes
+
+    def repeated(self, number: int, value: jax.Array, held: list[jax.Array]) -> jax.Array:
+        """Returns the output of a use without a batch axis repeated for each example, recorded there: [B, *shape]."""
+        use, rebuild = self.tables[number]
+        self.held[number] = held
+        use = dataclasses.replace(use, contraction=rebuild(held))
+        return self._connected(use, jnp.broadcast_to(value, (self.batch_size, *value.shape)))
 
     def per_example(self, variable: Variable, dtype: Any = None) -> jax.Array:
         """Returns the variable repeated for each example, private value and recorded tensor in one."""
@@ -188,22 +210,29 @@ class Recorder(base.Recorder):
 
     def _read(self, variable: Variable, dtype: Any, dummy: jax.Array | None) -> jax.Array:
         """The variable's value in the layer's compute dtype or in `dtype`, without gradient but for the dummy's."""
-        guarded = self._scope.get_current_value(variable)
+        guarded = self.scope.get_current_value(variable)
         value = jax.lax.stop_gradient(variable.value if guarded is None else guarded)
-        self._scope.replace(variable, value if dummy is None else value + dummy)
+        self.scope.replace(variable, value if dummy is None else value + dummy)
         try:
             value = variable.value  # cast by Keras as the layer wants it
         finally:
             if guarded is None:
-                self._scope.state_mapping.pop(id(variable))
+                self.scope.state_mapping.pop(id(variable))
             else:
-                self._scope.replace(variable, guarded)
+                self.scope.replace(variable, guarded)
         return value if dtype is None else value.astype(dtype)
 
     def _seen(self, use: Use, output: jax.Array) -> jax.Array:
+        self._note(use, jax.ShapeDtypeStruct(output.shape, output.dtype))
+        return self._connected(use, output)
+
+    def _note(self, use: Use, output: jax.ShapeDtypeStruct) -> None:
         self.found.variables.append(use.variable)
-        self.found.outputs.append(jax.ShapeDtypeStruct(output.shape, output.dtype))
+        self.found.outputs.append(output)
         self.found.complete.append(_is_complete(use.contraction))
+
+    def _connected(self, use: Use, output: jax.Array) -> jax.Array:
+        """The recorded tensor behind what sees its gradient."""
         if self._arguments is None or self._plan is None or not self._trained(use.variable):
             return output
         if use.number in self._arguments.probes:
@@ -223,7 +252,7 @@ class Recorder(base.Recorder):
 
         def backward(arrays: list[jax.Array], d: jax.Array) -> Any:
             if self.inner_gradients.in_forward_pass:
-                return d, jnp.zeros_like(slots[0]), jnp.zeros_like(slots[1]), None
+                return d, jnp.zeros(slots[0].shape), jnp.zeros(shape), None
             self.reached.add(use.number)
             if use.contraction is None:
                 squares, share = squared_norms_and_sum(d)

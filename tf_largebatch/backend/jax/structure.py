@@ -12,6 +12,7 @@ import jax
 import keras
 import numpy as np
 
+from tf_largebatch.backend.jax.broadcast import Decisions, run
 from tf_largebatch.backend.jax.recorder import Recorder
 from tf_largebatch.backend.jax.scopes import inner_scope
 from tf_largebatch.norms.intercept import original_call, recorded_call, recording
@@ -58,7 +59,18 @@ def structure_of(
             recorder = Recorder(scope, size, trained=lambda variable: False, checks_structure=True)
             with recording(layers, registry, recorder, replacements):
                 call = recorded_call(model, registry, recorder) if model in layers else original_call(model)
-                call(*new_args, **new_kwargs)
+
+                def program() -> Any:
+                    with inner_scope(collect_losses=True) as inside:
+                        recorder.scope = inside
+                        outputs = call(*new_args, **new_kwargs)
+                    return jax.tree_util.tree_leaves((outputs, inside.changes(), inside.losses))
+
+                closed = jax.make_jaxpr(program)()
+        if recorder.tables:
+            decide = Decisions(size, [])
+            run(closed.jaxpr, closed.consts, size, decide, recorder.repeated)
+            recorder.structure.broadcasts[0] = decide.taken
         return recorder.structure
 
     prime = foreign_prime(PRIMES, [flat[i] for i in batched], layers)
