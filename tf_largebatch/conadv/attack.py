@@ -14,7 +14,9 @@ from keras import ops
 
 from tf_largebatch.check import require
 from tf_largebatch.conadv import objective
+from tf_largebatch.conadv.backend import image_gradient
 from tf_largebatch.conadv.class_labels import in_the_form_of, own_labels, random_targets
+from tf_largebatch.conadv.probability_logarithms import followed
 from tf_largebatch.core import pgd
 from tf_largebatch.core.balls import ball
 from tf_largebatch.training.step_seed import Purpose
@@ -155,9 +157,9 @@ class ImageAttack:
 
         def gradient(x: Any) -> Any:
             def forward(x: Any) -> tuple[Any, Any]:
-                return objective.direction(loss, target, own_labels(target, num_classes), scores(x))
+                return objective.direction(loss, target, own_labels(target, num_classes), followed(scores, x))
 
-            gradients.append(objective.image_gradient(forward, x))
+            gradients.append(image_gradient(forward, x))
             if gradients[0] is None:
                 raise ValueError(_NO_GRADIENT)
             return gradients[-1]

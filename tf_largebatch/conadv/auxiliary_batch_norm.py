@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from tf_largebatch.check import require
@@ -86,7 +85,7 @@ class AuxiliaryBatchNorms(keras.layers.Layer):
                 stack.enter_context(intercept(main, auxiliary.call))
             yield
 
-    def distance(self) -> tf.Tensor:
+    def distance(self) -> Any:
         """Returns how far the moving averages are from the model's own; see the function `distance`."""
         return distance(self.replacements().items())
 
@@ -110,7 +109,7 @@ def variables_without_decay(model: keras.Model) -> list[Any]:
     return [variable for variable in model.weights if len(variable.shape) < 2]
 
 
-def distance(pairs: Iterable[tuple[Any, Any]]) -> tf.Tensor:
+def distance(pairs: Iterable[tuple[Any, Any]]) -> Any:
     """Measures how far two sets of moving averages are apart, in standard deviations of the first.
 
         d^2 = mean over all channels of ((mean' - mean)^2 + (sd' - sd)^2) / (sd^2 + epsilon)

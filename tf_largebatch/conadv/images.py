@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.check import require
 from tf_largebatch.core import pgd
@@ -19,7 +19,7 @@ def as_floating(x: Any) -> Any:
 
     Integers and half precision cannot hold a perturbation of a few units of 1/255.
     """
-    return keras.ops.cast(x, "float64" if keras.config.floatx() == "float64" else "float32")
+    return ops.cast(x, "float64" if keras.config.floatx() == "float64" else "float32")
 
 
 def check_are_images(x: Any) -> None:
@@ -101,13 +101,13 @@ def warn_unless_in_range(x: Any, value_range: Any) -> bool:
     Returns:
         Whether it warned.
     """
-    x = tf.convert_to_tensor(x)
-    if not tf.size(x):
+    x = ops.convert_to_tensor(x)
+    if 0 in x.shape:
         return False
     lower, upper = (np.asarray(bound, "float64") for bound in pgd.bounds(value_range))
     span = upper - lower
-    axes = list(range(x.shape.rank - (lower.ndim > 0)))
-    smallest, largest = (f(x, axes).numpy().astype("float64") for f in (tf.reduce_min, tf.reduce_max))
+    axes = list(range(len(x.shape) - (lower.ndim > 0)))
+    smallest, largest = (ops.convert_to_numpy(f(x, axes)).astype("float64") for f in (ops.min, ops.max))
     # Scaled data may be off by the rounding of the scaling.
     if np.any(smallest < lower - 1e-3 * span) or np.any(largest > upper + 1e-3 * span):
         problem = "does not contain the data, and adversarial images are clipped to it"

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.check import require
 from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.arguments import TRACED, VARIABLES, check_argument, check_fixed
 from tf_largebatch.conadv.attack import ImageAttack, attack_named
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
+from tf_largebatch.conadv.backend import TrainFunction, compiled, replicas, step_context
 from tf_largebatch.conadv.class_labels import are_right, are_sparse, classification_loss
-from tf_largebatch.conadv.pipeline import InFlight, TrainFunction
+from tf_largebatch.conadv.in_flight import InFlight
 from tf_largebatch.conadv.stale_weights import StaleWeights
+from tf_largebatch.core import random_numbers
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.training import delegation
 from tf_largebatch.training.large_batch_model import LargeBatchModel
@@ -185,7 +188,9 @@ class ConAdvModel(LargeBatchModel):
         self._checked = self._range_checked = self._has_trained = False
         self._in_flight = InFlight()
         # Past Keras's tracking: arguments of the constructor are no state to save.
-        settings = tf.Variable(self._settings_values(), trainable=False, dtype=_settings_dtype(), name="settings")
+        settings = keras.Variable(
+            self._settings_values(), trainable=False, dtype=_settings_dtype(), autocast=False, name="settings"
+        )
         object.__setattr__(self, "_attack_functions", {})
         object.__setattr__(self, "_settings", settings)
         self.built = False
@@ -251,7 +256,7 @@ class ConAdvModel(LargeBatchModel):
         """Makes the present weights those of all earlier steps; to be called after other weights were loaded."""
         self.stale.reset()
 
-    def adversarial_images(self, x: Any, y: Any, step: int | None = None, main: bool = False) -> tf.Tensor:
+    def adversarial_images(self, x: Any, y: Any, step: int | None = None, main: bool = False) -> Any:
         """Returns adversarial images, made with the present weights.
 
         Args:
@@ -264,9 +269,9 @@ class ConAdvModel(LargeBatchModel):
         Returns:
             Tensor in the shape of x, float32 (float64 for such x).
         """
-        data = keras.tree.map_structure(tf.convert_to_tensor, (x, y))
+        data = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
         self.get_ready(data)
-        step = tf.cast(self.stale.step if step is None else step, tf.int64)
+        step = ops.cast(self.stale.step if step is None else step, self.stale.step.dtype)
         return self._attack_of(main)(data, step)
 
     def get_ready(self, data: Any) -> None:
@@ -279,7 +284,7 @@ class ConAdvModel(LargeBatchModel):
             self._check(data)
             self._checked = True
         if not self._has_trained:
-            with self._outside_of_the_step():
+            with step_context.outside_of_the_step(self):
                 self._make_state_current()
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -287,15 +292,15 @@ class ConAdvModel(LargeBatchModel):
         self.get_ready(data)
         return self.train_on_pair(data, self.attack_present(data))
 
-    def attack_present(self, data: Any) -> tf.Tensor:
+    def attack_present(self, data: Any) -> Any:
         """Returns the adversarial images of the present step's batch, made with theta_{t - staleness}."""
         return self._attacked(data, self.stale.step, lag=self.stale.staleness)
 
-    def attack_next(self, data: Any) -> tf.Tensor:
+    def attack_next(self, data: Any) -> Any:
         """Returns the adversarial images of the next step's batch, with theta_{t+1-staleness}: before the update."""
         return self._attacked(data, self.stale.step + 1, lag=self.stale.staleness - 1)
 
-    def train_on_pair(self, data: Any, adversarial: tf.Tensor) -> dict[str, Any]:
+    def train_on_pair(self, data: Any, adversarial: Any) -> dict[str, Any]:
         """Makes one update on a batch and its adversarial images."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = image_checks.as_floating(keras.tree.flatten(x)[0])
@@ -309,7 +314,7 @@ class ConAdvModel(LargeBatchModel):
             replacements = self.augmented_batch_norms.replacements()
             streams.append(Stream(self._augmented(x), AUGMENTED, replacements=replacements))
         self.stale.push()
-        with tf.name_scope("train"):
+        with step_context.named("train"):
             logs = self._update(streams, y, sample_weight)
         self.perturbation.update_state(self._image_attack().sizes(adversarial, x))
         return {**logs, **self.step_logs()}
@@ -370,19 +375,18 @@ class ConAdvModel(LargeBatchModel):
         if stream.name == CLEAN:
             return super()._update_metrics(stream, x, y, y_pred, sample_weight)
         if stream.name == ADVERSARIAL:
-            self.adversarial_accuracy.update_state(tf.cast(are_right(y, y_pred, self._classes), tf.float32))
+            self.adversarial_accuracy.update_state(ops.cast(are_right(y, y_pred, self._classes), "float32"))
         return {}
 
     def _update_losses(self, streams: Sequence[Stream], result: Pass, batch_size: Size) -> None:
         """Updates the loss, and each stream's without weight regularizers."""
         super()._update_losses(streams, result, batch_size)
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        penalties = [tf.cast(v.regularizer(v), tf.float32) for v in self.trainable_weights if v.regularizer is not None]
+        penalties = [ops.cast(v.regularizer(v), "float32") for v in self.trainable_weights if v.regularizer is not None]
         for number, stream in enumerate(streams):
             loss = result.losses[number]
             if number == 0 and penalties:
-                loss -= tf.add_n(penalties)
-            self.stream_losses[stream.name].update_state(loss * replicas, sample_weight=batch_size)
+                loss -= functools.reduce(operator.add, penalties)
+            self.stream_losses[stream.name].update_state(loss * replicas.number(), sample_weight=batch_size)
 
     def _create_state(self) -> None:
         """Creates the auxiliary batch norms and the snapshots, once the wrapped model has its variables."""
@@ -401,32 +405,21 @@ class ConAdvModel(LargeBatchModel):
         require(count == 0, "augment", augment, f"a layer without weights to train (it has {count})", "freeze it")
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        if int(self.stale.step.numpy()):
+        if int(ops.convert_to_numpy(self.stale.step)):
             self._has_trained = True
             return
         for batch_norms in self._auxiliary_batch_norms():
             batch_norms.copy_from_main()
         self.stale.reset()
 
-    @contextlib.contextmanager
-    def _outside_of_the_step(self) -> Iterator[None]:
-        """Also in a step that a loop of the user's traces."""
-        strategy = self.distribute_strategy
-        with tf.init_scope(), contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope():
-            yield
-
     def _check(self, data: Any) -> None:
         """Raises ValueError if images, labels, loss or model do not fit together; builds the model."""
-        strategy = self.distribute_strategy
-        data = keras.tree.map_structure(
-            lambda t: None if t is None else strategy.experimental_local_results(t)[0], data
-        )
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(step_context.of_one_replica(self, data))
         image_checks.check_are_images(x)
         x = keras.tree.flatten(x)[0]
         image_checks.check_channels(self.value_range, x)
         classification_loss(self._compiled_loss())
-        with self._outside_of_the_step():
+        with step_context.outside_of_the_step(self):
             if not self.built:
                 self.build((None, *x.shape[1:]))
             image_checks.check_accepts_floating(self.model)
@@ -460,10 +453,10 @@ class ConAdvModel(LargeBatchModel):
 
     # The attack.
 
-    def _attack_of(self, main: bool) -> Callable[..., tf.Tensor]:
+    def _attack_of(self, main: bool) -> Callable[..., Any]:
         """The attack with the present weights, compiled: a graph shows the logits behind a softmax."""
 
-        def attack(data: Any, step: Any) -> tf.Tensor:
+        def attack(data: Any, step: Any) -> Any:
             return self._attacked(data, step, lag=0, main=main)
 
         if self.run_eagerly:
@@ -473,14 +466,14 @@ class ConAdvModel(LargeBatchModel):
         read += [layer.trainable for layer in batch_normalizations(self.model)]
         known = self._attack_functions.get(main)
         if known is None or known[0] != read:
-            known = self._attack_functions[main] = read, tf.function(attack, reduce_retracing=True, autograph=False)
+            known = self._attack_functions[main] = read, compiled(attack, [*self.variables, self._settings])
         return known[1]
 
-    def _attacked(self, data: Any, step: Any, lag: int, main: bool = False) -> tf.Tensor:
+    def _attacked(self, data: Any, step: Any, lag: int, main: bool = False) -> Any:
         """Adversarial images for a step, made with the weights of `lag` steps ago."""
         x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
         x = image_checks.as_floating(keras.tree.flatten(x)[0])
-        with tf.name_scope("attack"):
+        with step_context.named("attack"):
             weights = self.stale.lag(lag)
             if self.micro_batch_size is None:
                 whole = functools.partial(self._perturbed, x, y, step, weights, main)
@@ -492,12 +485,10 @@ class ConAdvModel(LargeBatchModel):
                 self.micro_batch_size,
             )
 
-    def _perturbed(
-        self, x: tf.Tensor, y: Any, step: Any, weights: list[tuple[Any, tf.Tensor]], main: bool, part: Any = 0
-    ) -> tf.Tensor:
+    def _perturbed(self, x: Any, y: Any, step: Any, weights: list[tuple[Any, Any]], main: bool, part: Any = 0) -> Any:
         state = [*weights, *self._layer_seeds(self.model, step, Purpose.LAYERS, part)]
 
-        def scores(x: tf.Tensor) -> Any:
+        def scores(x: Any) -> Any:
             with keras.StatelessScope(state), contextlib.ExitStack() as stack:
                 if not main:
                     stack.enter_context(self.adversarial_batch_norms.intercept())
@@ -524,28 +515,25 @@ class ConAdvModel(LargeBatchModel):
         step_size = self.epsilon / self.num_steps if self.step_size is None else self.step_size
         return [float(self.epsilon), float(step_size), float(self.adversarial_weight)]
 
-    def _augmented(self, x: tf.Tensor) -> tf.Tensor:
+    def _augmented(self, x: Any) -> Any:
         augment: Any = self.augment
-        with tf.name_scope("augment"):
+        with step_context.named("augment"):
             if not isinstance(augment, keras.layers.Layer):
-                return tf.cast(augment(x), x.dtype)
+                return ops.cast(augment(x), x.dtype)
             with keras.StatelessScope(self._layer_seeds(augment, self.stale.step, Purpose.AUGMENTATION)):
-                return tf.cast(augment(x, training=True), x.dtype)
+                return ops.cast(augment(x, training=True), x.dtype)
 
-    def _seed(self, step: Any, purpose: Purpose, part: Any = 0) -> tf.Tensor:
-        context = tf.distribute.get_replica_context()
-        replica = 0 if context is None else context.replica_id_in_sync_group
-        return step_seed(self.seed, step, purpose, replica, part)
+    def _seed(self, step: Any, purpose: Purpose, part: Any = 0) -> Any:
+        return step_seed(self.seed, step, purpose, replicas.number_of_this_replica(), part)
 
     def _layer_seeds(
         self, layer: keras.layers.Layer, step: Any, purpose: Purpose, part: Any = 0
-    ) -> list[tuple[Any, tf.Tensor]]:
+    ) -> list[tuple[Any, Any]]:
         """Pairs each seed generator of a layer with a state, so that a pass draws the same numbers whenever it runs."""
         weights = {id(v) for v in layer.weights}
         states = [v for v in layer.variables if id(v) not in weights]
         seed = self._seed(step, purpose, part)
-        fold = tf.random.experimental.stateless_fold_in
-        return [(v, tf.cast(fold(seed, i, alg="philox"), v.dtype)) for i, v in enumerate(states)]
+        return [(v, ops.cast(random_numbers.fold_in(seed, i), v.dtype)) for i, v in enumerate(states)]
 
 
 def _settings_dtype() -> str:

@@ -17,16 +17,15 @@ All of this is float32 (float64 for such scores), whatever the precision of the 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
+from tf_largebatch.conadv.backend import gradient_of, replicas
 from tf_largebatch.conadv.class_labels import loss_sum
-from tf_largebatch.conadv.probability_logarithms import log_odds, log_probabilities, logits_behind
+from tf_largebatch.conadv.probability_logarithms import log_odds, log_probabilities, logits_behind, plain_value
 from tf_largebatch.core.rates import compute_dtype
 
 # The size of the gradient at the logits is this number divided by their spread, so that float16 holds the gradients of
@@ -87,7 +86,8 @@ def direction(loss: Any, y: Any, own: Any, outputs: Any) -> tuple[Any, Any]:
         loss: A classification loss.
         y: Labels in the form that the loss takes, [B, ...].
         own: The classes whose probability the loss increases with, bool [B, classes].
-        outputs: The classifier's outputs, [B, classes].
+        outputs: The classifier's outputs, [B, classes], or what `probability_logarithms.followed` returned: on JAX only
+            that shows the logits behind a softmax.
 
     Returns:
         A tensor z, [B, classes], a function of the images; and the gradient of the objective with respect to it, up to
@@ -95,8 +95,8 @@ def direction(loss: Any, y: Any, own: Any, outputs: Any) -> tuple[Any, Any]:
     """
     kind = scores_of(loss)
     if kind is Scores.OTHER:
-        z = ops.cast(outputs, compute_dtype(outputs.dtype))
-        found = _unit_max(_gradient(lambda at: loss_sum(loss, y, at), ops.stop_gradient(z)))
+        z = _floating(outputs)
+        found = _unit_max(gradient_of(lambda at: loss_sum(loss, y, at), ops.stop_gradient(z)))
     elif kind in (Scores.LOGITS, Scores.PROBABILITIES):
         z = _logits(outputs, "Softmax") if kind is Scores.LOGITS else log_probabilities(outputs)
         found = _softmax_over(z, ops.logical_not(own)) - _softmax_over(z, own)
@@ -114,32 +114,12 @@ def direction(loss: Any, y: Any, own: Any, outputs: Any) -> tuple[Any, Any]:
 def _logits(outputs: Any, end: str) -> Any:
     """The outputs; their logits where they are probabilities nonetheless, which Keras's losses see, too."""
     logits = logits_behind(outputs, end)
-    return ops.cast(outputs, compute_dtype(outputs.dtype)) if logits is None else logits
+    return _floating(outputs) if logits is None else logits
 
 
-def image_gradient(forward: Callable[[Any], tuple[Any, Any]], x: Any) -> Any:
-    """Differentiates with respect to images only: no weight gradient is computed.
-
-    Args:
-        forward: Function from images to a tensor z and the gradient of the objective with respect to it.
-        x: Images.
-
-    Returns:
-        The gradient with respect to the images, in their shape; None if z does not depend on them.
-    """
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        z, gradient = forward(x)
-    return tape.gradient(z, x, output_gradients=gradient)
-
-
-def _gradient(function: Callable[[Any], Any], x: Any) -> Any:
-    """The gradient of a scalar; zero if it does not depend on x."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        value = function(x)
-    found = tape.gradient(value, x)
-    return ops.zeros_like(x) if found is None else found
+def _floating(outputs: Any) -> Any:
+    outputs = plain_value(outputs)
+    return ops.cast(outputs, compute_dtype(outputs.dtype))
 
 
 def _softmax_over(z: Any, chosen: Any) -> Any:
@@ -159,10 +139,10 @@ def _size(z: Any) -> Any:
     """Returns a power of two that falls as the spread of the logits grows, the same for all images of a batch.
 
     It is the same for all because batch normalization couples them, and a power of two because that rounds nothing. On
-    several replicas, whose images synchronized batch norm couples too, it is a constant: each replica sees the logits
-    of its own images alone, and the attack is to need no communication.
+    several devices, whose images synchronized batch norm couples too, it is a constant: each sees the logits of its own
+    images alone, and the attack is to need no communication.
     """
-    if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if replicas.have_parts_of_the_batch():
         return ops.full((), _SIZE_ON_REPLICAS, dtype=z.dtype)
     spread = ops.max(ops.max(z, axis=-1) - ops.min(z, axis=-1)) if z.shape[0] != 0 else ops.ones((), z.dtype)
     spread = ops.where(ops.isfinite(spread), ops.minimum(ops.maximum(spread, 0.5), 1e5), ops.ones_like(spread))

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.arguments import check_arguments, plain_range
 from tf_largebatch.conadv.attack import ImageAttack
+from tf_largebatch.conadv.backend import compiled
 from tf_largebatch.conadv.class_labels import are_right, are_sparse, classification_loss
 from tf_largebatch.training.step_seed import step_seed
 
@@ -41,8 +42,9 @@ def accuracy_under_attack(
     Args:
         model: A classifier with one input, images [batch, height, width, channels], and one score for each class,
             [batch, classes]: logits or probabilities.
-        batches: Batches of images in `value_range` and their labels, such as a `tf.data.Dataset`. Labels are integers
-            or rows of one number for each class. In a multi-hot row, any of the image's labels is right.
+        batches: Batches of images in `value_range` and their labels, such as a `tf.data.Dataset` or a list of pairs of
+            arrays. Labels are integers or rows of one number for each class. In a multi-hot row, any of the image's
+            labels is right.
         loss: A classification loss that fits scores and labels, such as
             `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
         epsilon: Radius of the ball, in units of 1/255; 0 for accuracy on the images as they are.
@@ -69,9 +71,9 @@ def accuracy_under_attack(
 
     Example:
         >>> import keras
-        >>> import tensorflow as tf
+        >>> import numpy as np
         >>> net = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
-        >>> batches = tf.data.Dataset.from_tensors((tf.zeros([8, 4, 4, 1]), tf.zeros([8], tf.int32)))
+        >>> batches = [(np.zeros((8, 4, 4, 1), "float32"), np.zeros(8, "int32"))]
         >>> loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         >>> 0 <= accuracy_under_attack(net, batches, loss, epsilon=8.0, value_range=(0.0, 1.0)) <= 1
         True
@@ -93,7 +95,7 @@ def accuracy_under_attack(
     attack = ImageAttack(epsilon, plain_range(value_range), step_size, num_steps, targeted, random_start, norm=norm)
     loss = classification_loss(loss)
     image_checks.check_accepts_floating(model)
-    counts = _counts_function(model, attack, loss, seed)
+    counts: Any = None
     right = without_gradient = total = 0
     for number, batch in enumerate(batches):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
@@ -101,7 +103,11 @@ def accuracy_under_attack(
         image_checks.check_channels(attack.value_range, x)
         if not total:
             image_checks.warn_unless_in_range(x, attack.value_range)
-        found = counts(image_checks.as_floating(x), tf.convert_to_tensor(y), tf.constant(number))
+        if counts is None:
+            if not model.built:
+                model(image_checks.as_floating(x[:1]))
+            counts = _counts_function(model, attack, loss, seed)
+        found = counts(image_checks.as_floating(x), ops.convert_to_tensor(y), ops.convert_to_tensor(number, "int32"))
         right += int(found[0])
         without_gradient += int(found[1])
         total += int(x.shape[0])
@@ -115,16 +121,15 @@ def accuracy_under_attack(
 def _counts_function(model: keras.Model, attack: ImageAttack, loss: Any, seed: int) -> Any:
     """Returns a function that counts the images of a batch that are right after the attack, and those without gradient.
 
-    It is compiled even where the model runs eagerly: a graph shows the logits behind a softmax.
+    It is compiled even where the model runs eagerly: a graph of TensorFlow shows the logits behind a softmax.
     """
 
-    @tf.autograph.experimental.do_not_convert
-    def counts(x: tf.Tensor, y: tf.Tensor, number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def counts(x: Any, y: Any, number: Any) -> tuple[Any, Any]:
         scores = functools.partial(model, training=False)
         num_classes = scores(x).shape[-1]
         are_sparse(y, num_classes)
         found = attack.images(x, y, scores, loss, num_classes, functools.partial(step_seed, seed, number))
         right = are_right(y, scores(found.images), num_classes)
-        return tf.math.count_nonzero(right), tf.math.count_nonzero(found.without_gradient)
+        return ops.count_nonzero(right), ops.count_nonzero(found.without_gradient)
 
-    return tf.function(counts, reduce_retracing=True)
+    return compiled(counts, model.variables)

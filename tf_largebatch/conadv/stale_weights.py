@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
+
+from tf_largebatch.conadv.backend import snapshots
 
 
 class StaleWeights(keras.layers.Layer):
@@ -29,7 +31,7 @@ class StaleWeights(keras.layers.Layer):
         name: The layer's name.
 
     Attributes:
-        step: Number of the present step, an int64 variable.
+        step: Number of the present step, an integer variable (int64, on JAX int32).
     """
 
     def __init__(self, staleness: int, prefix: str, name: str) -> None:
@@ -42,15 +44,15 @@ class StaleWeights(keras.layers.Layer):
     def create(self, variables: Sequence[Any]) -> None:
         """Creates the step, at 0, and the snapshots of these variables."""
         with keras.name_scope(self._prefix, override_parent=""):
-            step = keras.Variable(0, trainable=False, dtype="int64", aggregation="only_first_replica", name="step")
-            snapshots = [
+            step = keras.Variable(0, trainable=False, dtype="int", aggregation="only_first_replica", name="step")
+            created = [
                 [self._snapshot_of(variable, lag, number) for number, variable in enumerate(variables)]
                 for lag in range(1, self.staleness + 1)
             ]
         # Past Keras's tracking: the step is no weight, the variables are others', the snapshots have attributes.
         object.__setattr__(self, "step", step)
         object.__setattr__(self, "_originals", list(variables))
-        object.__setattr__(self, "_snapshots", snapshots)
+        object.__setattr__(self, "_snapshots", created)
 
     def _snapshot_of(self, variable: Any, lag: int, number: int) -> Any:
         snapshot = self.add_weight(
@@ -67,11 +69,11 @@ class StaleWeights(keras.layers.Layer):
 
     def reset(self) -> None:
         """Makes the present weights those of all earlier steps, as they are before the first one."""
-        for snapshots in self._snapshots:
-            for snapshot, variable in zip(snapshots, self._originals, strict=True):
-                snapshot.assign(variable)
+        for of_one_age in self._snapshots:
+            for snapshot, variable in zip(of_one_age, self._originals, strict=True):
+                snapshot.assign(variable.value)
 
-    def lag(self, steps: int) -> list[tuple[Any, tf.Tensor]]:
+    def lag(self, steps: int) -> list[tuple[Any, Any]]:
         """The weights of `steps` steps ago, as pairs of variable and value.
 
         Args:
@@ -79,8 +81,8 @@ class StaleWeights(keras.layers.Layer):
         """
         if steps == 0:
             return []
-        snapshots = self._snapshots[steps - 1]
-        return [(v, tf.convert_to_tensor(old.value)) for v, old in zip(self._originals, snapshots, strict=True)]
+        of_that_age = self._snapshots[steps - 1]
+        return [(v, snapshots.read(old)) for v, old in zip(self._originals, of_that_age, strict=True)]
 
     def push(self) -> None:
         """Makes the present weights those of one step ago and counts the step; to be called before the update.
@@ -88,15 +90,9 @@ class StaleWeights(keras.layers.Layer):
         Every replica writes its own snapshots with its own values: nothing is sent between them.
         """
         newer = [self._originals, *self._snapshots[:-1]] if self._snapshots else []
-
-        def on_all_replicas(strategy: tf.distribute.Strategy) -> None:
-            # The oldest first: each is overwritten once it has been read.
-            for sources, targets in reversed(list(zip(newer, self._snapshots, strict=True))):
-                for source, target in zip(sources, targets, strict=True):
-                    strategy.extended.update(target.value, _assign, args=(source.value,), group=False)
-            strategy.extended.update(self.step.value, _increment, group=False)
-
-        _in_cross_replica_context(on_all_replicas)
+        # The oldest first: each is overwritten once it has been read.
+        ages = reversed(list(zip(self._snapshots, newer, strict=True)))
+        snapshots.push([pair for age in ages for pair in zip(*age, strict=True)], self.step)
 
     @property
     def variables(self) -> list[Any]:
@@ -106,29 +102,14 @@ class StaleWeights(keras.layers.Layer):
     def save_own_variables(self, store: Any) -> None:
         """Saves the snapshots and the step."""
         super().save_own_variables(store)
-        store["step"] = self.step.numpy()
+        store["step"] = ops.convert_to_numpy(self.step)
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the snapshots and the step."""
         super().load_own_variables({name: store[name] for name in store.keys() if name != "step"})
         self.step.assign(np.asarray(store["step"]))
 
+    # tf.train.Checkpoint calls it.
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         children = super()._trackable_children(save_type, **kwargs)
         return {**children, "step": self.step.value} if self.built else children
-
-
-def _assign(target: tf.Variable, source: tf.Variable) -> tf.Operation:
-    return target.assign(tf.convert_to_tensor(source), read_value=False)
-
-
-def _increment(step: tf.Variable) -> tf.Operation:
-    return step.assign_add(tf.ones((), step.dtype), read_value=False)
-
-
-def _in_cross_replica_context(function: Callable[[tf.distribute.Strategy], None]) -> None:
-    context = tf.distribute.get_replica_context()
-    if context is None:
-        function(tf.distribute.get_strategy())
-    else:
-        context.merge_call(function)

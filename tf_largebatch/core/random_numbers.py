@@ -6,8 +6,8 @@ A seed is an int32 tensor or array [2]. The same seed gives the same numbers on 
 import keras
 
 if keras.backend.backend() == "jax":
-    from tf_largebatch.backend.jax.random_numbers import integers, normal, split, uniform
+    from tf_largebatch.backend.jax.random_numbers import fold_in, integers, normal, split, uniform
 else:
-    from tf_largebatch.backend.tensorflow.random_numbers import integers, normal, split, uniform
+    from tf_largebatch.backend.tensorflow.random_numbers import fold_in, integers, normal, split, uniform
 
-__all__ = ["integers", "normal", "split", "uniform"]
+__all__ = ["fold_in", "integers", "normal", "split", "uniform"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-import tensorflow as tf
+import numpy as np
+
+from tf_largebatch.core import random_numbers
 
 
 class Purpose(enum.IntEnum):
@@ -18,20 +20,17 @@ class Purpose(enum.IntEnum):
     AUGMENTATION = 4
 
 
-def step_seed(seed: int, step: Any, purpose: Purpose, replica: Any = 0, part: Any = 0) -> tf.Tensor:
-    """A seed for stateless random numbers.
+def step_seed(seed: int, step: Any, purpose: Purpose, replica: Any = 0, part: Any = 0) -> Any:
+    """Returns a seed for stateless random numbers, int32 [2].
 
     Args:
-        seed: the user's.
-        step: number of the training step.
-        purpose: what it is for.
-        replica: number of the replica.
-        part: number of the micro-batch, or of the layer.
-
-    Returns:
-        int32 [2].
+        seed: The user's.
+        step: Number of the training step.
+        purpose: What it is for.
+        replica: Number of the replica.
+        part: Number of the micro-batch, or of the layer.
     """
-    mixed = tf.constant([seed & 0x7FFFFFFF, (seed >> 31) & 0x7FFFFFFF], tf.int32)
+    mixed: Any = np.array([seed & 0x7FFFFFFF, (seed >> 31) & 0x7FFFFFFF], "int32")
     for number in (step, int(purpose), replica, part):
-        mixed = tf.random.experimental.stateless_fold_in(mixed, tf.cast(number, tf.int32), alg="philox")
+        mixed = random_numbers.fold_in(mixed, number)
     return mixed

@@ -17,6 +17,12 @@ def split(seed: Any, number: int) -> jax.Array:
     return jax.lax.bitcast_convert_type(keys, jnp.int32)
 
 
+def fold_in(seed: Any, number: Any) -> jax.Array:
+    """Returns a seed, int32 [2], that depends on a seed and a number of any integer dtype."""
+    number = jax.lax.convert_element_type(number, jnp.uint32)
+    return jax.lax.bitcast_convert_type(jax.random.key_data(jax.random.fold_in(_key(seed), number)), jnp.int32)
+
+
 def uniform(shape: Any, seed: Any, dtype: str, low: float = 0.0, high: float = 1.0) -> jax.Array:
     """Returns numbers that are uniform in [low, high)."""
     return jax.random.uniform(_key(seed), _static(shape), dtype, low, high)

@@ -15,6 +15,11 @@ def split(seed: Any, number: int) -> Any:
     return tf.random.split(seed, number, alg=_ALGORITHM)
 
 
+def fold_in(seed: Any, number: Any) -> tf.Tensor:
+    """Returns a seed, int32 [2], that depends on a seed and a number of any integer dtype."""
+    return tf.random.experimental.stateless_fold_in(seed, tf.cast(number, tf.int32), alg=_ALGORITHM)
+
+
 def uniform(shape: Any, seed: Any, dtype: str, low: float = 0.0, high: float = 1.0) -> Any:
     """Returns numbers that are uniform in [low, high)."""
     return tf.random.stateless_uniform(shape, seed, low, high, dtype, alg=_ALGORITHM)
