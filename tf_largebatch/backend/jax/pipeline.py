@@ -1,0 +1,5 @@
+"""The train function of ConAdvModel on JAX."""
+
+
+class TrainFunction:
+    """Not there yet."""
