@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from convolution_geometries import BATCH, GEOMETRIES, random_case, reference
 
 from tf_largebatch.backend.tensorflow.kernels import (
     convolution,
@@ -20,31 +21,6 @@ from tf_largebatch.backend.tensorflow.order import after
 from tf_largebatch.norms.device import compiling_for
 from tf_largebatch.norms.window import Window, every
 
-# name: input sizes, kernel, strides, padding, dilation, groups, input and output channels
-GEOMETRIES = {
-    "1d": ((9,), (3,), (1,), "same", (1,), 1, 3, 4),
-    "1d causal, dilated": ((9,), (3,), (1,), "causal", (2,), 1, 3, 4),
-    "1d, stride 3": ((11,), (4,), (3,), "valid", (1,), 1, 3, 4),
-    "same": ((6, 7), (3, 3), (1, 1), "same", (1, 1), 1, 3, 4),
-    "valid": ((6, 7), (3, 2), (1, 1), "valid", (1, 1), 1, 3, 4),
-    "16 channels": ((5, 5), (3, 3), (1, 1), "same", (1, 1), 1, 16, 16),
-    "stride 2": ((7, 8), (3, 3), (2, 2), "same", (1, 1), 1, 3, 4),
-    "stride 2, valid, rest unseen": ((8, 9), (3, 3), (2, 2), "valid", (1, 1), 1, 3, 4),
-    "7 x 7, stride 2": ((13, 12), (7, 7), (2, 2), "valid", (1, 1), 1, 3, 4),
-    "uneven": ((9, 8), (2, 5), (1, 2), "same", (1, 1), 1, 2, 4),
-    "dilated": ((9, 9), (3, 3), (1, 1), "same", (2, 2), 1, 3, 4),
-    "dilated, stride 2": ((9, 9), (3, 3), (2, 2), "valid", (2, 2), 1, 3, 4),
-    "stride above kernel": ((9, 9), (2, 2), (3, 3), "same", (1, 1), 1, 3, 4),
-    "pointwise": ((5, 4), (1, 1), (1, 1), "same", (1, 1), 1, 6, 4),
-    "pointwise, stride 2": ((6, 5), (1, 1), (2, 2), "same", (1, 1), 1, 6, 4),
-    "one position": ((3, 3), (3, 3), (1, 1), "valid", (1, 1), 1, 6, 5),
-    "wide, small map": ((2, 2), (3, 3), (1, 1), "same", (1, 1), 1, 24, 20),
-    "groups": ((6, 6), (3, 3), (1, 1), "same", (1, 1), 2, 6, 4),
-    "3d": ((4, 5, 4), (2, 2, 2), (1, 2, 1), "same", (1, 1, 1), 1, 2, 3),
-    "1d, long, strided": ((41,), (8,), (3,), "valid", (1,), 1, 1, 4),
-    "1d, stride above kernel": ((11,), (2,), (3,), "valid", (1,), 1, 2, 4),
-    "one row of windows": ((2, 24), (1, 8), (1, 4), "same", (1, 1), 1, 1, 5),
-}
 FORMS = {
     "direct": convolution_direct,
     "columns": convolution_columns,
@@ -53,40 +29,16 @@ FORMS = {
     "gram": convolution_gram,
     "chosen": convolution,
 }
-BATCH = 5
 
 
 def example(name: str, batch: int = BATCH, dtype: str = "float32"):
-    """Random inputs and output gradients of a geometry."""
-    sizes, kernel, strides, padding, rates, groups, channels, outputs = GEOMETRIES[name]
-    window = Window(kernel, strides, padding, rates)
-    rng = np.random.default_rng(0)
-    if padding == "valid":
-        out = [(n - (k - 1) * r - 1) // s + 1 for n, k, s, r in zip(sizes, kernel, strides, rates, strict=True)]
-    else:
-        out = [-(-n // s) for n, s in zip(sizes, strides, strict=True)]
-    a = tf.constant(rng.normal(size=(batch, *sizes, channels)), dtype)
-    return a, tf.constant(rng.normal(size=(batch, *out, outputs)), dtype), window, groups
+    """The geometry's random case as tensors."""
+    a, d, window, groups = random_case(name, batch)
+    return tf.constant(a, dtype), tf.constant(d, dtype), window, groups
 
 
-def reference(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """`||G_i||^2` and `sum_i G_i`: in float64, kernel offset by kernel offset and position by position."""
-    a, d = a.numpy().astype("float64"), d.numpy().astype("float64")
-    a = np.pad(a, [(0, 0), *window.padding_of(tf.constant(a), list(d.shape[1:-1])), (0, 0)])
-    channels, outputs = a.shape[-1] // groups, d.shape[-1] // groups
-    g = np.zeros((len(a), *window.kernel_size, channels, groups * outputs))
-    for offset in np.ndindex(*window.kernel_size):
-        for t in np.ndindex(*d.shape[1:-1]):
-            at = tuple(
-                p * s + o * r for p, o, s, r in zip(t, offset, window.strides, window.dilation_rate, strict=True)
-            )
-            for j in range(groups):
-                x = a[(slice(None), *at)][:, j * channels : (j + 1) * channels]
-                y = d[(slice(None), *t)][:, j * outputs : (j + 1) * outputs]
-                g[(slice(None), *offset, slice(None), slice(j * outputs, (j + 1) * outputs))] += np.einsum(
-                    "bc,bp->bcp", x, y
-                )
-    return (g**2).sum(tuple(range(1, g.ndim))), g.sum(0)
+def expected(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int):
+    return reference(a.numpy(), d.numpy(), window, groups)
 
 
 def applies(form, *arguments) -> bool:
@@ -106,7 +58,7 @@ def test_form(name, form):
             or (form is convolution_gram and len(window.kernel_size) == 3)
         )
         return
-    squares, gradient = reference(*arguments)
+    squares, gradient = expected(*arguments)
     # float32 sums of a few hundred products.
     np.testing.assert_allclose(form.squared_norms(*arguments), squares, rtol=2e-5)
     together = form.norms_and_gradient(*arguments) if hasattr(form, "norms_and_gradient") else None
@@ -138,8 +90,8 @@ def test_chunks_and_batches_in_a_graph(form, batch, chunk, jit, monkeypatch):
     # Unknown when traced: a batch that is no whole number of chunks, one that is, one below a chunk, and none.
     for examples in [batch] if batch else [5, 4, 1, 0]:
         squares, gradient = run(a[:examples], d[:examples])
-        expected, sums = reference(a[:examples], d[:examples], window, groups)
-        np.testing.assert_allclose(squares, expected, rtol=2e-5)
+        norms, sums = expected(a[:examples], d[:examples], window, groups)
+        np.testing.assert_allclose(squares, norms, rtol=2e-5)
         if gradient is not None:
             np.testing.assert_allclose(gradient, sums, rtol=1e-5, atol=1e-5 * np.abs(sums).max())
 
@@ -150,7 +102,7 @@ def test_chunks_and_batches_in_a_graph(form, batch, chunk, jit, monkeypatch):
 def test_other_dtypes(name, form, dtype):
     arguments = example(name, dtype=dtype)
     # The inputs are exact in any dtype here; products and sums are float32 in all of them.
-    np.testing.assert_allclose(FORMS[form].squared_norms(*arguments), reference(*arguments)[0], rtol=2e-5)
+    np.testing.assert_allclose(FORMS[form].squared_norms(*arguments), expected(*arguments)[0], rtol=2e-5)
 
 
 @pytest.mark.parametrize("form", ["direct", "columns", "grid", "loop"])
@@ -192,8 +144,8 @@ def test_sizes_unknown_when_traced_take_a_form_that_needs_none():
         input_signature=[tf.TensorSpec([None, None, None, t.shape[-1]]) for t in (a, d)],
     )
     squares, gradient = run(a, d)
-    expected, sums = reference(a, d, window, groups)
-    np.testing.assert_allclose(squares, expected, rtol=2e-5)
+    norms, sums = expected(a, d, window, groups)
+    np.testing.assert_allclose(squares, norms, rtol=2e-5)
     np.testing.assert_allclose(gradient, sums, rtol=1e-5, atol=1e-4)
 
 

@@ -5,10 +5,25 @@ Every form computes the same; they differ in cost. The measurements behind each 
 
 from __future__ import annotations
 
+import math
+from types import ModuleType
+
 import jax
 
-from tf_largebatch.backend.jax.kernels import convolution_direct
+from tf_largebatch.backend.jax.kernels import (
+    convolution_direct,
+    convolution_gram,
+    convolution_pallas,
+    convolution_tpu,
+)
+from tf_largebatch.backend.jax.kernels.matmul import few_positions
+from tf_largebatch.norms.device import device
 from tf_largebatch.norms.window import Window
+
+# So many input channels, as those of images, leave most of the ordinary weight gradient's tiles empty on a GPU.
+_FEW_CHANNELS = 4
+# From so many positions on, a pointwise product an example costs a GPU what the weight gradient does.
+_MANY_POSITIONS = 2048
 
 
 def contributions(a: jax.Array, d: jax.Array, window: Window, groups: int) -> jax.Array:
@@ -18,7 +33,7 @@ def contributions(a: jax.Array, d: jax.Array, window: Window, groups: int) -> ja
 
 def squared_norms(a: jax.Array, d: jax.Array, window: Window, groups: int) -> jax.Array:
     """Returns `||G_i||^2` in float32, shape [b]."""
-    return convolution_direct.squared_norms(a, d, window, groups)
+    return cheapest_form(a, d, window, groups).squared_norms(a, d, window, groups)
 
 
 def norms_and_gradient(a: jax.Array, d: jax.Array, window: Window, groups: int) -> tuple[jax.Array, jax.Array] | None:
@@ -26,10 +41,43 @@ def norms_and_gradient(a: jax.Array, d: jax.Array, window: Window, groups: int) 
 
     Returns None where the norms are cheaper beside the ordinary weight gradient.
     """
-    return convolution_direct.norms_and_gradient(a, d, window, groups)
+    form = cheapest_form(a, d, window, groups)
+    return None if form is convolution_gram else form.norms_and_gradient(a, d, window, groups)
 
 
 def all_norms_are_free(a: jax.Array, d: jax.Array, window: Window, groups: int) -> bool:
     """Returns whether the norms of all examples, with the gradient, cost no more than those of a few beside it."""
-    del a, d, window, groups
+    form = cheapest_form(a, d, window, groups)
+    if device() == "tpu":
+        # One product gives both at the traffic of the ordinary kernel. A few examples would have to be cut out.
+        return form is convolution_tpu and window.is_pointwise
+    if device() == "gpu":
+        if form is convolution_pallas:
+            return a.shape[-1] <= _FEW_CHANNELS
+        return form is convolution_direct and window.is_pointwise and math.prod(d.shape[1:-1]) >= _MANY_POSITIONS
     return False
+
+
+def cheapest_form(a: jax.Array, d: jax.Array, window: Window, groups: int) -> ModuleType:
+    """Returns the module of the form to use; the direct form is right for everything."""
+    arguments = a, d, window, groups
+    if device() == "tpu":
+        if convolution_tpu.gram_is_cheaper(*arguments):
+            return convolution_gram
+        return convolution_tpu if convolution_tpu.applies(*arguments) else convolution_direct
+    if convolution_gram.applies(*arguments) and _gram_is_cheaper(a, d, window):
+        return convolution_gram
+    if device() == "gpu" and not window.is_pointwise and convolution_pallas.applies(*arguments):
+        return convolution_pallas
+    return convolution_direct
+
+
+def _gram_is_cheaper(a: jax.Array, d: jax.Array, window: Window) -> bool:
+    """Returns whether the Gram form, beside the ordinary gradient, costs less than the others."""
+    channels, outputs = a.shape[-1], d.shape[-1]
+    inputs, positions = convolution_gram.pixels(a, d, window), math.prod(d.shape[1:-1])
+    if device() == "gpu":
+        return few_positions(math.prod(a.shape[1:-1]) if not window.is_pointwise else positions, channels, outputs)
+    offsets = math.prod(window.kernel_size)
+    gram = inputs**2 * channels + positions**2 * (outputs + offsets)
+    return 2 * gram < positions * channels * outputs * offsets
