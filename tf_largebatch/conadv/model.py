@@ -287,7 +287,7 @@ class ConAdvModel(LargeBatchModel):
             with step_context.outside_of_the_step(self):
                 self._make_state_current()
 
-    def train_step(self, data: Any) -> dict[str, Any]:
+    def training_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch with the stale weights of its step, then makes one update; see the class."""
         self.get_ready(data)
         return self.train_on_pair(data, self.attack_present(data))

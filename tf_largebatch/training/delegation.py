@@ -11,8 +11,8 @@ import keras
 
 from tf_largebatch.check import require
 
-# What `compile` sets and what keras.Model's own methods read.
-_COMPILED = ("optimizer", "loss", "compiled", "_compile_loss", "_compile_metrics", "_loss_tracker")
+# What `compile` sets and what keras.Model's own methods read; on JAX, the losses of the forward pass that was made.
+_COMPILED = ("optimizer", "loss", "compiled", "_compile_loss", "_compile_metrics", "_loss_tracker", "_losses_override")
 
 
 def overrides(model: keras.Model, name: str) -> bool:

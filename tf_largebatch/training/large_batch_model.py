@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.check import require
 from tf_largebatch.norms import KERAS, Registry, check_supported
@@ -20,13 +20,20 @@ from tf_largebatch.training.loss_terms import MicroBatchLosses, spread_examples
 from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, number_of_micro_batches
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
 from tf_largebatch.training.step import Measuring, Pass, Stream, passes_over, run_pass
+from tf_largebatch.training.trainer import (
+    Trainer,
+    in_strategy,
+    number_of_replicas,
+    outside_of_the_step,
+    replica_may_be_empty,
+)
 
 # Read while the step is traced: a new value traces it anew.
 _TRACED = ("norm_examples", "micro_batch_size", "allow_generic")
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
-class LargeBatchModel(keras.Model):
+class LargeBatchModel(Trainer, keras.Model):
     """Wraps a Keras model so that training measures the per-example gradient norms which CLARS divides by.
 
     For each trainable tensor `w_k` the training step measures
@@ -145,7 +152,7 @@ class LargeBatchModel(keras.Model):
         data = spread_examples((x, y, sample_weight))
         if int(batch_size_of(data[0])) < 2:
             return
-        with tf.distribute.get_strategy().scope() if tf.distribute.has_strategy() else self.distribute_strategy.scope():
+        with in_strategy(self):
             self._build_wrapped(data[0])
             self._micro_batch_losses.check(*data)
 
@@ -153,23 +160,11 @@ class LargeBatchModel(keras.Model):
         """Exports the wrapped model: `keras.Model.export` of `.model`."""
         return self.model.export(*args, **kwargs)
 
-    def train_step(self, data: Any) -> dict[str, Any]:
-        """One update; see the class."""
+    def training_step(self, data: Any) -> dict[str, Any]:
+        """One update, which reads and assigns variables; see the class. `train_step` is made of it on each backend."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._build_wrapped(x)
         return self._update([Stream(x)], y, sample_weight)
-
-    def test_step(self, data: Any) -> dict[str, Any]:
-        """One batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
-        if not delegation.overrides(self.model, "test_step"):
-            return super().test_step(data)
-        with delegation.compiled_as(self.model, self) as model:
-            return model.test_step(data)
-
-    def predict_step(self, data: Any) -> Any:
-        """One batch of `predict`: the wrapped model's own `predict_step` if it has one."""
-        own = delegation.overrides(self.model, "predict_step")
-        return self.model.predict_step(data) if own else super().predict_step(data)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -217,6 +212,9 @@ class LargeBatchModel(keras.Model):
             until_fit_ends: Whether the end of the present `fit` ends it too, also where an error interrupts it.
         """
         self._noise_scale, self._records_until_fit_ends = averages, until_fit_ends
+        if all(layer.built for layer in self.model._flatten_layers()):
+            with in_strategy(self):
+                self._build_untracked()
         self._trace_anew()
 
     def end_of_fit(self) -> None:
@@ -226,12 +224,12 @@ class LargeBatchModel(keras.Model):
 
     def _check_losses(self, x: Any, y: Any, sample_weight: Any) -> None:
         """Checks the losses on some of the data given to `fit`; reads a batch of a dataset only if it must."""
-        if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)):
+        if _is_dataset(x) or isinstance(x, keras.utils.PyDataset):
             if not self._micro_batch_losses.needs_a_sample():
                 return
-            batch = next(iter(x)) if isinstance(x, tf.data.Dataset) else x[0]
+            batch = next(iter(x)) if _is_dataset(x) else x[0]
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-        leaves = [leaf for leaf in tf.nest.flatten((x, y, sample_weight)) if leaf is not None]
+        leaves = [leaf for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None]
         if all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
             self.check_micro_batches(x, y, sample_weight)
 
@@ -259,7 +257,11 @@ class LargeBatchModel(keras.Model):
     def _build_wrapped(self, x: Any) -> None:
         """Builds a model that `fit` got unbuilt, under its own names, before its variables are listed."""
         if not all(layer.built for layer in self.model._flatten_layers()):
-            self.model(keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype.name), x))
+            self.model(
+                keras.tree.map_structure(
+                    lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x
+                )
+            )
 
     def _update(self, streams: Sequence[Stream], y: Any, sample_weight: Any) -> dict[str, Any]:
         """One update on the streams of a batch; returns the logs."""
@@ -278,21 +280,21 @@ class LargeBatchModel(keras.Model):
             y, sample_weight = targets
             is_first = stream is streams[0]
 
-            def loss(y_pred: Any) -> tf.Tensor:
+            def loss(y_pred: Any) -> Any:
                 with contextlib.ExitStack() as stack:
                     factor = 1.0
                     if not is_first:
                         stack.enter_context(self._without_weight_regularizers())
                     if self.micro_batch_size is not None:
-                        share = tf.cast(batch_size, tf.float32) / tf.cast(batch_size_of(x), tf.float32)
+                        share = ops.cast(batch_size, "float32") / ops.cast(batch_size_of(x), "float32")
                         self._micro_batch_losses.check_additional()
                         part = self._micro_batch_losses.of_part(y, y_pred, sample_weight, share, totals)
                         factor = stack.enter_context(part)
                     value = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
                 return value if factor == 1.0 else value * factor
 
-            def scale(loss: tf.Tensor) -> tf.Tensor:
-                return self.optimizer.scale_loss(loss if is_first else tf.cast(stream.weight, loss.dtype) * loss)
+            def scale(loss: Any) -> Any:
+                return self.optimizer.scale_loss(loss if is_first else ops.cast(stream.weight, loss.dtype) * loss)
 
             one = run_pass(
                 lambda: self(x, training=True),
@@ -309,7 +311,8 @@ class LargeBatchModel(keras.Model):
             return one
 
         replica_norms = self._clars() is not None and not self._reads_norms()
-        result = passes_over(streams, (y, sample_weight), run, variables, batch_size, size, replica_norms)
+        state = [*self.non_trainable_variables, *self.metrics_variables]
+        result = passes_over(streams, (y, sample_weight), run, variables, batch_size, size, replica_norms, state=state)
         self._record_noise_scale(result, batch_size)
         self._update_losses(streams, result, batch_size)
         self._apply(result)
@@ -326,8 +329,8 @@ class LargeBatchModel(keras.Model):
     def _update_losses(self, streams: Sequence[Stream], result: Pass, batch_size: Size) -> None:
         """Updates the loss that `fit` shows."""
         losses = _undo_replica_share(result.losses)
-        weights = [1.0, *(tf.cast(stream.weight, tf.float32) for stream in streams[1:])]
-        total = losses[0] if len(weights) == 1 else tf.reduce_sum(tf.stack(weights) * losses)
+        weights = [ops.cast(stream.weight, "float32") for stream in streams[1:]]
+        total = ops.sum(ops.stack([ops.ones((), "float32"), *weights]) * losses) if weights else losses[0]
         self._loss_tracker.update_state(total, sample_weight=batch_size)
 
     def _measuring(self, batch_size: Size, size: Size | None) -> Measuring | None:
@@ -344,12 +347,11 @@ class LargeBatchModel(keras.Model):
         if self.micro_batch_size is not None:
             return self.micro_batch_size
         # The loop does not run on a replica without examples, which adds nothing then.
-        return tf.maximum(batch_size, 1) if self._may_be_empty(batch_size) else None
+        return ops.maximum(batch_size, 1) if self._may_be_empty(batch_size) else None
 
     def _may_be_empty(self, batch_size: Size) -> bool:
         """Whether a last, small batch may leave this replica without examples, which many kernels cannot do with."""
-        several = tf.distribute.get_strategy().num_replicas_in_sync > 1
-        return several and not isinstance(batch_size, int) and not _meets_other_replicas(self.model)
+        return replica_may_be_empty(batch_size) and not _meets_other_replicas(self.model)
 
     def _record_noise_scale(self, result: Pass, batch_size: Size) -> None:
         """Adds a batch to the averages; before the update, which may change the loss scale."""
@@ -359,9 +361,9 @@ class LargeBatchModel(keras.Model):
                     f"The gradient noise scale is not available for {type(self).__name__}, whose examples have several "
                     "gradients each: measure it with LargeBatchModel."
                 )
-            with tf.init_scope():  # of a model that this step has just built
-                self._noise_scale.build(self.trainable_variables)
-            unit = self.optimizer.scale_loss(tf.ones(())) / tf.distribute.get_strategy().num_replicas_in_sync
+            with outside_of_the_step():  # of a model that this step has just built
+                self._build_untracked()
+            unit = self._loss_scale() / number_of_replicas()
             self._noise_scale.update(result.mean_squares, result.gradients, batch_size, unit)
 
     def _apply(self, result: Pass) -> None:
@@ -373,6 +375,7 @@ class LargeBatchModel(keras.Model):
             # It unscales the gradients itself and knows nothing of the norms. A contribution that overflows where the
             # gradient does not must skip the step all the same.
             if norms is not None:
+<<<<<<< HEAD
                 norms = dataclasses.replace(norms, values=norms.values / self.optimizer.scale_loss(tf.ones(())))
             gradients = loss_scaling.agree_on_overflow(gradients, norms)
         if clars is None or norms is None:
@@ -380,6 +383,29 @@ class LargeBatchModel(keras.Model):
             return
         with clars.measured_gradient_norms(norms, variables):
             loss_scaling.apply(self.optimizer, gradients, variables)
+=======
+                norms = dataclasses.replace(norms, values=norms.values / self._loss_scale())
+            gradients = loss_scaling.agree_on_overflow(gradients, norms)
+        if clars is None or norms is None:
+            loss_scaling.apply(self.optimizer, gradients, variables)
+            return
+        with clars.measured_gradient_norms(norms, variables):
+            loss_scaling.apply(self.optimizer, gradients, variables)
+
+    def _loss_scale(self) -> Any:
+        """The factor by which the optimizer has the loss multiplied."""
+        return self.optimizer.scale_loss(ops.ones((), "float32"))
+
+    def _untracked_variables(self) -> list[Any]:
+        """What steps assign and Keras does not know of, since it is not saved with the model."""
+        averages = getattr(self, "_noise_scale", None)
+        return [] if averages is None else averages.variables
+
+    def _build_untracked(self) -> None:
+        """Creates the variables of `_untracked_variables`, once the model has its own."""
+        if self._noise_scale is not None:
+            self._noise_scale.build(self.trainable_variables)
+>>>>>>> 0f1b107 (LargeBatchModel's step is backend-neutral: gradient passes, micro-batches and Keras's trainer have a file for each backend)
 
     @property
     def _registry(self) -> Registry:
@@ -403,7 +429,8 @@ class LargeBatchModel(keras.Model):
             value = getattr(self, name)
             fits = batch_size is None or value is None or value <= batch_size
             require(fits, name, value, f"at most the batch size {batch_size}", "lower it or pass None")
-        alone = self.micro_batch_size is None or self.distribute_strategy.num_replicas_in_sync == 1
+        with in_strategy(self):
+            alone = self.micro_batch_size is None or number_of_replicas() == 1
         rule = "None with synchronized batch normalization on several replicas, which cannot meet inside a loop"
         require(
             alone or not _meets_other_replicas(self.model),
@@ -433,16 +460,20 @@ def _chained(first: Any, rest: Generator[Any, None, None]) -> Generator[Any, Non
 
 def _known_batch_size(x: Any, batch_size: int | None) -> int | None:
     """The batch size of `fit`'s data where it is known without drawing a batch."""
-    if isinstance(x, tf.data.Dataset):
-        leaves = keras.tree.flatten(x.element_spec)
-        rank = getattr(leaves[0], "shape", tf.TensorShape(None)).rank
-        return leaves[0].shape[0] if rank else None
+    if _is_dataset(x):
+        shape = getattr(keras.tree.flatten(x.element_spec)[0], "shape", None)
+        return shape[0] if shape is not None and shape.rank else None
     leaves = keras.tree.flatten(x)
     if leaves and all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
         return min(batch_size or 32, int(leaves[0].shape[0]))
     return None
 
 
-def _undo_replica_share(loss: tf.Tensor) -> tf.Tensor:
+def _is_dataset(x: Any) -> bool:
+    """Whether data for `fit` are a tf.data.Dataset."""
+    return hasattr(x, "element_spec")
+
+
+def _undo_replica_share(loss: Any) -> Any:
     """Under tf.distribute Keras divides each replica's loss by their number; metrics show the undivided loss."""
-    return loss * tf.distribute.get_strategy().num_replicas_in_sync
+    return loss * number_of_replicas()

@@ -1,4 +1,4 @@
-"""Dynamic loss scaling on the backend in use: a norm that overflows skips the step, as a gradient does."""
+"""Loss scaling on the backend in use."""
 
 import keras
 

@@ -22,11 +22,13 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch import keras_internals
 from tf_largebatch.training import delegation
-from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of
+from tf_largebatch.training.differentiate import gradients_at
+from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, composite_examples
+from tf_largebatch.training.trainer import number_of_replicas, scratch_scope
 
 _MEANS = ("sum_over_batch_size", "mean")
 _SAMPLE = 8  # examples
@@ -71,7 +73,7 @@ class MicroBatchLosses:
             ValueError: If a loss is neither the mean nor the sum over the parts.
         """
         wrapper = self._wrapper
-        with keras.StatelessScope():
+        with scratch_scope():
             y_pred = wrapper(x, training=False)
         if self._own_loss:
             self._found[None] = self._kind(
@@ -95,10 +97,10 @@ class MicroBatchLosses:
         self._found["add_loss"] = "mean"
 
         def additional(start: int, stop: int) -> float:
-            with keras.StatelessScope(collect_losses=True):
+            with scratch_scope(collect_losses=True):
                 model(examples(x, start, stop), training=False)
                 with delegation.without_weight_regularizers(model):
-                    return sum(float(tf.reduce_sum(loss)) for loss in model.losses)
+                    return sum(float(ops.sum(loss)) for loss in model.losses)
 
         cut = size // 3 + 1
         whole = additional(0, size)
@@ -118,8 +120,8 @@ class MicroBatchLosses:
         size = int(batch_size_of(y_pred))
         cut = size // 3 + 1
         kinds = {"mean", "sum"}
-        for factors in (tf.ones([size]), tf.random.stateless_uniform([size], [1, 2], 0.5, 1.0)):
-            nearby = tf.nest.map_structure(lambda t, factors=factors: _scaled(t, factors), y_pred)
+        for factors in (np.ones(size), np.random.default_rng(1).uniform(0.5, 1.0, size)):
+            nearby = keras.tree.map_structure(lambda t, factors=factors: _scaled(t, factors), y_pred)
             data = x, y, nearby, sample_weight
             ranges = (0, size), (0, cut), (cut, size)
             whole, first, second = (_value_and_gradient(loss, data, *part) for part in ranges)
@@ -129,9 +131,9 @@ class MicroBatchLosses:
             ]
             for kind, weights in {"mean": (n[1] / max(n[0], 1e-9), n[2] / max(n[0], 1e-9)), "sum": (1.0, 1.0)}.items():
                 value, gradient = (
-                    tf.concat([weights[0] * a, weights[1] * b], axis=0) for a, b in zip(first, second, strict=True)
+                    ops.concatenate([weights[0] * a, weights[1] * b]) for a, b in zip(first, second, strict=True)
                 )
-                if not (_close(whole[0], tf.reduce_sum(value)) and _close(whole[1], gradient)):
+                if not (_close(whole[0], ops.sum(value)) and _close(whole[1], gradient)):
                     kinds.discard(kind)
         if not kinds:
             raise _coupled(self._wrapper, name)
@@ -191,17 +193,16 @@ class MicroBatchLosses:
             self._build(y, keras_internals.output_spec(self._wrapper, x), sample_weight)
         terms = keras_internals.loss_terms(self._wrapper._compile_loss)
 
-        def body(j: tf.Tensor, sums: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            (x, y, sample_weight), _ = batches.part(j)
-            with keras.StatelessScope():
+        def divisors(part: Any, _: Any) -> tuple[list[Any], tuple[()]]:
+            x, y, sample_weight = part
+            with scratch_scope():
                 y_pred = self._wrapper(x, training=False)
                 calls = self._calls(y, y_pred, sample_weight)
             found = [_divisor(term.loss, *arguments) for term, arguments in calls]
-            return j + 1, sums + tf.stack([tf.zeros(()) if n is None else n for n in found])
+            return [ops.stack([ops.zeros((), "float32") if n is None else n for n in found])], ()
 
-        start = [tf.constant(0), tf.zeros([len(terms)])]
-        _, sums = tf.while_loop(lambda j, _: j < batches.number, body, start, parallel_iterations=1)
-        return tf.unstack(sums, num=len(terms))
+        (sums,), _ = batches.added(divisors, [ops.zeros([len(terms)], "float32")])
+        return list(ops.unstack(sums, len(terms)))
 
     def _depends_on_the_data(self) -> bool:
         losses = self._compiled()
@@ -209,12 +210,12 @@ class MicroBatchLosses:
         ignoring = any(keras_internals.wrapped_function(loss)[1].get("ignore_class") is not None for loss in losses)
         return weighted or ignoring or _makes_masks(self._wrapper.model)
 
-    def _weighted(self, loss: Any, share: Any, total: Any) -> Callable[..., tf.Tensor]:
-        def weighted(y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+    def _weighted(self, loss: Any, share: Any, total: Any) -> Callable[..., Any]:
+        def weighted(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
             kind = self._kind_of(loss, y_pred)
             value = loss(y_true, y_pred, sample_weight)
             if kind == "sum":
-                return value * tf.cast(share, value.dtype)
+                return value * ops.cast(share, value.dtype)
             divisor = _divisor(loss, y_true, y_pred, sample_weight)
             if divisor is None:
                 return value
@@ -224,17 +225,17 @@ class MicroBatchLosses:
                     f"{name} got predictions with a mask that no layer of {model!r} is known to make, so that "
                     f"micro-batches cannot be weighted: {_REMEDY}."
                 )
-            return value * tf.cast(tf.math.divide_no_nan(divisor, total) * share, value.dtype)
+            return value * ops.cast(ops.divide_no_nan(divisor, total) * share, value.dtype)
 
         return weighted
 
-    def _watched(self, loss: Callable[..., tf.Tensor], metric: Any) -> Callable[..., tf.Tensor]:
+    def _watched(self, loss: Callable[..., Any], metric: Any) -> Callable[..., Any]:
         """The loss of an output, which also updates the output's metric: by examples, as Keras weights batches."""
 
-        def watched(y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+        def watched(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
             value = loss(y_true, y_pred, sample_weight)
             if metric is not None:
-                undivided = value * tf.cast(tf.distribute.get_strategy().num_replicas_in_sync, value.dtype)
+                undivided = value * ops.cast(number_of_replicas(), value.dtype)
                 metric.update_state(undivided, sample_weight=batch_size_of(y_pred))
             return value
 
@@ -280,34 +281,34 @@ class MicroBatchLosses:
         terms = keras_internals.loss_terms(compile_loss)
         calls: list[tuple[Any, Any, Any]] = []
 
-        def note(y_true: Any, y_pred: Any, sample_weight: Any = None) -> tf.Tensor:
+        def note(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
             calls.append((y_true, y_pred, sample_weight))
-            return tf.zeros(())
+            return ops.zeros(())
 
         with keras_internals.replaced_loss_terms(compile_loss, [note] * len(terms), with_metrics=False):
             compile_loss(y, y_pred, sample_weight)
         return list(zip(terms, calls, strict=True))
 
 
-def _divisor(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> tf.Tensor | None:
+def _divisor(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
     """What Keras divides a loss by, up to a factor that is the same for all micro-batches; None for the examples."""
     mask = keras_internals.keras_mask(y_pred)
     if keras_internals.wrapped_function(loss)[1].get("ignore_class") is not None:
-        values = loss.call(tf.convert_to_tensor(y_true), tf.convert_to_tensor(y_pred))
+        values = loss.call(ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred))
         own = keras_internals.keras_mask(values)
         mask = own if mask is None else mask & own
     if loss.reduction in _MEANS:
-        return None if mask is None else tf.reduce_sum(tf.cast(mask, tf.float32))
+        return None if mask is None else ops.sum(ops.cast(mask, "float32"))
     if mask is None and sample_weight is None:
         return None
-    weights = None if sample_weight is None else tf.cast(sample_weight, tf.float32)
+    weights = None if sample_weight is None else ops.cast(sample_weight, "float32")
     if mask is None:
-        return tf.reduce_sum(weights)
-    mask = tf.cast(mask, tf.float32)
+        return ops.sum(weights)
+    mask = ops.cast(mask, "float32")
     if weights is not None:
         mask, weights = keras_internals.of_same_rank(mask, weights)
         mask = mask * weights
-    return tf.reduce_sum(mask)
+    return ops.sum(mask)
 
 
 def _function(loss: Any) -> Any:
@@ -350,39 +351,50 @@ def _coupled(wrapper: Any, name: str) -> ValueError:
 def _own_loss(wrapper: Any) -> Callable[[Any], Any]:
     def loss(data: Any) -> Any:
         x, y, y_pred, sample_weight = data
-        with delegation.without_weight_regularizers(wrapper, wrapper.model), keras.StatelessScope():
+        with delegation.without_weight_regularizers(wrapper, wrapper.model), scratch_scope():
             return wrapper.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 
     return loss
 
 
-def _value_and_gradient(
-    loss: Callable[[Any], Any], data: tuple[Any, ...], start: int, stop: int
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _value_and_gradient(loss: Callable[[Any], Any], data: tuple[Any, ...], start: int, stop: int) -> tuple[Any, Any]:
     """The loss of some examples, [1], and its gradient by their predictions, [examples, values], float32."""
     x, y, y_pred, sample_weight = examples(data, start, stop)
-    predictions = [t for t in tf.nest.flatten(y_pred) if t is not None]
-    with tf.GradientTape() as tape:
-        tape.watch(predictions)
-        value = tf.reduce_sum(loss((x, y, y_pred, sample_weight)))
-    gradients = tape.gradient(value, predictions, unconnected_gradients="zero")
-    flat = [tf.cast(tf.reshape(g, [stop - start, -1]), tf.float32) for g in gradients]
-    return tf.reshape(tf.cast(value, tf.float32), [1]), tf.concat(flat, axis=1)
+    flat = keras.tree.flatten(y_pred)
+    places = [i for i, t in enumerate(flat) if t is not None]
+
+    def of_predictions(*predictions: Any) -> Any:
+        arguments = list(flat)
+        for i, t in zip(places, predictions, strict=True):
+            _copy_mask(flat[i], t)
+            arguments[i] = t
+        return ops.sum(loss((x, y, keras.tree.pack_sequence_as(y_pred, arguments), sample_weight)))
+
+    value, gradients = gradients_at(of_predictions, [flat[i] for i in places])
+    rows = [ops.cast(ops.reshape(g, [stop - start, -1]), "float32") for g in gradients]
+    return ops.reshape(ops.cast(value, "float32"), [1]), ops.concatenate(rows, axis=1)
 
 
-def _close(a: tf.Tensor, b: tf.Tensor) -> bool:
+def _close(a: Any, b: Any) -> bool:
     """Whether two tensors are equal but for rounding, relative to the largest entry."""
-    scale = tf.maximum(tf.reduce_max(tf.abs(a)), tf.reduce_max(tf.abs(b)))
-    return bool(tf.reduce_max(tf.abs(a - b)) <= _TOLERANCE * scale)
+    scale = ops.maximum(ops.max(ops.abs(a)), ops.max(ops.abs(b)))
+    return bool(ops.max(ops.abs(a - b)) <= _TOLERANCE * scale)
 
 
-def _scaled(t: Any, factors: tf.Tensor) -> Any:
+def _scaled(t: Any, factors: np.ndarray) -> Any:
     """Predictions, each example's multiplied by its factor: probabilities stay in [0, 1]."""
-    mask = keras_internals.keras_mask(t)
-    t = t * tf.cast(tf.reshape(factors, [-1, *(1,) * (t.shape.rank - 1)]), t.dtype)
-    if mask is not None:
-        keras_internals.set_keras_mask(t, mask)
-    return t
+    if t is None:
+        return None
+    scaled = t * ops.cast(np.reshape(factors, [-1, *(1,) * (len(t.shape) - 1)]), t.dtype)
+    _copy_mask(t, scaled)
+    return scaled
+
+
+def _copy_mask(source: Any, target: Any) -> None:
+    """Gives a tensor the mask of another one."""
+    mask = keras_internals.keras_mask(source)
+    if mask is not None and target is not source:
+        keras_internals.set_keras_mask(target, mask)
 
 
 def examples(data: Any, start: int, stop: int) -> Any:
@@ -391,16 +403,16 @@ def examples(data: Any, start: int, stop: int) -> Any:
     def cut(t: Any) -> Any:
         if t is None:
             return None
-        if isinstance(t, tf.SparseTensor):
-            sizes = [stop - start, *t.dense_shape.numpy()[1:]]
-            return tf.sparse.slice(t, [start, *(0 for _ in sizes[1:])], sizes)
+        part = composite_examples(t, start, stop)
+        if part is not None:
+            return part
         mask = keras_internals.keras_mask(t)
         part = t[start:stop]
         if mask is not None:
             keras_internals.set_keras_mask(part, mask[start:stop])
         return part
 
-    return tf.nest.map_structure(cut, data)
+    return keras.tree.map_structure(cut, data)
 
 
 def spread_examples(data: Any) -> Any:
@@ -409,16 +421,16 @@ def spread_examples(data: Any) -> Any:
     def take(t: Any) -> Any:
         if t is None:
             return None
-        if isinstance(t, tf.SparseTensor):
-            return examples(t, 0, min(_SAMPLE, int(t.dense_shape[0])))
-        if isinstance(t, tf.RaggedTensor):
-            return t[:_SAMPLE]
-        array = t if isinstance(t, tf.Tensor) else np.asarray(t)
+        part = composite_examples(t, 0, _SAMPLE)
+        if part is not None:
+            return part
+        array = t if ops.is_tensor(t) else np.asarray(t)
         rows = np.unique(np.linspace(0, len(array) - 1, _SAMPLE).astype(int))
-        found = tf.gather(array, rows)
-        return tf.cast(found, keras.config.floatx()) if found.dtype.is_floating else found
+        found = ops.take(array, rows, axis=0)
+        floating = keras.backend.is_float_dtype(keras.backend.standardize_dtype(found.dtype))
+        return ops.cast(found, keras.config.floatx()) if floating else found
 
-    return tf.nest.map_structure(take, data)
+    return keras.tree.map_structure(take, data)
 
 
 def _key(loss: Any) -> Any:

@@ -7,9 +7,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.core.noise_scale import estimates
+from tf_largebatch.training.differentiate import dense, value_and_gradients
 
 
 class NoiseScaleAverages:
@@ -48,7 +49,7 @@ class NoiseScaleAverages:
         self._weight = keras.Variable(np.zeros(()), name="noise_scale_weight", **settings)
         self.variables = [self._moments, self._weight]
 
-    def update(self, mean_squares: tf.Tensor, gradients: Sequence[Any], batch_size: Any, unit: Any) -> None:
+    def update(self, mean_squares: Any, gradients: Sequence[Any], batch_size: Any, unit: Any) -> None:
         """Adds one batch, or a replica's share of it; to be called in replica context.
 
         Args:
@@ -57,13 +58,13 @@ class NoiseScaleAverages:
             batch_size: Number of examples.
             unit: The factor by which gradients are multiplied: loss scale over number of replicas.
         """
-        unit, batch_size = tf.cast(unit, tf.float32), tf.cast(batch_size, tf.float32)
-        squares = tf.stack([self._squared_norm(*pair, unit) for pair in zip(self.trained, gradients, strict=True)])
-        found = tf.stack(estimates(mean_squares / tf.square(unit), squares, batch_size))
-        counts = tf.logical_and(batch_size > 1, tf.reduce_all(tf.math.is_finite(found)))
-        keep = tf.where(counts, self._decay, 1.0)
+        unit, batch_size = ops.cast(unit, "float32"), ops.cast(batch_size, "float32")
+        squares = ops.stack([self._squared_norm(*pair, unit) for pair in zip(self.trained, gradients, strict=True)])
+        found = ops.stack(estimates(mean_squares / ops.square(unit), squares, batch_size))
+        counts = ops.logical_and(batch_size > 1, ops.all(ops.isfinite(found)))
+        keep = ops.where(counts, ops.cast(self._decay, "float32"), ops.ones((), "float32"))
         weight = (1 - keep) * batch_size
-        self._moments.assign(keep * self._moments + weight * tf.where(counts, found, 0.0))
+        self._moments.assign(keep * self._moments + weight * ops.where(counts, found, ops.zeros_like(found)))
         self._weight.assign(keep * self._weight + weight)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
@@ -76,13 +77,13 @@ class NoiseScaleAverages:
         return gradient, trace
 
     @staticmethod
-    def _squared_norm(variable: keras.Variable, gradient: Any, unit: tf.Tensor) -> tf.Tensor:
+    def _squared_norm(variable: keras.Variable, gradient: Any, unit: Any) -> Any:
         """Of the examples' mean gradient: without the regularizer's, which belongs to no example."""
         if gradient is None:
-            return tf.zeros((), tf.float32)
-        gradient = tf.cast(tf.convert_to_tensor(gradient), tf.float32) / unit
+            return ops.zeros((), "float32")
+        gradient = ops.cast(dense(gradient), "float32") / unit
         if variable.regularizer is not None:
-            with tf.GradientTape() as tape:
-                penalty = variable.regularizer(variable)
-            gradient -= tf.cast(tf.convert_to_tensor(tape.gradient(penalty, variable.value)), tf.float32)
-        return tf.reduce_sum(tf.square(gradient))
+            regularizer = variable.regularizer
+            _, (share,), _ = value_and_gradients(lambda: None, lambda _: regularizer(variable), [variable])
+            gradient -= ops.cast(dense(share), "float32")
+        return ops.sum(ops.square(gradient))

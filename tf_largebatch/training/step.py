@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.core.rates import l2_norm
 from tf_largebatch.norms import Registry, measure
 from tf_largebatch.norms.intercept import intercept
 from tf_largebatch.norms.shapes import Size
+from tf_largebatch.training.differentiate import dense, run_after, value_and_gradients
 from tf_largebatch.training.micro_batches import MicroBatches
 
 
@@ -64,11 +66,11 @@ class Pass:
         outputs: The network's outputs for each stream.
     """
 
-    losses: tf.Tensor
+    losses: Any
     variables: list[Any]
     gradients: list[Any]
     norms: GradientNorms | None
-    mean_squares: tf.Tensor | None = None
+    mean_squares: Any = None
     outputs: Sequence[Any] = ()
 
 
@@ -91,8 +93,8 @@ class Measuring:
 
 def run_pass(
     forward: Callable[[], Any],
-    loss: Callable[[Any], tf.Tensor],
-    scale: Callable[[tf.Tensor], tf.Tensor],
+    loss: Callable[[Any], Any],
+    scale: Callable[[Any], Any],
     variables: Sequence[Any],
     batch_size: Size,
     measuring: Measuring | None = None,
@@ -109,40 +111,37 @@ def run_pass(
         measuring: How to measure per-example norms; None to measure none.
         replacements: Layers that are called in place of others in this pass, `{layer: replacement}`.
     """
-    unscaled: list[tf.Tensor] = []
 
-    def target(outputs: Any) -> tf.Tensor:
-        unscaled.append(loss(outputs))
-        return scale(unscaled[-1])  # measure may trace it once more
+    def replaced_forward() -> Any:
+        with contextlib.ExitStack() as stack:
+            for layer, replacement in (replacements or {}).items():
+                stack.enter_context(intercept(layer, replacement.call))
+            return forward()
 
-    mean_squares: tf.Tensor | None = None
-    norms: GradientNorms | None = None
-    if measuring is not None:
-        outputs, measured = measure(
-            measuring.model,
-            forward,
-            target,
-            variables,
-            batch_size,
-            measuring.registry,
-            measuring.examples,
-            replacements,
-        )
-        gradients, norms = measured.gradients, measured.gradient_norms()
-        if not isinstance(batch_size, int):  # no example has no norm, and 0 / 0 is NaN
-            norms = GradientNorms(tf.where(batch_size > 0, norms.values, tf.zeros_like(norms.values)), norms.known)
-        if measuring.mean_squares:
-            mean_squares = measured.mean_squared_norms()
-    else:
-        with tf.GradientTape() as tape:
-            with contextlib.ExitStack() as stack:
-                for layer, replacement in (replacements or {}).items():
-                    stack.enter_context(intercept(layer, replacement.call))
-                outputs = forward()
-            differentiated = target(outputs)
-        gradients = tape.gradient(differentiated, [_readable(v) for v in variables])
-    losses = tf.reshape(tf.cast(tf.reduce_mean(unscaled[0]), tf.float32), [1])
-    return Pass(losses, list(variables), gradients, norms, mean_squares, (outputs,))
+    if measuring is None:
+        outputs, gradients, unscaled = value_and_gradients(replaced_forward, loss, variables, scale)
+        return Pass(_losses(unscaled), list(variables), gradients, None, None, (outputs,))
+    outputs, measured = measure(
+        measuring.model,
+        forward,
+        loss,
+        variables,
+        batch_size,
+        measuring.registry,
+        measuring.examples,
+        replacements,
+        scale,
+    )
+    norms = measured.gradient_norms()
+    if not isinstance(batch_size, int):  # no example has no norm, and 0 / 0 is NaN
+        norms = GradientNorms(ops.where(batch_size > 0, norms.values, ops.zeros_like(norms.values)), norms.known)
+    mean_squares = measured.mean_squared_norms() if measuring.mean_squares else None
+    return Pass(_losses(measured.loss), list(variables), measured.gradients, norms, mean_squares, (outputs,))
+
+
+def _losses(unscaled: Any) -> Any:
+    """The loss of one stream as `Pass.losses`."""
+    return ops.reshape(ops.cast(ops.mean(unscaled), "float32"), [1])
 
 
 def passes_over(
@@ -153,8 +152,9 @@ def passes_over(
     batch_size: Size,
     micro_batch_size: Size | None = None,
     replica_norms: bool = False,
-    output_specs: Sequence[tf.TensorSpec] | None = None,
+    output_specs: Sequence[Any] | None = None,
     identity: Callable[[Any], Any] = id,
+    state: Sequence[Any] = (),
 ) -> Pass:
     """Runs every stream over the batch, whole or in micro-batches, and adds up losses, gradients and norms.
 
@@ -171,9 +171,12 @@ def passes_over(
         micro_batch_size: Number of examples in a micro-batch; None to run the batch as a whole.
         replica_norms: Whether the norms are those of each micro-batch's gradient, summed over the streams, instead of
             measured ones (CLARS with `gradient_norms="replica"`).
-        output_specs: With micro-batches, what each stream's outputs look like, to return them; None to drop them.
+        output_specs: With micro-batches, the shape and dtype of each stream's outputs, to return them; None to drop
+            them.
         identity: What two variables have in common that are one: in tf_keras mixed precision wraps a variable anew in
             each network.
+        state: With micro-batches, variables that a pass may assign, moving averages and metrics; see
+            `MicroBatches.added`.
 
     Returns:
         The sum over the streams, its gradients and norms in the order of `variables`.
@@ -187,14 +190,14 @@ def passes_over(
         total = _added(passes, variables, identity)
         if not replica_norms:
             return total
-        norms = [None if g is None else l2_norm(tf.convert_to_tensor(g)) for g in total.gradients]
+        norms = [None if g is None else l2_norm(dense(g)) for g in total.gradients]
         return dataclasses.replace(total, norms=GradientNorms.pack(norms))
 
     data = [stream.inputs for stream in streams], targets
     if micro_batch_size is None:
         return part(data)
     batches = MicroBatches(data, batch_size, micro_batch_size)
-    return _averaged(part, batches, variables, len(streams), output_specs)
+    return _averaged(part, batches, variables, len(streams), output_specs or (), state)
 
 
 def _averaged(
@@ -202,37 +205,26 @@ def _averaged(
     batches: MicroBatches,
     variables: Sequence[Any],
     streams: int,
-    output_specs: Sequence[tf.TensorSpec] | None,
+    output_specs: Sequence[Any],
+    state: Sequence[Any],
 ) -> Pass:
     """The results of all micro-batches, averaged by number of examples, in one compiled loop."""
-    specs = list(output_specs or ())
     traced: list[Pass] = []
+    packed = [ops.zeros([size], "float32") for size in (streams, len(variables), len(variables))]
+    zeros = [*packed, *(ops.zeros(v.shape, v.dtype) for v in variables)]
 
-    def body(j: tf.Tensor, collected: list[tf.TensorArray], sums: list[tf.Tensor]) -> list[Any]:
-        micro_batch, share = batches.part(j)
+    def part(micro_batch: Any, share: Any) -> tuple[list[Any], Sequence[Any]]:
         one = run(micro_batch)
         traced.append(one)
         found = [one.losses, one.mean_squares, None if one.norms is None else one.norms.values, *one.gradients]
-        sums = [
-            total if value is None else total + tf.cast(share, total.dtype) * tf.cast(_dense(value), total.dtype)
-            for total, value in zip(sums, found, strict=True)
+        weighted = [
+            None if value is None else ops.cast(share, zero.dtype) * ops.cast(dense(value), zero.dtype)
+            for zero, value in zip(zeros, found, strict=True)
         ]
-        collected = [array.write(j, output) for array, output in zip(collected, one.outputs, strict=False)]
-        return [j + 1, collected, sums]
+        return weighted, one.outputs
 
-    packed = [tf.zeros([streams]), tf.zeros([len(variables)]), tf.zeros([len(variables)])]
-    _, collected, sums = tf.while_loop(
-        lambda j, *_: j < batches.number,
-        body,
-        [
-            tf.constant(0),
-            [batches.collector(spec) for spec in specs],
-            [*packed, *(tf.zeros(v.shape, v.dtype) for v in variables)],
-        ],
-        parallel_iterations=1,
-    )
+    sums, outputs = batches.added(part, zeros, output_specs, state)
     losses, mean_squares, norms, *gradients = sums
-    outputs = [batches.together(array, spec) for array, spec in zip(collected, specs, strict=True)]
     if not traced:  # no example, run eagerly
         known = GradientNorms(norms, tuple(True for _ in variables))
         return Pass(losses, list(variables), gradients, known, mean_squares, outputs)
@@ -260,7 +252,7 @@ def _added(passes: Sequence[Pass], variables: Sequence[Any], identity: Callable[
             norms.append(_of_all(one.norms, numbers, len(variables)))
     known = tuple(any(knows) for knows in zip(*(n.known for n in norms), strict=True))
     return Pass(
-        tf.concat([one.losses for one in passes], axis=0),
+        ops.concatenate([one.losses for one in passes]),
         list(variables),
         [_sum(parts) for parts in gradients],
         GradientNorms(_sum([n.values for n in norms]), known) if norms else None,
@@ -276,7 +268,7 @@ def _of_all(norms: GradientNorms, numbers: list[int], size: int) -> GradientNorm
     known = [False] * size
     for i, knows in zip(numbers, norms.known, strict=True):
         known[i] = knows
-    return GradientNorms(tf.scatter_nd([[i] for i in numbers], norms.values, [size]), tuple(known))
+    return GradientNorms(ops.scatter([[i] for i in numbers], norms.values, [size]), tuple(known))
 
 
 def _sum(values: Sequence[Any]) -> Any:
@@ -284,23 +276,11 @@ def _sum(values: Sequence[Any]) -> Any:
     present = [value for value in values if value is not None]
     if len(present) < 2:
         return present[0] if present else None
-    return tf.add_n([tf.convert_to_tensor(value) for value in present])
+    return functools.reduce(operator.add, [dense(value) for value in present])
 
 
 def _after(passes: Sequence[Pass], inputs: Any) -> Any:
     """The inputs, once these passes are done and their activations are freed."""
     done = [g for one in passes for g in one.gradients if g is not None]
     done += [one.norms.values for one in passes if one.norms is not None]
-    if not done:
-        return inputs
-    with tf.control_dependencies(done):
-        return tf.nest.map_structure(tf.identity, inputs)
-
-
-def _dense(value: Any) -> tf.Tensor:
-    return tf.convert_to_tensor(value)
-
-
-def _readable(variable: Any) -> Any:
-    """What a gradient tape takes for a variable of either Keras."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
+    return run_after(done, inputs) if done else inputs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -57,6 +57,7 @@ class MicroBatches:
         return part, tf.cast(stop - start, tf.float32) / tf.cast(self._batch_size, tf.float32)
 
     def _examples(self, t: Any, start: tf.Tensor, stop: tf.Tensor) -> Any:
+        """Some examples of one tensor."""
         if isinstance(t, tf.SparseTensor):
             others = [t.dense_shape[i] if t.shape[i] is None else t.shape[i] for i in range(1, t.shape.rank)]
             sizes = tf.stack([tf.cast(self.static_size or stop - start, tf.int64), *others])
@@ -71,12 +72,57 @@ class MicroBatches:
         others = static_or_dynamic_shape(t)[1:]
         return tf.slice(t, [start, *(0 for _ in others)], [self.static_size, *others])
 
-    def collector(self, spec: tf.TensorSpec) -> tf.TensorArray:
+    def added(
+        self,
+        run: Callable[[Any, tf.Tensor], tuple[Sequence[Any], Sequence[Any]]],
+        zeros: Sequence[tf.Tensor],
+        specs: Sequence[Any] = (),
+        state: Sequence[Any] = (),
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """Runs one micro-batch after the other, in one compiled loop.
+
+        Args:
+            run: Of a micro-batch and its share of the examples: what to add up, dense tensors or None, and what to
+                collect, tensors with the examples on axis 0.
+            zeros: A zero for each sum, in its shape and dtype.
+            specs: For each tensor to collect the shape and dtype that it has for the batch.
+            state: Variables that `run` may assign, as the JAX backend must know.
+
+        Returns:
+            The sums and the collected tensors.
+        """
+        del state
+
+        def body(j: tf.Tensor, collected: list[tf.TensorArray], sums: list[tf.Tensor]) -> list[Any]:
+            values, outputs = run(*self.part(j))
+            sums = [
+                total if value is None else total + tf.cast(value, total.dtype)
+                for total, value in zip(sums, values, strict=True)
+            ]
+            collected = [array.write(j, output) for array, output in zip(collected, outputs, strict=False)]
+            return [j + 1, collected, sums]
+
+        arrays = [self._collector(spec) for spec in specs]
+        start = [tf.constant(0), arrays, list(zeros)]
+        _, arrays, sums = tf.while_loop(lambda j, *_: j < self.number, body, start, parallel_iterations=1)
+        return sums, [self._together(array, spec) for array, spec in zip(arrays, specs, strict=True)]
+
+    def mapped(self, function: Callable[[Any, tf.Tensor], tf.Tensor], spec: Any) -> tf.Tensor:
+        """The results of a function of each micro-batch and its number, together; see `mapped_over_micro_batches`."""
+        _, results = tf.while_loop(
+            lambda j, _: j < self.number,
+            lambda j, found: (j + 1, found.write(j, function(self.part(j)[0], j))),
+            [tf.constant(0), self._collector(spec)],
+            parallel_iterations=1,
+        )
+        return self._together(results, spec)
+
+    def _collector(self, spec: Any) -> tf.TensorArray:
         """An array to write each micro-batch's tensor to, described by the whole batch's spec."""
         shape = [self.static_size, *spec.shape[1:]]
         return tf.TensorArray(spec.dtype, self.number, infer_shape=False, element_shape=shape)
 
-    def together(self, collected: tf.TensorArray, spec: tf.TensorSpec) -> tf.Tensor:
+    def _together(self, collected: tf.TensorArray, spec: Any) -> tf.Tensor:
         """The batch's tensor, from those of the micro-batches."""
         whole = collected.stack() if self.static_size else collected.concat()
         return tf.reshape(whole, [self._batch_size, *spec.shape[1:]])
@@ -98,19 +144,19 @@ def mapped_over_micro_batches(
     """
     batches = MicroBatches(data, static_or_dynamic_size(like, 0), micro_batch_size)
     spec = tf.TensorSpec(like.shape, like.dtype)
-
-    def loop() -> tf.Tensor:
-        _, results = tf.while_loop(
-            lambda j, _: j < batches.number,
-            lambda j, found: (j + 1, found.write(j, function(batches.part(j)[0], j))),
-            [tf.constant(0), batches.collector(spec)],
-            parallel_iterations=1,
-        )
-        return batches.together(results, spec)
-
-    return loop() if isinstance(batches.number, int) else unless_empty(loop, like)
+    if isinstance(batches.number, int):
+        return batches.mapped(function, spec)
+    return unless_empty(lambda: batches.mapped(function, spec), like)
 
 
 def unless_empty(function: Callable[[], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
     """The function's result; for a batch without examples the tensor in whose shape and dtype it would be."""
     return tf.cond(tf.shape(like)[0] > 0, function, lambda: tf.identity(like))
+
+
+def composite_examples(t: Any, start: int, stop: int) -> Any:
+    """Returns some examples of an eager sparse or ragged tensor, all if there are fewer; None for other tensors."""
+    if isinstance(t, tf.SparseTensor):
+        size, *others = t.dense_shape.numpy()
+        return tf.sparse.slice(t, [start, *(0 for _ in others)], [min(stop, size) - start, *others])
+    return t[start:stop] if isinstance(t, tf.RaggedTensor) else None

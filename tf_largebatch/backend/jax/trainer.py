@@ -1,0 +1,165 @@
+"""How Keras on JAX runs the step of a wrapper: as a function of the values of all variables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+
+from tf_largebatch.backend.jax.scopes import inner_scope
+from tf_largebatch.training import delegation
+
+__all__ = [
+    "Trainer",
+    "in_strategy",
+    "number_of_replicas",
+    "outside_of_the_step",
+    "replica_may_be_empty",
+    "scratch_scope",
+]
+
+
+class Trainer:
+    """Mixed into a wrapper before keras.Model; the wrapper defines `training_step`.
+
+    Keras's trainer on JAX passes the state through every step: the values of the trainable and the non-trainable
+    variables, of the optimizer's, and of the metrics'. Within a step the wrapper's code reads and assigns variables as
+    on TensorFlow; a `keras.StatelessScope` has them stand for traced values.
+    """
+
+    model: keras.Model
+    training_step: Any
+    optimizer: Any
+    trainable_variables: Any
+    metrics_variables: Any
+    _build_wrapped: Any
+    _untracked_variables: Any
+    _build_untracked: Any
+
+    @property
+    def non_trainable_variables(self) -> list[Any]:
+        """The layers' state, and what the wrapper keeps beside them, which a step must carry too."""
+        return [*super().non_trainable_variables, *self._untracked_variables()]  # type: ignore[misc]
+
+    def train_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
+        """One update: a pure function, which `jax.jit` and `jax.lax.scan` take.
+
+        Args:
+            state: The values of `trainable_variables`, `non_trainable_variables`, `optimizer.variables` and
+                `metrics_variables`, a list each.
+            data: Inputs, targets and weights of a batch.
+
+        Returns:
+            The logs and the new state.
+        """
+        return self.stateless(self.training_step, state, data)
+
+    def test_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
+        """One batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
+        if not delegation.overrides(self.model, "test_step"):
+            return super().test_step(state, data)  # type: ignore[misc]
+        own = self.trainable_variables, self.non_trainable_variables, self.metrics_variables
+        with delegation.compiled_as(self.model, self) as model:  # type: ignore[arg-type]
+            theirs = model.trainable_variables, model.non_trainable_variables, model.metrics_variables
+            logs, new = model.test_step(_rearranged(state, own, theirs), data)
+        return logs, _updated(state, own, theirs, new)
+
+    def predict_step(self, state: Any, data: Any) -> tuple[Any, Any]:
+        """One batch of `predict`: the wrapped model's own `predict_step` if it has one."""
+        if not delegation.overrides(self.model, "predict_step"):
+            return super().predict_step(state, data)  # type: ignore[misc]
+        own = self.trainable_variables, self.non_trainable_variables
+        theirs = self.model.trainable_variables, self.model.non_trainable_variables
+        outputs, non_trainable = self.model.predict_step(_rearranged(state, own, theirs), data)
+        return outputs, _updated(state, own, theirs, (None, non_trainable))[1]
+
+    def stateless(self, function: Callable[..., Any], state: Any, *args: Any) -> tuple[Any, Any]:
+        """Calls a function that reads and assigns variables as a function of their values.
+
+        Args:
+            function: What to call with `args`.
+            state: As for `train_step`.
+            *args: Nested arrays.
+
+        Returns:
+            What the function returns, and the new state.
+        """
+        groups = (
+            self.trainable_variables,
+            self.non_trainable_variables,
+            self.optimizer.variables,
+            self.metrics_variables,
+        )
+        # A callback may have begun to record something since the last step, which is not yet part of the state.
+        mapping = [
+            pair
+            for variables, values in zip(groups, state, strict=True)
+            for pair in zip(variables, values, strict=False)
+        ]
+        with keras.StatelessScope(mapping) as scope:
+            result = function(*args)
+        new = []
+        for variables in groups:
+            values = [scope.get_current_value(variable) for variable in variables]
+            new.append([v.value if value is None else value for v, value in zip(variables, values, strict=True)])
+        return result, tuple(new)
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Builds what is not built, before Keras traces a step: the wrapped model under its own names."""
+        if data_batch is None and not all(layer.built for layer in self.model._flatten_layers()):
+            for _, _, batches in iterator:
+                data_batch = batches[0] if isinstance(batches, list | tuple) else next(batches)
+                break
+        if data_batch is not None:
+            self._build_wrapped(keras.utils.unpack_x_y_sample_weight(data_batch)[0])
+        super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
+        self._build_untracked()
+
+
+def _rearranged(state: Any, own: Sequence[Any], theirs: Sequence[Any]) -> tuple[list[Any], ...]:
+    """The values of a wrapped model's variables, out of the wrapper's state."""
+    pairs = [zip(*group, strict=True) for group in zip(own, state, strict=True)]
+    value_of = {id(v): value for group in pairs for v, value in group}
+    return tuple([value_of[id(v)] for v in variables] for variables in theirs)
+
+
+def _updated(state: Any, own: Sequence[Any], theirs: Sequence[Any], new: Any) -> tuple[list[Any], ...]:
+    """The wrapper's state with the new values of the wrapped model's variables."""
+    value_of = {
+        id(v): value
+        for vs, values in zip(theirs, new, strict=True)
+        for v, value in zip(vs, values if values is not None else (), strict=False)
+    }
+    pairs = zip(own, state, strict=True)
+    return tuple([value_of.get(id(v), value) for v, value in zip(*pair, strict=True)] for pair in pairs)
+
+
+def number_of_replicas() -> int:
+    """How many replicas share a batch, each with a loss of its own: 1, since arrays span all devices."""
+    return 1
+
+
+@contextlib.contextmanager
+def outside_of_the_step() -> Iterator[None]:
+    """Does nothing: on JAX variables are created before a step is traced."""
+    yield
+
+
+@contextlib.contextmanager
+def in_strategy(model: keras.Model) -> Iterator[None]:
+    """Does nothing: Keras creates variables in the layout of its distribution."""
+    del model
+    yield
+
+
+def scratch_scope(collect_losses: bool = False) -> keras.StatelessScope:
+    """A scope to enter: within it what layers assign is dropped, and `add_loss` works if losses are collected."""
+    return inner_scope(collect_losses=collect_losses)
+
+
+def replica_may_be_empty(batch_size: Any) -> bool:
+    """Whether a last, small batch may leave a replica without examples: never, see `number_of_replicas`."""
+    del batch_size
+    return False

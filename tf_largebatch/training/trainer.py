@@ -1,0 +1,31 @@
+"""How a step is run on the backend in use."""
+
+import keras
+
+if keras.backend.backend() == "jax":
+    from tf_largebatch.backend.jax.trainer import (
+        Trainer,
+        in_strategy,
+        number_of_replicas,
+        outside_of_the_step,
+        replica_may_be_empty,
+        scratch_scope,
+    )
+else:
+    from tf_largebatch.backend.tensorflow.trainer import (
+        Trainer,
+        in_strategy,
+        number_of_replicas,
+        outside_of_the_step,
+        replica_may_be_empty,
+        scratch_scope,
+    )
+
+__all__ = [
+    "Trainer",
+    "in_strategy",
+    "number_of_replicas",
+    "outside_of_the_step",
+    "replica_may_be_empty",
+    "scratch_scope",
+]
