@@ -375,15 +375,6 @@ class LargeBatchModel(Trainer, keras.Model):
             # It unscales the gradients itself and knows nothing of the norms. A contribution that overflows where the
             # gradient does not must skip the step all the same.
             if norms is not None:
-<<<<<<< HEAD
-                norms = dataclasses.replace(norms, values=norms.values / self.optimizer.scale_loss(tf.ones(())))
-            gradients = loss_scaling.agree_on_overflow(gradients, norms)
-        if clars is None or norms is None:
-            loss_scaling.apply(self.optimizer, gradients, variables)
-            return
-        with clars.measured_gradient_norms(norms, variables):
-            loss_scaling.apply(self.optimizer, gradients, variables)
-=======
                 norms = dataclasses.replace(norms, values=norms.values / self._loss_scale())
             gradients = loss_scaling.agree_on_overflow(gradients, norms)
         if clars is None or norms is None:
@@ -405,7 +396,6 @@ class LargeBatchModel(Trainer, keras.Model):
         """Creates the variables of `_untracked_variables`, once the model has its own."""
         if self._noise_scale is not None:
             self._noise_scale.build(self.trainable_variables)
->>>>>>> 0f1b107 (LargeBatchModel's step is backend-neutral: gradient passes, micro-batches and Keras's trainer have a file for each backend)
 
     @property
     def _registry(self) -> Registry:
