@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.optimizers import CLARS, LARS
 
 SHAPES = {"stem/kernel": (3, 3, 2, 4), "stem/bias": (4,), "head/kernel": (4, 5)}
 
-# Every argument of CLARS away from its default; LARS has all but the last.
+# Every argument of CLARS away from its default; LARS has all but the last two.
 OTHER_ARGUMENTS = {
     "learning_rate": 0.25,
     "momentum": 0.75,
@@ -20,6 +20,7 @@ OTHER_ARGUMENTS = {
     "classic_momentum": False,
     "epsilon": 0.0625,
     "max_rate": 0.5,
+    "unadapted_rate_factor": 0.25,
     "jit_compile": True,
     "exclude_from_layer_adaptation": ["stem"],
     "exclude_from_weight_decay": [],
@@ -31,6 +32,7 @@ OTHER_ARGUMENTS = {
     "gradient_accumulation_steps": 2,
     "name": "other",
     "gradient_norms": "replica",
+    "norm_exponent": 0.5,
 }
 
 
@@ -47,6 +49,8 @@ OUT_OF_RANGE = [
     ("weight_decay_rate", None),
     ("max_rate", 0.0),
     ("max_rate", [0.1]),
+    ("unadapted_rate_factor", -1.0),
+    ("unadapted_rate_factor", float("inf")),
     ("nesterov", "False"),
     ("classic_momentum", None),
 ]
@@ -64,7 +68,8 @@ MALFORMED_NORMS = [
 def other_arguments(cls, **changes):
     arguments = {**OTHER_ARGUMENTS, **changes}
     if cls is LARS:
-        arguments.pop("gradient_norms", None)
+        for name in ("gradient_norms", "norm_exponent"):
+            arguments.pop(name, None)
     return arguments
 
 
@@ -99,7 +104,7 @@ def norms(steps, seed=2):
 
 def apply_all(optimizer, all_gradients, trained, all_norms=None):
     for step, some in enumerate(all_gradients):
-        some = [None if g is None else tf.constant(g) for g in some]
+        some = [None if g is None else ops.convert_to_tensor(g) for g in some]
         if all_norms is None:
             optimizer.apply(some, trained)
         else:

@@ -1,8 +1,9 @@
 """LARS and CLARS in NumPy float64, one line of code for each line of the equations.
 
 s_k     mean of the per-example gradient norms (CLARS), ||g_k|| (LARS)
-rate_k  = min(eta * ||w_k|| / (s_k + epsilon), max_rate); 1 for excluded tensors;
-          0 where s_k = 0; else min(1, max_rate) where ||w_k|| = 0
+d_k     = s_k; under CLARS's norm_exponent q, ||gradient||^(1-q) * s_k^q
+rate_k  = min(eta * ||w_k|| / (d_k + epsilon), max_rate); unadapted_rate_factor for excluded tensors;
+          0 where d_k = 0; else min(1, max_rate) where ||w_k|| = 0
 g_k     = gradient + lambda * w_k; under popular momentum LARS's norm is 0 where the gradient is
 
 classic momentum:   v <- beta * v + lr * rate_k * g_k ;   w <- w - v
@@ -30,6 +31,8 @@ class Reference:
     classic: bool = True
     epsilon: float = 1e-6
     max_rate: float | None = None
+    unadapted: float = 1.0
+    exponent: float = 1.0
     adapted: bool = True
     decayed: bool = True
 
@@ -46,15 +49,18 @@ class Reference:
         self.norm = np.sqrt((g**2).sum()) if s is None else s
         if not self.classic and self.beta and not np.any(gradient):
             self.norm = 0.0
-        self.rate = 1.0
+        self.rate = self.unadapted
+        divisor = self.norm
+        if s is not None and self.exponent != 1:
+            divisor = np.sqrt((np.asarray(gradient, np.float64) ** 2).sum()) ** (1 - self.exponent) * s**self.exponent
         if self.adapted:
             cap = np.inf if self.max_rate is None else self.max_rate
-            if self.norm == 0:
+            if divisor == 0:
                 self.rate = 0.0
             elif weight_norm == 0:
                 self.rate = min(1.0, cap)
             else:
-                self.rate = min(self.eta * weight_norm / (self.norm + self.epsilon), cap)
+                self.rate = min(self.eta * weight_norm / (divisor + self.epsilon), cap)
         if self.classic:
             self.v = self.beta * self.v + self.lr * self.rate * g
             update = self.beta * self.v + self.lr * self.rate * g if self.nesterov else self.v
@@ -68,6 +74,7 @@ def references(arguments, started, not_adapted=(), not_decayed=()):
     """`{path: reference}` for an optimizer made with these arguments, from `{path: weights}`."""
     names = {"lr": "learning_rate", "eta": "eta", "beta": "momentum", "decay": "weight_decay_rate"}
     names |= {"nesterov": "nesterov", "classic": "classic_momentum", "epsilon": "epsilon", "max_rate": "max_rate"}
+    names |= {"unadapted": "unadapted_rate_factor", "exponent": "norm_exponent"}
     settings = {name: arguments[argument] for name, argument in names.items() if argument in arguments}
     return {
         path: Reference(w, **settings, adapted=path not in not_adapted, decayed=path not in not_decayed)

@@ -22,7 +22,8 @@ OTHER_ARGUMENTS = {
 def other_arguments(cls, **changes):
     arguments = {**OTHER_ARGUMENTS, **changes}
     if cls is LARS:
-        arguments.pop("gradient_norms", None)
+        for name in ("gradient_norms", "norm_exponent"):
+            arguments.pop(name, None)
     return arguments
 
 

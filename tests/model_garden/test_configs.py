@@ -210,6 +210,8 @@ REFUSED = [
     (f"{OPTIMIZER}.clars.eta", -1, "eta must be"),
     (f"{OPTIMIZER}.clars.momentum", 1.0, "momentum must be"),
     (f"{OPTIMIZER}.clars.max_rate", 0, "max_rate must be"),
+    (f"{OPTIMIZER}.clars.norm_exponent", 2.0, "norm_exponent must be"),
+    (f"{OPTIMIZER}.clars.unadapted_rate_factor", -1.0, "unadapted_rate_factor must be"),
     (f"{OPTIMIZER}.clars.exclude_from_weight_decay", ["("], "exclude_from_weight_decay must be"),
     ("task.conadv", {"enabled": True, "epsilon": -1}, r"\.epsilon must be a finite .*=-1"),
     ("task.conadv", {"enabled": True, "staleness": -1}, r"\.staleness must be an integer of 0 or"),

@@ -44,16 +44,21 @@ def test_numpys_scalars_are_arguments(cls):
         apply_all(optimizer, gradients(2), variables())
 
 
-def test_signatures_are_explicit_and_clars_has_one_argument_more():
+def test_signatures_are_explicit_and_clars_has_two_arguments_more():
     """CLARS hands its arguments on by position."""
     parameters = {cls: list(inspect.signature(cls).parameters.values()) for cls in (CLARS, LARS)}
     by_name = {
         cls: {p.name: p.default for p in some if p.kind is not p.VAR_KEYWORD} for cls, some in parameters.items()
     }
     assert by_name[CLARS].pop("gradient_norms") == "auto"
+    assert by_name[CLARS].pop("norm_exponent") == 1.0
     assert (by_name[CLARS].pop("eta"), by_name[LARS].pop("eta")) == (0.01, 0.001)
     assert list(by_name[CLARS].items()) == list(by_name[LARS].items())
-    assert set(by_name[LARS]) >= {*OTHER_ARGUMENTS, "clipvalue", "global_clipnorm"} - {"gradient_norms", "eta"}
+    assert set(by_name[LARS]) >= {*OTHER_ARGUMENTS, "clipvalue", "global_clipnorm"} - {
+        "gradient_norms",
+        "norm_exponent",
+        "eta",
+    }
 
 
 @BOTH
@@ -61,6 +66,12 @@ def test_docstrings_are_whole(cls):
     assert "{{" not in cls.__doc__
     documented = set(re.findall(r"^        (\w+): ", cls.__doc__, re.MULTILINE))
     assert documented >= set(inspect.signature(cls).parameters) - {"kwargs"}
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "1", None])
+def test_the_exponent_of_the_norms_is_from_0_to_1(value):
+    with pytest.raises(ValueError, match=f"^norm_exponent must be a number from 0 to 1; received .*={value!r}"):
+        CLARS(norm_exponent=value)
 
 
 def test_unknown_source_of_norms():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -37,6 +39,40 @@ def test_clars_with_one_example_is_lars():
     for one, other in zip(clars, lars, strict=True):
         # NumPy and TensorFlow add up the squares in a different order.
         np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+@pytest.mark.parametrize("source", ["auto", "per_example", "replica"])
+@pytest.mark.parametrize("clipping", [{}, {"clipnorm": 0.5}], ids=str)
+def test_clars_with_exponent_0_is_lars_without_the_decay_in_the_norm(source, clipping):
+    """And asks for no norms: those it receives do not matter."""
+    clars = CLARS(0.5, eta=0.1, gradient_norms=source, norm_exponent=0.0, **clipping)
+    assert not clars.reads_per_example_norms
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = apply_all(clars, gradients(3), variables(), norms(3) if source == "per_example" else None)
+    assert_equal(found, apply_all(LARS(0.5, eta=0.1, **clipping), gradients(3), variables()))
+
+
+def test_a_zero_gradient_has_rate_0_at_every_exponent_below_1():
+    some = [[0 * g for g in gradients(1)[0]]]
+    for exponent in (0.0, 0.5):
+        optimizer = CLARS(0.5, norm_exponent=exponent)
+        apply_all(optimizer, some, variables(), norms(1))
+        assert optimizer.layerwise_rates()["head/kernel"] == 0.0
+
+
+@BOTH
+def test_the_rate_factor_multiplies_the_learning_rate_of_tensors_without_adaptation(cls):
+    plain, slow = variables(), variables()
+    apply_all(make(cls, 0.5, eta=0.1), gradients(3), plain)
+    optimizer = make(cls, 0.5, eta=0.1, unadapted_rate_factor=0.25)
+    apply_all(optimizer, gradients(3), slow)
+    expected = variables()
+    apply_all(make(cls, 0.125, eta=0.1), gradients(3), expected)
+    assert_equal([slow[0].numpy(), slow[2].numpy()], [plain[0].numpy(), plain[2].numpy()])
+    assert_equal([slow[1].numpy()], [expected[1].numpy()])
+    assert optimizer.layerwise_rates()["stem/bias"] == 0.25
+    assert optimizer.adapted_tensors() == ["stem/kernel", "head/kernel"]
 
 
 def test_clars_rate_is_the_lars_rate_times_the_agreement_of_the_examples():

@@ -39,6 +39,13 @@ def test_an_infinite_cap_is_none():
     assert optimizer_of(max_rate=float("inf")).max_rate is None
 
 
+def test_exponent_and_rate_factor_reach_the_optimizer():
+    clars = optimizer_of(norm_exponent=0.5, unadapted_rate_factor=2.0)
+    assert (clars.norm_exponent, clars.unadapted_rate_factor) == (0.5, 2.0)
+    assert optimizer_of(optimizer="lars", unadapted_rate_factor=0.5).unadapted_rate_factor == 0.5
+    assert resolved(TrainConfig.from_flags()).optimizer.norm_exponent == 1.0
+
+
 def test_clars_never_falls_back_to_the_norm_of_a_replicas_gradient():
     assert optimizer_of().get_config()["gradient_norms"] == "per_example"
 

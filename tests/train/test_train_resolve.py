@@ -62,6 +62,13 @@ def test_values(arguments, message, tmp_path, monkeypatch, capsys):
         (["--momentum=0.9", "--optimizer=adam"], "momentum", "optimizer=adam", "optimizers with momentum"),
         (["--eta=0.1", "--optimizer=sgd"], "eta", "optimizer=sgd", "clars and lars"),
         (["--max_rate=1", "--optimizer=lamb"], "max_rate", "optimizer=lamb", "clars and lars"),
+        (["--norm_exponent=0.5", "--optimizer=lars"], "norm_exponent", "optimizer=lars", "clars"),
+        (
+            ["--unadapted_rate_factor=2", "--optimizer=lamb"],
+            "unadapted_rate_factor",
+            "optimizer=lamb",
+            "clars and lars",
+        ),
         (["--noclassic_momentum", "--optimizer=lamb"], "classic_momentum", "optimizer=lamb", "clars and lars"),
         (["--record_every=3", "--optimizer=sgd"], "record_every", "optimizer=sgd", "clars and lars"),
         (["--norm_examples=8", "--optimizer=lars"], "norm_examples", "optimizer=lars", "clars, and other optimizers"),

@@ -30,6 +30,7 @@ class LayerwiseConfig(optimization.BaseOptimizerConfig):
         classic_momentum: Whether the learning rate goes inside the velocity.
         epsilon: Added to the gradient norm.
         max_rate: Cap on the layer-wise rate, or null for none.
+        unadapted_rate_factor: Rate of the tensors without layer adaptation; 1 is the plain learning rate.
         exclude_from_layer_adaptation: Patterns on the names of variables that keep the plain learning rate; null for
             tensors of fewer than two dimensions, [] for none.
         exclude_from_weight_decay: Patterns on the names of variables without weight decay, with the same default.
@@ -42,6 +43,7 @@ class LayerwiseConfig(optimization.BaseOptimizerConfig):
     classic_momentum: bool = True
     epsilon: float = 1e-6
     max_rate: float | None = None
+    unadapted_rate_factor: float = 1.0
     exclude_from_layer_adaptation: Excluded = None
     exclude_from_weight_decay: Excluded = None
 
@@ -55,10 +57,15 @@ class LARSConfig(LayerwiseConfig):
 
 @dataclasses.dataclass
 class CLARSConfig(LayerwiseConfig):
-    """Optimizer type `clars`. `task.gradient_norms` sets how its norms are measured."""
+    """Optimizer type `clars`. `task.gradient_norms` sets how its norms are measured.
+
+    Attributes:
+        norm_exponent: Exponent q of the measured norm s in the denominator ||g||^(1-q) s^q, from 0 to 1.
+    """
 
     name: str = "CLARS"
     eta: float = 0.01
+    norm_exponent: float = 1.0
 
 
 @dataclasses.dataclass

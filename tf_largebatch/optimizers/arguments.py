@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+
+import keras
+from keras import ops
 
 from tf_largebatch import check
 from tf_largebatch.core.exclusions import Exclusion
@@ -17,6 +20,9 @@ TEXTS = {
     "numerics": """With `nesterov` the last step becomes `w <- w - (momentum * v + learning_rate * rate * g)` and
     `w <- w - learning_rate * rate * (g + momentum * v)`. Norms are Euclidean; they, the rates and the update are
     computed in float32 at least. A NaN or infinite norm makes the rate and the update NaN.""",
+    "norm_exponent": """norm_exponent: Exponent `q` of the measured norm in the denominator, from 0 to 1. 1 is the
+            paper's CLARS. 0 divides by the norm of the batch's gradient, as LARS does but without the decay term, and
+            needs no measured norms.""",
     "zero_norms": """In that step classic momentum moves on by the velocity it has, as SGD does without a gradient.
     Popular momentum stands still and keeps its velocity; rate 1 would move it by the whole learning rate times the
     velocity. (A norm close to 0 raises the rate as far as `max_rate` lets it.) A tensor whose weights are all 0 has
@@ -32,7 +38,8 @@ TEXTS = {
         nesterov: Whether to use Nesterov momentum.
         classic_momentum: Whether the learning rate goes inside the velocity.
         epsilon: Added to the gradient norm, in its unit, 0 or more.
-        max_rate: Cap on the rate of adapted tensors, above 0, or None for no cap. The CLARS paper's code uses 0.1.""",
+        max_rate: Cap on the rate of adapted tensors, above 0, or None for no cap. The CLARS paper's code uses 0.1.
+        unadapted_rate_factor: Rate of tensors without layer adaptation, 0 or more; 1 is the plain learning rate.""",
     "clipping_arguments": """clipnorm: Clips each gradient to this norm, before decay.
         clipvalue: Clips each gradient's entries to this magnitude, before decay.
         global_clipnorm: Clips all gradients together to this norm, before decay.""",
@@ -75,6 +82,44 @@ def with_shared_texts(cls: Class) -> Class:
     return cls
 
 
+def hyperparameter(name: str, value: Any, within: Callable[[float], bool], rule: str, remedy: str = "") -> Any:
+    """Returns a number as a float; a scalar that JAX traces, whose value is not known yet, as it is.
+
+    A compiled step can thus take hyper-parameters as inputs, and `jax.vmap` train with several values at a time.
+
+    Args:
+        name: Name of the argument.
+        value: What was received.
+        within: Whether a number is in the argument's range.
+        rule: The range in words, to follow "must be".
+        remedy: As in `check.message`.
+
+    Raises:
+        ValueError: If the value is neither, or a number outside the range.
+    """
+    if keras.backend.backend() == "jax" and ops.is_tensor(value) and not ops.shape(value):
+        try:
+            value = float(value)
+        except TypeError:
+            return value
+    return check.number(name, value, within, rule, remedy)
+
+
+def may_differ(value: Any, number: float) -> bool:
+    """Whether a hyper-parameter may differ from a number in the step that is being traced: a traced one may."""
+    return ops.is_tensor(value) or value != number
+
+
+def saved(name: str, value: Any) -> Any:
+    """Returns a hyper-parameter for the configuration.
+
+    Raises:
+        ValueError: If it is traced: a configuration holds numbers.
+    """
+    check.require(not ops.is_tensor(value), name, value, "a number to be saved", "assign one to the optimizer")
+    return value
+
+
 class LayerwiseArguments:
     """Mixed into an optimizer: the arguments that both Keras worlds have, checked, kept, and read for `get_config`."""
 
@@ -88,25 +133,34 @@ class LayerwiseArguments:
         classic_momentum: bool,
         epsilon: float,
         max_rate: float | None,
+        unadapted_rate_factor: float,
         exclude_from_layer_adaptation: Any,
         exclude_from_weight_decay: Any,
     ) -> None:
-        self.momentum = check.number(
+        self.momentum = hyperparameter(
             "momentum", momentum, lambda v: 0 <= v < 1, "at least 0 and below 1", "0.9 is usual"
         )
-        self.eta = check.number("eta", eta, lambda v: 0 < v < math.inf, "a number above 0", "0.001 to 0.1 is usual")
-        self.weight_decay_rate = check.number(
+        self.eta = hyperparameter("eta", eta, lambda v: 0 < v < math.inf, "a number above 0", "0.001 to 0.1 is usual")
+        self.weight_decay_rate = hyperparameter(
             "weight_decay_rate", weight_decay_rate, lambda v: 0 <= v < math.inf, "a number of 0 or more"
         )
-        self.epsilon = check.number(
+        self.epsilon = hyperparameter(
             "epsilon", epsilon, lambda v: 0 <= v < math.inf, "a number of 0 or more", "1e-6 is usual"
         )
         self.max_rate = max_rate
         if max_rate is not None:
-            self.max_rate = check.number("max_rate", max_rate, lambda v: v > 0, "a number above 0, or None for no cap")
+            rule = "a number above 0, or None for no cap"
+            self.max_rate = hyperparameter("max_rate", max_rate, lambda v: v > 0, rule)
+        self.unadapted_rate_factor = hyperparameter(
+            "unadapted_rate_factor",
+            unadapted_rate_factor,
+            lambda v: 0 <= v < math.inf,
+            "a number of 0 or more",
+            "1 is the plain learning rate",
+        )
         self.nesterov = check.flag("nesterov", nesterov)
         self.classic_momentum = check.flag("classic_momentum", classic_momentum)
-        possible = self.momentum > 0 or not self.nesterov
+        possible = not self.nesterov or may_differ(self.momentum, 0)
         check.require(possible, "momentum", self.momentum, "above 0 with nesterov=True", "pass 0.9, for example")
         self._adaptation_exclusion = Exclusion("exclude_from_layer_adaptation", exclude_from_layer_adaptation)
         self._decay_exclusion = Exclusion("exclude_from_weight_decay", exclude_from_weight_decay)
@@ -114,13 +168,14 @@ class LayerwiseArguments:
     def _arguments(self) -> dict[str, Any]:
         """Returns the arguments of `_set_arguments` as JSON types."""
         return {
-            "momentum": self.momentum,
-            "eta": self.eta,
-            "weight_decay_rate": self.weight_decay_rate,
+            "momentum": saved("momentum", self.momentum),
+            "eta": saved("eta", self.eta),
+            "weight_decay_rate": saved("weight_decay_rate", self.weight_decay_rate),
             "nesterov": self.nesterov,
             "classic_momentum": self.classic_momentum,
-            "epsilon": self.epsilon,
-            "max_rate": self.max_rate,
+            "epsilon": saved("epsilon", self.epsilon),
+            "max_rate": saved("max_rate", self.max_rate),
+            "unadapted_rate_factor": saved("unadapted_rate_factor", self.unadapted_rate_factor),
             "exclude_from_layer_adaptation": self._adaptation_exclusion.to_config(),
             "exclude_from_weight_decay": self._decay_exclusion.to_config(),
         }
@@ -132,7 +187,7 @@ class LayerwiseArguments:
 
 
 def checked_learning_rate(learning_rate: Any) -> Any:
-    """Returns a number as a float; a schedule or a function as it is.
+    """Returns a number as a float; a schedule or a function as it is; what JAX traces as a function that returns it.
 
     Raises:
         ValueError: If a number is negative, or NaN.
@@ -140,4 +195,6 @@ def checked_learning_rate(learning_rate: Any) -> Any:
     learning_rate = check.plain(learning_rate)
     if isinstance(learning_rate, numbers.Real):
         return check.number("learning_rate", learning_rate, lambda v: 0 <= v < math.inf, "a number of 0 or more")
+    if keras.backend.backend() == "jax" and ops.is_tensor(learning_rate):
+        return lambda: learning_rate
     return learning_rate

@@ -12,7 +12,7 @@ from tf_largebatch import check, keras_internals
 from tf_largebatch.core.exclusions import Exclusion
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.optimizers import update_kernels
-from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
+from tf_largebatch.optimizers.arguments import checked_learning_rate, may_differ, with_shared_texts
 from tf_largebatch.optimizers.replica_update import ReplicaUpdate
 from tf_largebatch.optimizers.update import ABSENT
 
@@ -21,7 +21,8 @@ from tf_largebatch.optimizers.update import ABSENT
 class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
     """SGD with momentum whose learning rate is multiplied, tensor by tensor, by a layer-wise rate.
 
-        rate = min(eta * ||w|| / (denominator + epsilon), max_rate)      1 for excluded tensors, 0 at denominator 0
+        rate = min(eta * ||w|| / (denominator + epsilon), max_rate)      0 at denominator 0
+        rate = unadapted_rate_factor                                     for excluded tensors
 
         {{update}}
 
@@ -50,6 +51,7 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
         classic_momentum: bool = True,
         epsilon: float = 1e-6,
         max_rate: float | None = None,
+        unadapted_rate_factor: float = 1.0,
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
         jit_compile: bool = False,
@@ -92,6 +94,7 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
             classic_momentum=classic_momentum,
             epsilon=epsilon,
             max_rate=max_rate,
+            unadapted_rate_factor=unadapted_rate_factor,
             exclude_from_layer_adaptation=exclude_from_layer_adaptation,
             exclude_from_weight_decay=exclude_from_weight_decay,
         )
@@ -112,7 +115,7 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
             return
         self._select(variables)
         super().build(variables)
-        self._velocities = self.add_optimizer_variables(variables, "velocity") if self.momentum else []
+        self._velocities = self.add_optimizer_variables(variables, "velocity") if may_differ(self.momentum, 0) else []
         self._packed_rates = self._add_packed_variable(len(variables), "layerwise_rates")
         self._packed_norms = self._add_packed_variable(len(variables), "gradient_norms")
         # Always, so that files with the optimizer's variables hold the same whether the norms are kept or not.

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from tf_largebatch.core.gradient_norms import GradientNorms
-from tf_largebatch.optimizers.arguments import with_shared_texts
+from tf_largebatch.optimizers.arguments import saved, with_shared_texts
 from tf_largebatch.optimizers.base import LayerwiseOptimizer
 from tf_largebatch.optimizers.norm_source import NormSource, marked
 
@@ -24,7 +24,8 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
         s    = (1/B) sum_i ||grad f_i(w)||
         g    = grad + weight_decay_rate * w
-        rate = min(eta * ||w|| / (s + epsilon), max_rate)          1 for excluded tensors
+        d    = ||grad||^(1 - q) * s^q                              q = norm_exponent; 1 by default, so that d = s
+        rate = min(eta * ||w|| / (d + epsilon), max_rate)          unadapted_rate_factor for excluded tensors
 
         {{update}}
 
@@ -34,7 +35,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
     {{numerics}}
 
-    A tensor has rate 0 in a step in which `s` is 0, as in the authors' code.
+    A tensor has rate 0 in a step in which `d` is 0, as in the authors' code.
     {{zero_norms}}
 
     {{clars_source}}
@@ -47,6 +48,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
             the first step raises an error. `"replica"`: the norm of each separately computed gradient (each
             replica's, each accumulated micro-batch's), averaged; with one replica and no accumulation this is LARS.
             `"auto"`: per example if measured, else per replica with one warning.
+        {{norm_exponent}}
         {{keras_arguments}}
         name: Name of the optimizer, `"clars"` by default.
 
@@ -107,7 +109,9 @@ class CLARS(NormSource, LayerwiseOptimizer):
         classic_momentum: bool = True,
         epsilon: float = 1e-6,
         max_rate: float | None = None,
+        unadapted_rate_factor: float = 1.0,
         gradient_norms: str = "auto",
+        norm_exponent: float = 1.0,
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
         jit_compile: bool = False,
@@ -124,12 +128,12 @@ class CLARS(NormSource, LayerwiseOptimizer):
     ) -> None:
         # By position, in the order of `LayerwiseOptimizer`.
         layerwise = learning_rate, momentum, eta, weight_decay_rate, nesterov, classic_momentum, epsilon, max_rate
-        exclusions = exclude_from_layer_adaptation, exclude_from_weight_decay
+        unadapted = unadapted_rate_factor, exclude_from_layer_adaptation, exclude_from_weight_decay
         of_keras = clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency
         scaling = loss_scale_factor, gradient_accumulation_steps
-        arguments: Any = (*layerwise, *exclusions, jit_compile, *of_keras, *scaling, name)
+        arguments: Any = (*layerwise, *unadapted, jit_compile, *of_keras, *scaling, name)
         super().__init__(*arguments, **kwargs)
-        self._set_norm_source(gradient_norms)
+        self._set_norm_source(gradient_norms, norm_exponent)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the velocities, the packed rates and norms, and an accumulator of norms if needed.
@@ -166,7 +170,8 @@ class CLARS(NormSource, LayerwiseOptimizer):
         Raises:
             ValueError: If an `exclude_*` argument holds a predicate that is not registered with Keras.
         """
-        return {**super().get_config(), "gradient_norms": self._norm_source}
+        config = {**super().get_config(), "gradient_norms": self._norm_source}
+        return {**config, "norm_exponent": saved("norm_exponent", self.norm_exponent)}
 
     # Keras hands gradients to the methods below one after the other; the norms go with them.
 

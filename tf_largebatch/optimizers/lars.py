@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from tf_largebatch.optimizers import update_kernels
-from tf_largebatch.optimizers.arguments import with_shared_texts
+from tf_largebatch.optimizers.arguments import may_differ, with_shared_texts
 from tf_largebatch.optimizers.base import LayerwiseOptimizer
 
 
@@ -25,7 +25,7 @@ class GradientNormDenominator:
         `eta / weight_decay_rate`, hundreds of times the usual one, and would apply to the whole velocity.
         """
         norm = update_kernels.l2_norm(gradient)
-        if gradient is undecayed or self.classic_momentum or not self.momentum:
+        if gradient is undecayed or self.classic_momentum or not may_differ(self.momentum, 0):
             return norm
         return ops.where(update_kernels.l2_norm(undecayed) == 0, ops.zeros_like(norm), norm)
 
@@ -39,7 +39,7 @@ class LARS(GradientNormDenominator, LayerwiseOptimizer):
     accumulated micro-batches):
 
         g    = grad + weight_decay_rate * w
-        rate = min(eta * ||w|| / (||g|| + epsilon), max_rate)      1 for excluded tensors
+        rate = min(eta * ||w|| / (||g|| + epsilon), max_rate)      unadapted_rate_factor for excluded tensors
 
         {{update}}
 

@@ -14,6 +14,8 @@ from tf_largebatch import check
 from tf_largebatch.core import rates
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.core.paths import variable_labels
+from tf_largebatch.optimizers import update_kernels
+from tf_largebatch.optimizers.arguments import hyperparameter, may_differ
 from tf_largebatch.optimizers.replica_local import ReplicaLocal
 from tf_largebatch.optimizers.update import ABSENT
 
@@ -47,7 +49,10 @@ class NormSource:
     _trainable_variables: Any
     _index_if_known: Any
 
-    def _set_norm_source(self, gradient_norms: str) -> None:
+    def _set_norm_source(self, gradient_norms: str, norm_exponent: float) -> None:
+        self.norm_exponent = hyperparameter(
+            "norm_exponent", norm_exponent, lambda v: 0 <= v <= 1, "a number from 0 to 1", "1 is the paper's CLARS"
+        )
         sources = ", ".join(map(repr, _NORM_SOURCES))
         check.require(gradient_norms in _NORM_SOURCES, "gradient_norms", gradient_norms, f"one of {sources}")
         self._norm_source = str(gradient_norms)
@@ -57,7 +62,21 @@ class NormSource:
     @property
     def reads_per_example_norms(self) -> bool:
         """Whether it is of any use to measure per-example norms for this optimizer."""
-        return self._norm_source != "replica"
+        return self._norm_source != "replica" and may_differ(self.norm_exponent, 0)
+
+    def measured_denominator(self, norm: Any, gradient: Any) -> Any:
+        """Returns the denominator of the rate of one tensor, `||grad||^(1 - q) * s^q` with `q = norm_exponent`.
+
+        Args:
+            norm: `s`, scalar.
+            gradient: `grad`, clipped and summed, without weight decay.
+        """
+        if not may_differ(self.norm_exponent, 1):
+            return norm
+        of_batch = update_kernels.l2_norm(gradient)
+        if not may_differ(self.norm_exponent, 0):
+            return of_batch
+        return of_batch ** (1.0 - self.norm_exponent) * norm**self.norm_exponent
 
     @contextlib.contextmanager
     def measured_gradient_norms(self, norms: Norms, variables: Sequence[Any] | None = None) -> Iterator[None]:
@@ -140,6 +159,8 @@ class NormSource:
         return self._handed_over.get().norms
 
     def _check_that_none_were_expected(self) -> None:
+        if not may_differ(self.norm_exponent, 0):
+            return
         if self._norm_source == "per_example":
             raise ValueError(f"{self.name} received no per-example gradient norms: {self._remedy}")
         if self._norm_source == "auto" and not self._has_warned:

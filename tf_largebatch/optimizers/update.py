@@ -12,7 +12,7 @@ from tf_largebatch.core import momentum as momentum_steps
 from tf_largebatch.core import rates
 from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.optimizers import update_kernels
-from tf_largebatch.optimizers.arguments import LayerwiseArguments
+from tf_largebatch.optimizers.arguments import LayerwiseArguments, may_differ
 
 # In the packed variables: this tensor was not updated, or has no norm. No rate or norm is negative.
 ABSENT = -1.0
@@ -47,6 +47,15 @@ class LayerwiseUpdate(LayerwiseArguments):
             Scalar of the same dtype. At 0 the tensor's rate is 0.
         """
         raise NotImplementedError(f"{type(self).__name__} must define denominator(gradient, undecayed).")
+
+    def measured_denominator(self, norm: Any, gradient: Any) -> Any:
+        """Returns what the rate of one tensor divides by, given the norm that arrived with the gradients.
+
+        Args:
+            norm: Scalar, float32 or float64.
+            gradient: The gradient without weight decay, of the same dtype.
+        """
+        return norm
 
     def _update_all(
         self, gradients: Sequence[Any], variables: Sequence[Any], learning_rate: Any, norms: Any
@@ -83,7 +92,7 @@ class LayerwiseUpdate(LayerwiseArguments):
             gradient_norm: Scalar float32, the norm that the rate divides by; None to call `denominator`.
 
         Returns:
-            The layer-wise rate and the norm that it divides by, scalars; 1 and -1 if excluded.
+            The layer-wise rate and the norm that it divides by, scalars; `unadapted_rate_factor` and -1 if excluded.
         """
         index = self._get_variable_index(variable)
         dtype = rates.compute_dtype(variable.dtype)
@@ -93,16 +102,21 @@ class LayerwiseUpdate(LayerwiseArguments):
         step_size = ops.cast(learning_rate, dtype)
         decay = self.weight_decay_rate if self._decayed[index] else 0.0
         needs_decayed = self._adapted[index] and gradient_norm is None
+        decays = may_differ(decay, 0)
         by_velocity = kernels and not needs_decayed and update_kernels.can_decay_velocity(self.momentum, self.nesterov)
-        if decay and not by_velocity:
+        if decays and not by_velocity:
             gradient = gradient + decay * weight
-        rate, norm = 1.0, ABSENT
+        rate, norm = self.unadapted_rate_factor, ABSENT
         if self._adapted[index]:
-            norm = self.denominator(gradient, undecayed) if gradient_norm is None else ops.cast(gradient_norm, dtype)
+            if gradient_norm is None:
+                norm = self.denominator(gradient, undecayed)
+            else:
+                norm = self.measured_denominator(ops.cast(gradient_norm, dtype), undecayed)
             rate = rates.layerwise_rate(update_kernels.l2_norm(weight), norm, self.eta, self.epsilon, self.max_rate)
+        if may_differ(rate, 1):
             step_size = step_size * rate
-        velocity = self._velocities[index] if self.momentum else None
-        if decay and by_velocity:
+        velocity = self._velocities[index] if may_differ(self.momentum, 0) else None
+        if decays and by_velocity:
             factor = -step_size * decay if self.classic_momentum else decay
             update_kernels.decay_velocity(velocity, weight, factor, self.momentum)
         step = self._kernel_step if kernels else self._plain_step
@@ -128,8 +142,8 @@ class LayerwiseUpdate(LayerwiseArguments):
         """Returns the layer-wise rates of the last step.
 
         Returns:
-            `{variable path: rate}` for every tensor updated in that step; excluded tensors have rate 1. A
-            second variable of one path is listed as `"path#2"`.
+            `{variable path: rate}` for every tensor updated in that step; excluded tensors have the rate
+            `unadapted_rate_factor`. A second variable of one path is listed as `"path#2"`.
 
         Raises:
             RuntimeError: Before the first step.
@@ -150,7 +164,7 @@ class LayerwiseUpdate(LayerwiseArguments):
         return [label for label, adapted in zip(labels, self._adapted, strict=True) if adapted]
 
     def gradient_norms(self) -> dict[str, float]:
-        """Returns the gradient norms that the rates of the last step divided by.
+        """Returns the gradient norms that the rates of the last step divided by; CLARS's are `s`.
 
         Returns:
             `{variable path: norm}`, in the unit of the unscaled mean-loss gradient, for every tensor with

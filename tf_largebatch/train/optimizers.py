@@ -25,7 +25,6 @@ SCALINGS: dict[str, Callable[[float, int, int], float]] = {
     "sqrt": sqrt_scaling,
     "none": lambda rate, batch_size, base: rate,
 }
-_MOMENTUM = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +49,13 @@ class OptimizerConfig:
     eta: float | None = flag(None, "Trust coefficient of clars and lars; default: see train/optimizers.py.")
     max_rate: float | None = flag(
         None, "Cap on the layer-wise rates of clars and lars, inf for none; default: see train/optimizers.py."
+    )
+    unadapted_rate_factor: float | None = flag(
+        None, "For clars and lars: factor on the learning rate of tensors without layer adaptation; default: 1."
+    )
+    norm_exponent: float | None = flag(
+        None,
+        "For clars: exponent q of the per-example norms s in the denominator ||g||^(1-q) s^q, from 0 to 1; default: 1.",
     )
     classic_momentum: bool | None = flag(
         None, "For clars and lars: multiply by the learning rate inside the velocity; default: yes."
@@ -96,8 +102,11 @@ class Optimizer:
 
 
 LAYERWISE_ARGUMENTS = {
-    name: (name,) for name in ("momentum", "weight_decay_rate", "eta", "max_rate", "classic_momentum")
+    name: (name,)
+    for name in ("momentum", "weight_decay_rate", "eta", "max_rate", "unadapted_rate_factor", "classic_momentum")
 }
+# Values of the flags that are not given, the same for every optimizer that takes them.
+_COMMON_DEFAULTS = {"momentum": 0.9, "classic_momentum": True, "unadapted_rate_factor": 1.0, "norm_exponent": 1.0}
 
 
 def _keras_row(make: type, defaults: Defaults, **defaults_of: Defaults) -> Optimizer:
@@ -130,7 +139,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "clars": Optimizer(
         CLARS,
         Defaults(1 / 32, "linear", 2e-4, eta=0.3, max_rate=1.0),
-        LAYERWISE_ARGUMENTS,
+        {**LAYERWISE_ARGUMENTS, "norm_exponent": ("norm_exponent",)},
         {"digits": Defaults(1.0, "linear", 2e-4, eta=0.01, max_rate=0.1)},
         # Measured norms or an error: the fallback to a replica's gradient norm would make it LARS.
         fixed={"gradient_norms": "per_example"},
@@ -172,10 +181,7 @@ def with_defaults(config: OptimizerConfig, dataset: str) -> OptimizerConfig:
     """
     row = OPTIMIZERS[config.name]
     defaults = dataclasses.asdict(row.defaults_on(dataset))
-    if "momentum" in row.arguments:
-        defaults["momentum"] = _MOMENTUM
-    if "classic_momentum" in row.arguments:
-        defaults["classic_momentum"] = True
+    defaults |= {name: value for name, value in _COMMON_DEFAULTS.items() if name in row.arguments}
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
 

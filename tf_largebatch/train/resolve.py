@@ -35,6 +35,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_smoothing": _FRACTION,
     "eta": _POSITIVE,
     "max_rate": (lambda value: value > 0, "above 0"),
+    "unadapted_rate_factor": _NOT_NEGATIVE,
+    "norm_exponent": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "epsilon": _NOT_NEGATIVE,
     "step_size": _NOT_NEGATIVE,
     "eval_epsilon": _NOT_NEGATIVE,
@@ -84,8 +86,9 @@ APPLIES = (
     Applies(("weight_decay_rate",), _takes("weight_decay_rate"), "optimizer", "optimizers with weight decay"),
     *(
         Applies((name,), _takes(name), "optimizer", "clars and lars")
-        for name in ("eta", "max_rate", "classic_momentum")
+        for name in ("eta", "max_rate", "unadapted_rate_factor", "classic_momentum")
     ),
+    Applies(("norm_exponent",), _takes("norm_exponent"), "optimizer", "clars"),
     Applies(
         ("record_every",),
         lambda c: optimizers.OPTIMIZERS[c.optimizer.name].layerwise,

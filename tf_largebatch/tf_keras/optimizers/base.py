@@ -46,6 +46,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
         classic_momentum: bool = True,
         epsilon: float = 1e-6,
         max_rate: float | None = None,
+        unadapted_rate_factor: float = 1.0,
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
         clipnorm: float | None = None,
@@ -79,6 +80,7 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
             classic_momentum=classic_momentum,
             epsilon=epsilon,
             max_rate=max_rate,
+            unadapted_rate_factor=unadapted_rate_factor,
             exclude_from_layer_adaptation=exclude_from_layer_adaptation,
             exclude_from_weight_decay=exclude_from_weight_decay,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import tf_keras
 
 from tf_largebatch.core.gradient_norms import GradientNorms
-from tf_largebatch.optimizers.arguments import with_shared_texts
+from tf_largebatch.optimizers.arguments import saved, with_shared_texts
 from tf_largebatch.optimizers.norm_source import NormSource, marked
 from tf_largebatch.tf_keras.optimizers.base import LayerwiseOptimizer, Pair
 
@@ -23,7 +23,8 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
         s    = (1/B) sum_i ||grad f_i(w)||
         g    = grad + weight_decay_rate * w
-        rate = min(eta * ||w|| / (s + epsilon), max_rate)          1 for excluded tensors
+        d    = ||grad||^(1 - q) * s^q                              q = norm_exponent; 1 by default, so that d = s
+        rate = min(eta * ||w|| / (d + epsilon), max_rate)          unadapted_rate_factor for excluded tensors
 
         {{update}}
 
@@ -33,7 +34,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
     {{numerics}}
 
-    A tensor has rate 0 in a step in which `s` is 0, as in the authors' code.
+    A tensor has rate 0 in a step in which `d` is 0, as in the authors' code.
     {{zero_norms}}
 
     {{clars_source}}
@@ -44,6 +45,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
         gradient_norms: Where `s` comes from. `"per_example"`: from the training step, which hands it over; without it
             the first step raises an error. `"replica"`: the norm of each replica's gradient, averaged; with one
             replica this is LARS. `"auto"`: per example if handed over, else per replica with one warning.
+        {{norm_exponent}}
         {{tf_keras_arguments}}
         name: Name of the optimizer, `"clars"` by default.
 
@@ -69,7 +71,9 @@ class CLARS(NormSource, LayerwiseOptimizer):
         classic_momentum: bool = True,
         epsilon: float = 1e-6,
         max_rate: float | None = None,
+        unadapted_rate_factor: float = 1.0,
         gradient_norms: str = "auto",
+        norm_exponent: float = 1.0,
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
         clipnorm: float | None = None,
@@ -81,10 +85,10 @@ class CLARS(NormSource, LayerwiseOptimizer):
     ) -> None:
         # By position, in the order of `LayerwiseOptimizer`.
         layerwise = learning_rate, momentum, eta, weight_decay_rate, nesterov, classic_momentum, epsilon, max_rate
-        exclusions = exclude_from_layer_adaptation, exclude_from_weight_decay
+        unadapted = unadapted_rate_factor, exclude_from_layer_adaptation, exclude_from_weight_decay
         of_tf_keras = clipnorm, clipvalue, global_clipnorm, gradient_aggregator, gradient_transformers
-        super().__init__(*layerwise, *exclusions, *of_tf_keras, name)
-        self._set_norm_source(gradient_norms)
+        super().__init__(*layerwise, *unadapted, *of_tf_keras, name)
+        self._set_norm_source(gradient_norms, norm_exponent)
 
     def apply_gradients(
         self,
@@ -112,7 +116,8 @@ class CLARS(NormSource, LayerwiseOptimizer):
             ValueError: If an `exclude_*` argument holds a predicate that is not registered with
                 `keras.saving.register_keras_serializable`.
         """
-        return {**super().get_config(), "gradient_norms": self._norm_source}
+        config = {**super().get_config(), "gradient_norms": self._norm_source}
+        return {**config, "norm_exponent": saved("norm_exponent", self.norm_exponent)}
 
     def _aggregate_gradients(self, grads_and_vars: Sequence[Pair]) -> list[Pair]:
         # The last point at which gradients are neither summed nor clipped.

@@ -17,7 +17,7 @@ class LARS(GradientNormDenominator, LayerwiseOptimizer):
     For each trainable tensor `w` with gradient `grad` (summed over replicas, clipped if asked):
 
         g    = grad + weight_decay_rate * w
-        rate = min(eta * ||w|| / (||g|| + epsilon), max_rate)      1 for excluded tensors
+        rate = min(eta * ||w|| / (||g|| + epsilon), max_rate)      unadapted_rate_factor for excluded tensors
 
         {{update}}
 

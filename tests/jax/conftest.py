@@ -1,0 +1,7 @@
+"""Tests of JAX alone are collected with KERAS_BACKEND=jax only."""
+
+from __future__ import annotations
+
+import keras
+
+collect_ignore_glob = [] if keras.backend.backend() == "jax" else ["test_*.py"]
