@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from tf_largebatch.check import require
+from tf_largebatch.conadv.backend import snapshots
 from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms.intercept import intercept
 
@@ -65,7 +66,7 @@ class AuxiliaryBatchNorms(keras.layers.Layer):
         """Copies the weights of the model's batch normalizations into the auxiliary layers."""
         for main, auxiliary in self.replacements().items():
             for target, source in zip(auxiliary.weights, main.weights, strict=True):
-                target.assign(source)
+                snapshots.copy(target, source)
 
     def follow_trainable(self) -> None:
         """Freezes and unfreezes the auxiliary layers as the model's batch normalizations are."""

@@ -1,44 +1,21 @@
-"""The batch of ConAdvModel between two steps, and what a train function needs of the model."""
+"""The batch of ConAdvModel between two steps."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-
-class Steps(Protocol):
-    """What the train function needs of the model."""
-
-    distribute_strategy: Any
-    run_eagerly: bool
-    jit_compile: bool
-    steps_per_execution: int
-
-    def get_ready(self, data: Any) -> None:
-        """Does what must be done outside of the compiled step, given a batch."""
-
-    def train_step(self, data: Any) -> dict[str, Any]:
-        """Attacks a batch, then trains on it."""
-
-    def train_on_pair(self, data: Any, adversarial: Any) -> dict[str, Any]:
-        """Trains on a batch and its adversarial images."""
-
-    def attack_present(self, data: Any) -> Any:
-        """Returns the adversarial images of the batch of the present step."""
-
-    def attack_next(self, data: Any) -> Any:
-        """Returns the adversarial images of the batch of the next step; to be called before the update."""
-
-    def step_logs(self) -> dict[str, Any]:
-        """Returns the logs after a step."""
+from typing import Any
 
 
 class InFlight:
     """The batch that was drawn and not yet trained on, its adversarial images, and how many batches are still to come.
 
     It outlives the train function, which Keras makes anew when a model is compiled.
+
+    Attributes:
+        aside: Whether the train function is called for a batch of its own, by `train_on_batch`.
     """
 
     def __init__(self) -> None:
+        self.aside = False
         self.clear()
 
     def clear(self, batches_left: int | None = None) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from tf_largebatch.check import require
@@ -16,7 +17,7 @@ from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.arguments import TRACED, VARIABLES, check_argument, check_fixed
 from tf_largebatch.conadv.attack import ImageAttack, attack_named
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
-from tf_largebatch.conadv.backend import TrainFunction, compiled, replicas, step_context
+from tf_largebatch.conadv.backend import ConAdvTrainer, TrainFunction, compiled, replicas, step_context
 from tf_largebatch.conadv.class_labels import are_right, are_sparse, classification_loss
 from tf_largebatch.conadv.in_flight import InFlight
 from tf_largebatch.conadv.stale_weights import StaleWeights
@@ -27,12 +28,13 @@ from tf_largebatch.training.large_batch_model import LargeBatchModel
 from tf_largebatch.training.micro_batches import batch_size_of, mapped_over_micro_batches, unless_empty
 from tf_largebatch.training.step import Pass, Stream
 from tf_largebatch.training.step_seed import Purpose, step_seed
+from tf_largebatch.training.trainer import in_strategy, number_of_replicas, outside_of_the_step
 
 CLEAN, ADVERSARIAL, AUGMENTED = "clean", "adversarial", "augmented"
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
-class ConAdvModel(LargeBatchModel):
+class ConAdvModel(ConAdvTrainer, LargeBatchModel):
     """Wraps an image classifier so that it trains on adversarial images, made concurrently with the training.
 
     Step t, with theta_t the weights before it and x^ the adversarial images of the images x of its batch B_t:
@@ -185,7 +187,7 @@ class ConAdvModel(LargeBatchModel):
         self.adversarial_accuracy = keras.metrics.Mean(name="adversarial_accuracy")
         self.perturbation = keras.metrics.Mean(name="perturbation")
         self._classes: Any = None  # an int once the first batch is seen
-        self._checked = self._range_checked = self._has_trained = False
+        self._checked = self._range_checked = self._has_trained = self._in_training = False
         self._in_flight = InFlight()
         # Past Keras's tracking: arguments of the constructor are no state to save.
         settings = keras.Variable(
@@ -233,9 +235,31 @@ class ConAdvModel(LargeBatchModel):
         steps = arguments["steps_per_epoch"]
         self.start_training(steps and steps * (arguments["epochs"] - arguments["initial_epoch"]))
         try:
-            return super().fit(*args, **kwargs)
+            with self._training():
+                return super().fit(*args, **kwargs)
         finally:
             self._in_flight.clear()
+
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """One update, as `keras.Model.train_on_batch` makes it; also within `fit`, from a callback."""
+        self.end_step()
+        with self._training(aside=True):
+            return super().train_on_batch(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluates the clean classifier as `keras.Model.evaluate` does."""
+        with self._training(False):
+            return super().evaluate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _training(self, training: bool = True, aside: bool = False) -> Iterator[None]:
+        """Within it Keras trains, on its data or on one batch aside, or does not."""
+        before = self._in_training, self._in_flight.aside
+        self._in_training, self._in_flight.aside = training, aside
+        try:
+            yield
+        finally:
+            self._in_training, self._in_flight.aside = before
 
     def start_training(self, updates: int | None = None) -> None:
         """Drops the batch in flight. `fit` calls this; so must a loop that calls the train function itself.
@@ -270,6 +294,7 @@ class ConAdvModel(LargeBatchModel):
             Tensor in the shape of x, float32 (float64 for such x).
         """
         data = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
+        self.end_step()
         self.get_ready(data)
         step = ops.cast(self.stale.step if step is None else step, self.stale.step.dtype)
         return self._attack_of(main)(data, step)
@@ -284,12 +309,12 @@ class ConAdvModel(LargeBatchModel):
             self._check(data)
             self._checked = True
         if not self._has_trained:
-            with step_context.outside_of_the_step(self):
+            with outside_of_the_step(), in_strategy(self):
                 self._make_state_current()
 
     def training_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch with the stale weights of its step, then makes one update; see the class."""
-        self.get_ready(data)
+        self.get_ready_in_step(data)
         return self.train_on_pair(data, self.attack_present(data))
 
     def attack_present(self, data: Any) -> Any:
@@ -318,6 +343,19 @@ class ConAdvModel(LargeBatchModel):
             logs = self._update(streams, y, sample_weight)
         self.perturbation.update_state(self._image_attack().sizes(adversarial, x))
         return {**logs, **self.step_logs()}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether `get_ready` was called since training began."""
+        return self._checked
+
+    def settings(self) -> Any:
+        """Returns the values of the arguments that may change without a new trace, as the step takes them."""
+        return np.asarray(self._settings_values(), _settings_dtype())
+
+    def use_settings(self, values: Any) -> None:
+        """Makes the code that follows, within a step, use these values."""
+        self._settings.assign(values)
 
     def step_logs(self) -> dict[str, Any]:
         """The logs after a step: the metrics, those that there are in training alone included."""
@@ -386,7 +424,7 @@ class ConAdvModel(LargeBatchModel):
             loss = result.losses[number]
             if number == 0 and penalties:
                 loss -= functools.reduce(operator.add, penalties)
-            self.stream_losses[stream.name].update_state(loss * replicas.number(), sample_weight=batch_size)
+            self.stream_losses[stream.name].update_state(loss * number_of_replicas(), sample_weight=batch_size)
 
     def _create_state(self) -> None:
         """Creates the auxiliary batch norms and the snapshots, once the wrapped model has its variables."""
@@ -419,13 +457,13 @@ class ConAdvModel(LargeBatchModel):
         x = keras.tree.flatten(x)[0]
         image_checks.check_channels(self.value_range, x)
         classification_loss(self._compiled_loss())
-        with step_context.outside_of_the_step(self):
+        with outside_of_the_step(), in_strategy(self):
             if not self.built:
                 self.build((None, *x.shape[1:]))
             image_checks.check_accepts_floating(self.model)
             self._infer_classes(x)
             are_sparse(y, self._classes)
-        if not self._range_checked and hasattr(x, "numpy"):
+        if not self._range_checked and step_context.is_known(x):
             self._range_checked = True
             image_checks.warn_unless_in_range(x, self.value_range)
 
@@ -489,7 +527,7 @@ class ConAdvModel(LargeBatchModel):
         state = [*weights, *self._layer_seeds(self.model, step, Purpose.LAYERS, part)]
 
         def scores(x: Any) -> Any:
-            with keras.StatelessScope(state), contextlib.ExitStack() as stack:
+            with step_context.scope(state), contextlib.ExitStack() as stack:
                 if not main:
                     stack.enter_context(self.adversarial_batch_norms.intercept())
                 return self.model(x, training=not main)
@@ -520,7 +558,7 @@ class ConAdvModel(LargeBatchModel):
         with step_context.named("augment"):
             if not isinstance(augment, keras.layers.Layer):
                 return ops.cast(augment(x), x.dtype)
-            with keras.StatelessScope(self._layer_seeds(augment, self.stale.step, Purpose.AUGMENTATION)):
+            with step_context.scope(self._layer_seeds(augment, self.stale.step, Purpose.AUGMENTATION)):
                 return ops.cast(augment(x, training=True), x.dtype)
 
     def _seed(self, step: Any, purpose: Purpose, part: Any = 0) -> Any:

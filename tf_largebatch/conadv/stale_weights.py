@@ -71,7 +71,7 @@ class StaleWeights(keras.layers.Layer):
         """Makes the present weights those of all earlier steps, as they are before the first one."""
         for of_one_age in self._snapshots:
             for snapshot, variable in zip(of_one_age, self._originals, strict=True):
-                snapshot.assign(variable.value)
+                snapshots.copy(snapshot, variable)
 
     def lag(self, steps: int) -> list[tuple[Any, Any]]:
         """The weights of `steps` steps ago, as pairs of variable and value.
@@ -85,10 +85,7 @@ class StaleWeights(keras.layers.Layer):
         return [(v, snapshots.read(old)) for v, old in zip(self._originals, of_that_age, strict=True)]
 
     def push(self) -> None:
-        """Makes the present weights those of one step ago and counts the step; to be called before the update.
-
-        Every replica writes its own snapshots with its own values: nothing is sent between them.
-        """
+        """Makes the present weights those of one step ago and counts the step; to be called before the update."""
         newer = [self._originals, *self._snapshots[:-1]] if self._snapshots else []
         # The oldest first: each is overwritten once it has been read.
         ages = reversed(list(zip(self._snapshots, newer, strict=True)))

@@ -7,11 +7,6 @@ from typing import Any
 import keras
 
 
-def number() -> int:
-    """Returns 1: the loss is that of the whole batch."""
-    return 1
-
-
 def have_parts_of_the_batch() -> bool:
     """Whether several devices each hold a part of the batch."""
     distribution = keras.distribution.distribution()

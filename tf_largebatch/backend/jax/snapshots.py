@@ -1,9 +1,12 @@
-"""How stale weights are moved on: within the step's scope an assignment is a new name for a value, not a copy."""
+"""How weights are copied from one variable to another."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 
 def read(variable: Any) -> Any:
@@ -19,5 +22,15 @@ def push(pairs: Iterable[tuple[Any, Any]], step: Any) -> None:
         step: An integer variable.
     """
     for target, source in pairs:
-        target.assign(source.value)
+        copy(target, source)
     step.assign(step.value + 1)
+
+
+def copy(target: Any, source: Any) -> None:
+    """Copies the value of one Keras variable into another.
+
+    Outside of a compiled step it makes a new array: a compiled step overwrites its arrays, and no two variables may
+    share one.
+    """
+    value = source.value
+    target.assign(value if isinstance(value, jax.core.Tracer) else jnp.copy(value))

@@ -6,6 +6,9 @@ import contextlib
 from typing import Any
 
 import jax
+import keras
+
+from tf_largebatch.backend.jax.scopes import inner_scope
 
 
 def named(name: str) -> contextlib.AbstractContextManager[Any]:
@@ -13,10 +16,18 @@ def named(name: str) -> contextlib.AbstractContextManager[Any]:
     return jax.named_scope(name)
 
 
-def outside_of_the_step(model: Any) -> contextlib.AbstractContextManager[Any]:
-    """Within it variables are created and written at once. On JAX this holds wherever no `StatelessScope` is open."""
-    del model
-    return contextlib.nullcontext()
+def scope(values: list[tuple[Any, Any]]) -> keras.StatelessScope:
+    """Returns a scope to enter: within it variables have these values, and what is assigned is dropped.
+
+    Args:
+        values: Pairs of a Keras variable and its value.
+    """
+    return inner_scope(values)
+
+
+def is_known(x: Any) -> bool:
+    """Whether the numbers of an array or tensor can be read now."""
+    return not isinstance(x, jax.core.Tracer)
 
 
 def of_one_replica(model: Any, data: Any) -> Any:

@@ -4,16 +4,43 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tf_largebatch.conadv.in_flight import InFlight, Steps
+from tf_largebatch.conadv.in_flight import InFlight
 
 _END = object()
 _ENDLESS = sys.maxsize
+
+
+class Steps(Protocol):
+    """What the train function needs of the model."""
+
+    distribute_strategy: tf.distribute.Strategy
+    run_eagerly: bool
+    jit_compile: bool
+    steps_per_execution: int
+
+    def get_ready(self, data: Any) -> None:
+        """Does what must be done outside of the compiled step, given a batch."""
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Attacks a batch, then trains on it."""
+
+    def train_on_pair(self, data: Any, adversarial: Any) -> dict[str, Any]:
+        """Trains on a batch and its adversarial images."""
+
+    def attack_present(self, data: Any) -> Any:
+        """Returns the adversarial images of the batch of the present step."""
+
+    def attack_next(self, data: Any) -> Any:
+        """Returns the adversarial images of the batch of the next step; to be called before the update."""
+
+    def step_logs(self) -> dict[str, Any]:
+        """Returns the logs after a step."""
 
 
 class TrainFunction:
@@ -41,7 +68,7 @@ class TrainFunction:
 
     def __call__(self, iterator: Iterable[Any]) -> dict[str, Any]:
         """Does `steps_per_execution` steps, fewer if the data end; StopIteration if there are no more data."""
-        if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):  # train_on_batch
+        if self._in_flight.aside:
             return self._alone(self._drawn(iterator))
         held = self._in_flight
         spec = keras.tree.map_structure(_none_for_optional, iterator.element_spec)

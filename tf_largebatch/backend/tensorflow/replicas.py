@@ -7,14 +7,9 @@ from typing import Any
 import tensorflow as tf
 
 
-def number() -> int:
-    """Returns how many replicas share the batch: Keras divides each one's loss by it."""
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
 def have_parts_of_the_batch() -> bool:
     """Whether several replicas each see a part of the batch."""
-    return number() > 1
+    return tf.distribute.get_strategy().num_replicas_in_sync > 1
 
 
 def number_of_this_replica() -> Any:

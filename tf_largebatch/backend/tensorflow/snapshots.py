@@ -1,4 +1,4 @@
-"""How stale weights are moved on: each replica writes its own copies, and nothing is sent between them."""
+"""How weights are copied from one variable to another."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ def read(variable: Any) -> Any:
 def push(pairs: Iterable[tuple[Any, Any]], step: Any) -> None:
     """Copies each source into its target, in this order, and adds 1 to the step.
 
+    Every replica writes its own variables with its own values: nothing is sent between them.
+
     Args:
         pairs: Keras variables, target and source.
         step: An integer variable.
@@ -27,6 +29,11 @@ def push(pairs: Iterable[tuple[Any, Any]], step: Any) -> None:
         strategy.extended.update(step.value, _increment, group=False)
 
     _in_cross_replica_context(on_all_replicas)
+
+
+def copy(target: Any, source: Any) -> None:
+    """Copies the value of one Keras variable into another."""
+    target.assign(source)
 
 
 def _assign(target: tf.Variable, source: tf.Variable) -> tf.Operation:

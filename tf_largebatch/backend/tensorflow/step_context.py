@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -15,12 +14,18 @@ def named(name: str) -> contextlib.AbstractContextManager[Any]:
     return tf.name_scope(name)
 
 
-@contextlib.contextmanager
-def outside_of_the_step(model: Any) -> Iterator[None]:
-    """Within it variables are created and written at once, also in a step that a loop of the user's traces."""
-    strategy = model.distribute_strategy
-    with tf.init_scope(), contextlib.nullcontext() if tf.distribute.has_strategy() else strategy.scope():
-        yield
+def scope(values: list[tuple[Any, Any]]) -> keras.StatelessScope:
+    """Returns a scope to enter: within it variables have these values, and what is assigned is dropped.
+
+    Args:
+        values: Pairs of a Keras variable and its value.
+    """
+    return keras.StatelessScope(values)
+
+
+def is_known(x: Any) -> bool:
+    """Whether the numbers of an array or tensor can be read now."""
+    return hasattr(x, "numpy")
 
 
 def of_one_replica(model: Any, data: Any) -> Any:
