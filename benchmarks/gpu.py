@@ -197,6 +197,7 @@ TITLES = {
     "resnet50_float32": "ResNet-50, 224 px, batch 256, float32",
 }
 
+
 def _small_network(pixels: int, classes: int) -> keras.Model:
     layers = keras.layers
     x = inputs = keras.Input((pixels, pixels, 3))

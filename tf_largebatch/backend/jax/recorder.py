@@ -27,6 +27,7 @@ from tf_largebatch.backend.jax.pack import pack
 from tf_largebatch.backend.jax.scopes import InnerScope
 from tf_largebatch.backend.jax.watch import watched
 from tf_largebatch.norms import recorder as base
+from tf_largebatch.norms.device import device
 from tf_largebatch.norms.recorder import Contraction, Use, Variable, broadcast_message
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.norms.sums import squared_norms_and_sum
@@ -141,6 +142,7 @@ class Recorder(base.Recorder):
         self._trained, self._plan, self._arguments = trained, plan, arguments
         self._window = window
         self._last_copy: dict[int, Copy] = {}
+        self._results: list[jax.Array] = []  # of the layer before, in the order of the backward pass
 
     def value(self, variable: Variable, dtype: Any = None) -> jax.Array:
         """Returns the variable's value without its gradient, plus a dummy argument that has it instead."""
@@ -254,12 +256,15 @@ class Recorder(base.Recorder):
             if self.inner_gradients.in_forward_pass:
                 return d, jnp.zeros(slots[0].shape), jnp.zeros(shape), None
             self.reached.add(use.number)
+            d = self._after_the_layer_before(use, d)
             if use.contraction is None:
                 squares, share = squared_norms_and_sum(d)
                 squares = squares if self._window is None else squares[self._window]
                 self.with_share.add(use.number)
+                self._results += [squares, share]
                 return d, squares, share, None
             found = measure_uses([(dataclasses.replace(use, contraction=rebuild(arrays)), d)], self._window)
+            self._results += [found.squares, *found.gradients]
             share = jnp.zeros(shape)
             if found.gradients:
                 self.with_share.add(use.number)
@@ -269,6 +274,18 @@ class Recorder(base.Recorder):
         seen.defvjp(forward, backward)
         slots = self._arguments.squares[use.number], self._arguments.shares[use.number]
         return seen(output, *slots, arrays)
+
+    def _after_the_layer_before(self, use: Use, d: jax.Array) -> jax.Array:
+        """Returns `d` behind a barrier, where it waits for the norms of the layer before it in the backward pass.
+
+        Otherwise XLA puts the norms off until the end of the step, and every layer's input and `d` stay in memory. The
+        layer's kernel waits. Its bias does not, because XLA fuses the sums for it with what computes `d`.
+        """
+        first = min(other.number for other in self.uses if other.layer_call == use.layer_call)
+        if device() == "cpu" or use.number != first or not self._results:
+            return d
+        before, self._results = self._results, []
+        return jax.lax.optimization_barrier((d, *before))[0]
 
 
 def _is_complete(contraction: Any) -> bool:

@@ -25,7 +25,7 @@ from tf_largebatch.norms.window import Window
 try:  # JAX has announced that Pallas's Triton backend will go; without it the chooser takes another form.
     from jax.experimental.pallas import triton
 except ImportError:
-    triton = None
+    triton = None  # type: ignore[assignment]
 
 # A group of examples for each of two programs on every multiprocessor of an H100, if a tile is all of `G`.
 _GROUPS = 264

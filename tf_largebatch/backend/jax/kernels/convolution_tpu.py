@@ -49,7 +49,8 @@ def norms_and_gradient(a: jax.Array, d: jax.Array, window: Window, groups: int) 
 
 def squared_norms(a: jax.Array, d: jax.Array, window: Window, groups: int) -> jax.Array:
     """Returns `||G_i||^2`, shape [b], of a few examples: a barrier has them cut out before they are rearranged."""
-    return norms_and_gradient(*lax.optimization_barrier((a, d)), window, groups)[0]
+    a, d = lax.optimization_barrier((a, d))
+    return norms_and_gradient(a, d, window, groups)[0]
 
 
 def gram_is_cheaper(a: jax.Array, d: jax.Array, window: Window, groups: int) -> bool:
