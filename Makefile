@@ -13,7 +13,7 @@ OLDEST_VENV ?= .venv-oldest
 OLDEST := tensorflow==2.20.0 keras==3.12.0 tensorflow-datasets==4.9.8
 OLDEST_STAMP := $(OLDEST_VENV)/.installed
 
-.PHONY: train test test-base test-garden test-long test-oldest coverage docs dist lint clean
+.PHONY: train test test-base test-jax test-garden test-long test-oldest coverage docs dist lint clean
 
 # The default run: digits, batch 512, CLARS without warmup. More flags: make train ARGS="--epochs=5"
 train: $(STAMP)
@@ -22,10 +22,14 @@ train: $(STAMP)
 # Tests of tf_keras and of Model Garden run in their own environment.
 NOT_GARDEN := --ignore=tests/tf_keras --ignore=tests/model_garden
 
-test: test-base test-garden
+test: test-base test-jax test-garden
 
 test-base: $(STAMP) lint
 	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 $(ARGS)
+
+# The backend-neutral tests once more on JAX, and what compares JAX with TensorFlow.
+test-jax: $(STAMP)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(shell cat tests/jax_paths.txt) --numprocesses=2 $(ARGS)
 
 test-garden: $(GARDEN_STAMP)
 	$(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden --numprocesses=2 $(ARGS)
