@@ -50,7 +50,7 @@ def brute_force_gradient_norms(
     variables = model.trainable_variables
     state = state_of(model)
     contributions: dict[tuple[int, int], Any] = {}
-    with restored(state):
+    with restored(state), _with_cells_called(model):
         with restored(state), _without_states_of_a_fixed_batch(model):
             one_more = recorded_run(model, _with_first_repeated(x), training, state)
         calls, d_calls, gradients = differentiated_run(
@@ -115,6 +115,20 @@ def _without_states_of_a_fixed_batch(model: Any) -> Iterator[None]:
     finally:
         for layer in stateful:
             object.__setattr__(layer, "stateful", True)
+
+
+@contextlib.contextmanager
+def _with_cells_called(model: Any) -> Iterator[None]:
+    """Within it recurrent layers call their cells, which own the variables, step by step."""
+    fast = [layer for layer in model._flatten_layers() if getattr(layer, "use_cudnn", False)]
+    before = [layer.use_cudnn for layer in fast]
+    try:
+        for layer in fast:
+            layer.use_cudnn = False
+        yield
+    finally:
+        for layer, value in zip(fast, before, strict=True):
+            layer.use_cudnn = value
 
 
 def _with_first_repeated(batch: Any) -> Any:

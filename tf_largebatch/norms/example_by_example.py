@@ -5,6 +5,7 @@ import keras
 if keras.backend.backend() == "jax":
     from tf_largebatch.backend.jax.example_by_example import (
         contributions,
+        identity,
         norms_and_gradients,
         on_these_values,
         require_rows,
@@ -13,10 +14,11 @@ if keras.backend.backend() == "jax":
 else:
     from tf_largebatch.backend.tensorflow.example_by_example import (
         contributions,
+        identity,
         norms_and_gradients,
         on_these_values,
         require_rows,
         split_columns,
     )
 
-__all__ = ["contributions", "norms_and_gradients", "on_these_values", "require_rows", "split_columns"]
+__all__ = ["contributions", "identity", "norms_and_gradients", "on_these_values", "require_rows", "split_columns"]

@@ -70,6 +70,11 @@ def require_rows(found: Size, rows: Size, message: str) -> None:
         raise ValueError(message)
 
 
+def identity(d: jax.Array) -> jax.Array:
+    """Returns the array, which is handed from one variable of a layer to the next in the backward pass."""
+    return d
+
+
 def split_columns(t: jax.Array, sizes: list[int]) -> list[jax.Array]:
     """Splits the last axis of [B, N] into parts of these sizes."""
     return jnp.split(t, list(itertools.accumulate(sizes))[:-1], axis=1)

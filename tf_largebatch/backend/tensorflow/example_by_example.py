@@ -105,6 +105,11 @@ def require_rows(found: Size, rows: Size, message: str) -> None:
     tf.debugging.assert_equal(found, rows, message)
 
 
+def identity(d: tf.Tensor) -> None:
+    """Returns None: the gradient at a layer's outputs is the same for all its variables, in tensors of its own."""
+    del d
+
+
 def split_columns(t: tf.Tensor, sizes: list[Size]) -> list[tf.Tensor]:
     """Splits the last axis of [B, N] into parts of these sizes."""
     return tf.split(t, sizes, axis=1)

@@ -31,7 +31,14 @@ from tf_largebatch.norms.rules.normalization import (
     group_normalization,
     layer_normalization,
 )
-from tf_largebatch.norms.rules.recurrent import cell_alone, covered_cells, recurrent, refuse_cell, refuse_recurrent
+from tf_largebatch.norms.rules.recurrent import (
+    bidirectional,
+    cell_alone,
+    covered_cells,
+    recurrent,
+    refuse_cell,
+    refuse_recurrent,
+)
 from tf_largebatch.norms.rules.reversible_embedding import reversible_embedding
 from tf_largebatch.norms.rules.spectrogram import stft_spectrogram
 from tf_largebatch.norms.rules.time_distributed import time_distributed
@@ -61,6 +68,7 @@ TABLE: tuple[tuple[Rule, tuple[type | str, ...], dict[str, Any]], ...] = (
     (additive_attention, (L.AdditiveAttention,), {"methods": ("call", "_calculate_scores")}),
     (recurrent, RECURRENT, {"methods": RECURRENT_METHODS, "covers": covered_cells, "refuse": refuse_recurrent}),
     (cell_alone, (L.SimpleRNNCell, L.LSTMCell, L.GRUCell), {"refuse": refuse_cell}),
+    (bidirectional, (L.Bidirectional,), {"methods": (), "wraps": True}),
     (time_distributed, (L.TimeDistributed,), {"wraps": True}),
     (spectral_normalization, (L.SpectralNormalization,), {"wraps": True}),
 )

@@ -139,6 +139,13 @@ def in_mode(training: bool | None, function: Callable[[], Any]) -> Any:
     return _Caller(autocast=False, name="caller")(ops.zeros([1]), function=function, training=training)
 
 
+class _Last:
+    """What was worked out last. No dataclass: JAX's pass copies those, and all copies of a `LayerAlone` share this."""
+
+    key: tuple[Any, Any] | None = None
+    found: Any = None
+
+
 @dataclasses.dataclass
 class LayerAlone:
     """One run of a layer, to be repeated example by example."""
@@ -151,7 +158,7 @@ class LayerAlone:
     batch_size: Size
     joined: Any
     training: bool | None = None
-    _done: tuple[Any, tuple[Any, list[Any]]] | None = None
+    last: _Last = dataclasses.field(default_factory=_Last)
 
     @property
     def chunk_size(self) -> int:
@@ -181,10 +188,11 @@ class LayerAlone:
 
     def of_all_variables(self, d: Any, examples: slice) -> tuple[Any, list[Any]]:
         """`norms_and_gradients`, worked out once: the variables are recorded at one tensor and have the same d."""
-        if self._done is None or self._done[0] is not examples.stop:
-            found = example_by_example.norms_and_gradients(self, d, *self.bounds(examples))
-            self._done = examples.stop, found
-        return self._done[1]
+        key = examples.stop, example_by_example.identity(d)
+        if self.last.key is None or any(known is not own for known, own in zip(self.last.key, key, strict=True)):
+            self.last.found = example_by_example.norms_and_gradients(self, d, *self.bounds(examples))
+            self.last.key = key
+        return self.last.found
 
     def bounds(self, examples: slice) -> tuple[Size, Size]:
         """Where the examples of a slice start and stop."""

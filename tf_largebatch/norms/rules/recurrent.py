@@ -68,6 +68,13 @@ def recurrent(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
     return type(layer).call(view(layer, **replaced), *args, **kwargs)
 
 
+def bidirectional(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
+    """Runs Keras's own call, which calls the two layers inside where it may not compute both in one kernel."""
+    del recorder
+    separate = {f"_can_attempt_fused_{kind}": lambda *args: False for kind in ("lstm", "gru")}
+    return type(layer).call(view(layer, **separate), *args, **kwargs)
+
+
 def cell_alone(cell: Any, recorder: Recorder, inputs: Any, states: Any, training: bool | None = False) -> Any:
     """Runs one step of a cell that is called by itself, outside an RNN layer."""
     rule_of_cell: Any = cell_rule(cell)  # cells without one have been refused
