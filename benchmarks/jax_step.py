@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 
 from benchmarks import harness
-from benchmarks.jax_forms import FORMS, cheapest, convolution, weight_gradient
+from benchmarks.jax_forms import FORMS, cheapest, convolve, weight_gradient
 
 Arrays = dict[str, jax.Array]
 CLASSES, RATE, MOMENTUM, ETA = 10, 0.01, 0.9, 0.01
@@ -33,7 +33,7 @@ CLASSES, RATE, MOMENTUM, ETA = 10, 0.01, 0.9, 0.01
 def measured_convolution(a: jax.Array, w: jax.Array, slot: jax.Array, stride: int, examples: int) -> jax.Array:
     """A convolution whose backward pass gives, as the gradient of `slot` [B], `||G_i||^2` of the first examples."""
     del slot, examples
-    return convolution(a, w, stride)
+    return convolve(a, w, stride)
 
 
 def _forward(a: jax.Array, w: jax.Array, slot: jax.Array, stride: int, examples: int) -> Any:
@@ -42,8 +42,8 @@ def _forward(a: jax.Array, w: jax.Array, slot: jax.Array, stride: int, examples:
 
 def _backward(stride: int, examples: int, saved: Any, d: jax.Array) -> Any:
     a, w = saved
-    (d_a,) = jax.vjp(lambda a: convolution(a, w, stride), a)[1](d)
-    form = FORMS[cheapest(a, d, w.shape[0], jax.default_backend() == "gpu")]
+    (d_a,) = jax.vjp(lambda a: convolve(a, w, stride), a)[1](d)
+    form = FORMS[cheapest(a, d, w.shape[0], stride)]
     squares, gradient = form(a[:examples], d[:examples], w.shape[0], stride)
     if examples < a.shape[0]:
         gradient = weight_gradient(a, d, w.shape[0], stride).astype(jnp.float32)
@@ -94,11 +94,7 @@ class Network:
     def _run(self, images: jax.Array, weight: Callable[..., jax.Array], slots: Arrays | None, examples: int) -> Any:
         def layer(name: str, x: jax.Array, filters: int, kernel: int, stride: int) -> jax.Array:
             w = weight(name, kernel, kernel, x.shape[-1], filters)
-            x = (
-                convolution(x, w, stride)
-                if slots is None
-                else measured_convolution(x, w, slots[name], stride, examples)
-            )
+            x = convolve(x, w, stride) if slots is None else measured_convolution(x, w, slots[name], stride, examples)
             x = x.astype(jnp.float32)
             mean = x.mean((0, 1, 2))
             z = (x - mean) * lax.rsqrt(jnp.square(x).mean((0, 1, 2)) - mean**2 + 1e-5)

@@ -1,13 +1,15 @@
-"""The forms of a convolution's norms in JAX against a gradient an example, and the steps that use them."""
+"""JAX only: the forms of a convolution's norms in JAX against a gradient an example, and the steps that use them."""
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 
-jax = pytest.importorskip("jax", reason="JAX comes with the extras tpu and jax")
+if keras.backend.backend() != "jax":
+    pytest.skip("the forms are those of Keras on JAX", allow_module_level=True)
 
-from benchmarks import jax_forms, jax_step  # noqa: E402  (after the check for JAX)
+from benchmarks import jax_forms, jax_step
 
 
 def layer(batch, pixels, channels, outputs, stride):

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from tf_largebatch.backend.jax.kernels.chunks import chunk_of, norms_and_gradient_in_chunks
 from tf_largebatch.backend.jax.kernels.operands import operands, products
+from tf_largebatch.norms.device import device
 from tf_largebatch.norms.sums import sum_squares_per_example
 from tf_largebatch.norms.window import Window
 
@@ -53,6 +55,9 @@ def contributions_by_offset(a: jax.Array, d: jax.Array, window: Window, groups: 
     a, d = operands(a, d)
     d = d.reshape(batch, positions, groups, outputs // groups)
     for shifted in window.shifted_inputs(a, out):
+        if device() == "gpu" and max(window.strides) > 1:
+            # XLA for GPUs (JAX 0.11) may fail where it fuses strided slices with the products that read them.
+            shifted = lax.optimization_barrier(shifted)
         # Group g joins the g-th C / groups inputs with the g-th P / groups outputs.
         shifted = shifted.reshape(batch, positions, groups, channels)
         yield products("btgc,btgp->bcgp", shifted, d).reshape(batch, channels, outputs)
