@@ -33,6 +33,10 @@ import keras
 import tf_largebatch
 from benchmarks import harness, vision_transformer
 from tf_largebatch import models
+from tf_largebatch.backend.jax.kernels import convolution_direct, convolution_pallas
+from tf_largebatch.backend.jax.pipeline import TrainFunction
+from tf_largebatch.conadv.in_flight import InFlight
+from tf_largebatch.norms.window import Window
 
 State = Any
 Step = Callable[..., tuple[Any, State]]
@@ -140,6 +144,60 @@ class Update:
         return Program(updates, state, (gradients,), self.repeats)
 
 
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """ConAdv's step with SGD: the attack beside the training pass, before it, and none.
+
+    Attributes:
+        network: returns the network for `pixels` and `classes`.
+        batch: clean images a step; as many adversarial ones join them.
+        pixels: of an image's side.
+        classes: how many.
+    """
+
+    network: Callable[[int, int], keras.Model]
+    batch: int
+    pixels: int
+    classes: int = 10
+
+    baseline = "plain"
+
+    def programs(self) -> dict[str, Program]:
+        """The training pass on given adversarial images, and the two with an attack."""
+        return {kind: self._program(kind) for kind in ("plain", "concurrent", "sequential")}
+
+    def _program(self, kind: str) -> Program:
+        images, labels = images_and_labels(self.batch, self.pixels, self.classes)
+        data = (jnp.clip(64 * images + 128, 0, 255), labels)
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        network = self.network(self.pixels, self.classes)
+        keras.config.set_dtype_policy("float32")
+        model = tf_largebatch.ConAdvModel(network, staleness=0 if kind == "sequential" else 1)
+        program = training_program(model, sgd(), *data)
+        model.get_ready(data)
+        steps = TrainFunction(model, InFlight(), ahead=kind == "concurrent")
+
+        def plain(state: State, data: Any, settings: Any) -> tuple[Any, State]:
+            def body() -> Any:
+                model.use_settings(settings)
+                return model.train_on_pair(data, state[1])
+
+            logs, new = model.stateless(body, state[0])
+            return logs, (new, state[1])
+
+        def concurrent(state: State, data: Any, settings: Any) -> tuple[Any, State]:
+            logs, new, adversarial = steps.step(state[0], settings, data, state[1], data)
+            return logs, (new, adversarial)
+
+        def sequential(state: State, data: Any, settings: Any) -> tuple[Any, State]:
+            logs, new = steps.alone(state[0], settings, data)
+            return logs, (new, state[1])
+
+        functions = {"plain": plain, "concurrent": concurrent, "sequential": sequential}
+        state = (variables_of(model), jnp.array(data[0]))
+        return Program(functions[kind], state, (*program.data, model.settings()))
+
+
 def sgd() -> keras.optimizers.Optimizer:
     """Keras's SGD with momentum."""
     return keras.optimizers.SGD(0.01, momentum=0.9)
@@ -162,13 +220,22 @@ def training_program(
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss)
     optimizer.build(model.trainable_variables)
-    variables = (model.trainable_variables, model.non_trainable_variables, optimizer.variables, model.metrics_variables)
-    # Copies: a program gives the memory of its first state away.
-    state = tuple([jnp.array(v.value) for v in group] for group in variables)
-    return Program(model.train_step, state, ((images, labels),))
+    return Program(model.train_step, variables_of(model), ((images, labels),))
 
 
-CASES: dict[str, Training | Update] = {
+def variables_of(model: keras.Model) -> State:
+    """The state of a model's step, copied: a program gives the memory of its first state away."""
+    groups = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    return tuple([jnp.array(v.value) for v in group] for group in groups)
+
+
+Case = Training | Update | Attack
+CASES: dict[str, Case] = {
     "resnet50": Training(
         lambda pixels, classes: models.build("resnet50", (pixels, pixels, 3), classes), batch=256, pixels=224
     ),
@@ -183,6 +250,8 @@ CASES: dict[str, Training | Update] = {
     "densenet121": Training(
         lambda pixels, classes: models.build("densenet121", (pixels, pixels, 3), classes), batch=128, pixels=224
     ),
+    "conadv": Attack(lambda pixels, classes: models.build("resnet20", (pixels, pixels, 3), classes), 2048, 32),
+    "conadv_small": Attack(lambda pixels, classes: models.build("resnet20", (pixels, pixels, 3), classes), 128, 32),
     "resnet50_float32": Training(
         lambda pixels, classes: models.build("resnet50", (pixels, pixels, 3), classes), 256, 224, policy="float32"
     ),
@@ -194,6 +263,8 @@ TITLES = {
     "vit_s": "ViT-S/16, 224 px, batch 256, bfloat16",
     "mobilenetv2": "MobileNetV2, 224 px, batch 256, bfloat16",
     "densenet121": "DenseNet121, 224 px, batch 128, bfloat16",
+    "conadv": "ConAdv, ResNet-20, 2048 + 2048 images, bfloat16",
+    "conadv_small": "ConAdv, ResNet-20, 128 + 128 images, bfloat16",
     "resnet50_float32": "ResNet-50, 224 px, batch 256, float32",
 }
 
@@ -207,14 +278,29 @@ def _small_network(pixels: int, classes: int) -> keras.Model:
     return keras.Model(inputs, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)))
 
 
-SMALL_CASES: dict[str, Training | Update] = {
+SMALL_CASES: dict[str, Case] = {
     "resnet20": Training(_small_network, 8, 8, classes=3),
     "vit_s": Training(lambda pixels, classes: vision_transformer.build(pixels, classes, 4, 16, 1, 2), 8, 8, classes=3),
     "update": Update(lambda: _small_network(8, 3), repeats=2),
+    "conadv": Attack(_small_network, 8, 8, classes=3),
 }
 
 
-def measure(case: Training | Update, rounds: int, steps: int) -> dict[str, Any]:
+def check_kernels() -> dict[str, float]:
+    """The largest relative error of the Pallas kernel's norms and gradient against the direct form's, by layer."""
+    errors = {}
+    for pixels, channels, outputs, kernel, stride in ((32, 3, 16, 3, 1), (32, 16, 32, 3, 2), (14, 64, 128, 3, 1)):
+        window = Window((kernel,) * 2, (stride,) * 2, "same", (1, 1))
+        a = jax.random.normal(jax.random.key(2), (9, pixels, pixels, channels), jnp.bfloat16)
+        d = jax.random.normal(jax.random.key(3), (9, pixels // stride, pixels // stride, outputs), jnp.bfloat16)
+        forms = (convolution_pallas.norms_and_gradient, convolution_direct.norms_and_gradient)
+        found, reference = (jax.jit(lambda a, d, form=form: form(a, d, window, 1))(a, d) for form in forms)  # noqa: B023
+        pairs = zip(found, reference, strict=True)
+        errors[f"{channels} to {outputs}"] = max(float(abs(x - y).max() / abs(y).max()) for x, y in pairs)
+    return errors
+
+
+def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:
     """Compiles a case's programs side by side, times them in turns, and reads their memory."""
     programs = case.programs()
     start = time.perf_counter()
@@ -270,11 +356,19 @@ def markdown(report: Mapping[str, Any]) -> str:
     ]
     for name, title in TITLES.items():
         row = report["cases"].get(name, {})
-        if row.get("baseline") == "plain":
+        if "exact_ratio" in row:
             cells = [f"{row['plain_ms']:.1f}"]
             for kind in ("exact", "sampled"):
                 cells += [_ratio(row, f"{kind}_ratio"), f"{row[f'{kind}_memory_ratio']:.2f}"]
             lines.append(f"| {title} | {' | '.join(cells)} |")
+    attacks = [name for name in TITLES if "concurrent_ratio" in report["cases"].get(name, {})]
+    if attacks:
+        lines += ["", "| step | no attack, ms | concurrent, ratio (quartiles) | sequential, ratio (quartiles) |"]
+        lines.append("|---|---|---|---|")
+    for name in attacks:
+        row = report["cases"][name]
+        cells = [f"{row['plain_ms']:.2f}", _ratio(row, "concurrent_ratio"), _ratio(row, "sequential_ratio")]
+        lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
     row = report["cases"].get("update")
     if row:
         lines += ["", "| update | SGD, ms | CLARS, ratio (quartiles) | Lamb, ratio (quartiles) |", "|---|---|---|---|"]
@@ -317,6 +411,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if given.markdown:
         print(markdown(report))
         return report
+    if jax.default_backend() == "gpu" and "kernel_errors" not in report:
+        report["kernel_errors"] = check_kernels()
+        print(f"largest errors of the Pallas kernel: {report['kernel_errors']}", flush=True)
     for name in given.cases.split(",") if given.cases else cases:
         if name in report["cases"]:
             continue

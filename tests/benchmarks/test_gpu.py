@@ -11,11 +11,13 @@ if keras.backend.backend() != "jax":
 from benchmarks import gpu
 
 
-@pytest.mark.parametrize("case", [pytest.param("vit_s", marks=pytest.mark.long), "resnet20", "update"])
+@pytest.mark.parametrize(
+    "case", ["resnet20", "update", *(pytest.param(name, marks=pytest.mark.long) for name in ("vit_s", "conadv"))]
+)
 def test_a_case_is_measured_and_not_repeated(case, tmp_path, capsys):
     arguments = ["--small", f"--cases={case}", "--rounds=2", "--steps=1", f"--json={tmp_path / 'gpu.json'}"]
     row = gpu.main(arguments)["cases"][case]
-    others = ("CLARS", "Lamb") if case == "update" else ("exact", "sampled")
+    others = {"update": ("CLARS", "Lamb"), "conadv": ("concurrent", "sequential")}.get(case, ("exact", "sampled"))
     for name in others:
         assert row[f"{name}_ratio"] > 0 and row[f"{name}_memory_ratio"] > 0
     assert gpu.TITLES[case] in capsys.readouterr().out
