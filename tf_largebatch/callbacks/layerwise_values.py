@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from tf_largebatch.callbacks.metrics import updates_taken
 from tf_largebatch.check import require
 from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.core.rates import l2_norm
 from tf_largebatch.keras_internals import trained_variables
+from tf_largebatch.training.trainer import in_strategy, synchronize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +65,14 @@ def layerwise_values(model: keras.Model) -> dict[str, LayerwiseValues]:
         ValueError: If the optimizer has no layer-wise rates.
         RuntimeError: Before the first update.
     """
+    synchronize(model)
     optimizer = layerwise_optimizer(model)
     rates, norms, adapted = optimizer.layerwise_rates(), optimizer.gradient_norms(), set(optimizer.adapted_tensors())
     batch_norms = optimizer.batch_gradient_norms()
     trained = trained_variables(optimizer)
     variables = dict(zip(variable_labels(trained), trained, strict=True))
-    weights = tf.stack([tf.cast(l2_norm(variables[path]), tf.float32) for path in rates]).numpy().tolist()
+    packed = ops.stack([ops.cast(l2_norm(variables[path]), "float32") for path in rates])
+    weights = ops.convert_to_numpy(packed).tolist()
     # LARS divides by the norm of the gradient itself, which says nothing about the agreement of examples.
     per_example = hasattr(optimizer, "measured_gradient_norms")
     found = {}
@@ -120,7 +123,7 @@ class LayerwiseCallback(keras.callbacks.Callback):
         """Checks the optimizer, and asks it for the norms of the batch's gradients if they are wanted."""
         optimizer = layerwise_optimizer(self.model)
         if self.batch_gradient_norms and not optimizer.keeps_batch_gradient_norms:
-            with self.model.distribute_strategy.scope():
+            with in_strategy(self.model):
                 optimizer.keep_batch_gradient_norms()
             self.model.make_train_function(force=True)
         self._update = self._before_epoch = updates_taken(self.model)

@@ -13,6 +13,7 @@ import keras
 
 from tf_largebatch.files import local_path, naming_damage, replacing
 from tf_largebatch.keras_internals import learning_rate_schedule
+from tf_largebatch.training.trainer import synchronize
 
 
 class TrainingDiverged(RuntimeError):
@@ -84,6 +85,7 @@ class MetricsRecorder(keras.callbacks.Callback):
 
 def updates_taken(model: keras.Model) -> int:
     """Returns how many updates the model's optimizer has taken."""
+    synchronize(model)
     return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 
 

@@ -16,6 +16,7 @@ from tf_largebatch.core.noise_scale import simple_noise_scale
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.files import local_path, naming_damage, replacing
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
+from tf_largebatch.training.trainer import in_strategy
 
 _COLUMNS = ("update", "variable", "noise_scale", "squared_gradient", "variance")
 
@@ -128,7 +129,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
         if self._averages is None or [id(v) for v in variables] != [id(v) for v in self._averages.trained]:
             self._averages = NoiseScaleAverages(self.decay)
         if model.model.built:  # else fit builds both in the first step
-            with model.distribute_strategy.scope():
+            with in_strategy(model):
                 self._averages.build(variables)
         if model.noise_scale_averages is not self._averages:
             model.record_noise_scale(self._averages, until_fit_ends=not self._stays)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Mapping
 from typing import Any
-
-import tensorflow as tf
 
 from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues
 
@@ -29,6 +28,7 @@ class LayerwiseTensorBoard(LayerwiseCallback):
             `gradient_agreement` follows: a pass over the gradients in every update.
 
     Raises:
+        ImportError: If TensorFlow is not installed, which writes the events on every backend of Keras.
         ValueError: If `every` is neither a positive integer nor `"epoch"`, and when training begins, if the
             optimizer has no layer-wise rates.
     """
@@ -36,11 +36,18 @@ class LayerwiseTensorBoard(LayerwiseCallback):
     def __init__(
         self, log_dir: str | os.PathLike[str], every: int | str = "epoch", batch_gradient_norms: bool = False
     ) -> None:
+        if importlib.util.find_spec("tensorflow") is None:
+            raise ImportError(
+                "LayerwiseTensorBoard writes event files with TensorFlow, which is not installed: install tensorflow, "
+                "or record the rates with LayerwiseRateRecorder, which writes a CSV file."
+            )
         super().__init__(every, batch_gradient_norms)
         self.log_dir = os.path.expanduser(log_dir)
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Opens the event file."""
+        import tensorflow as tf
+
         super().on_train_begin(logs)
         self._writer = tf.summary.create_file_writer(tf.io.gfile.join(self.log_dir, "layerwise"))
 
@@ -50,6 +57,8 @@ class LayerwiseTensorBoard(LayerwiseCallback):
 
     def record(self, update: int, values: dict[str, LayerwiseValues]) -> None:
         """Writes the update's scalars."""
+        import tensorflow as tf
+
         # Not tf.summary.scalar: since TensorFlow 2.21 it needs the package tensorboard, which only reading needs.
         summary = tf.compat.v1.Summary()
         for path, value in values.items():

@@ -10,6 +10,7 @@ if keras.backend.backend() == "jax":
         outside_of_the_step,
         replica_may_be_empty,
         scratch_scope,
+        synchronize,
     )
 else:
     from tf_largebatch.backend.tensorflow.trainer import (
@@ -19,6 +20,7 @@ else:
         outside_of_the_step,
         replica_may_be_empty,
         scratch_scope,
+        synchronize,
     )
 
 __all__ = [
@@ -28,4 +30,5 @@ __all__ = [
     "outside_of_the_step",
     "replica_may_be_empty",
     "scratch_scope",
+    "synchronize",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "outside_of_the_step",
     "replica_may_be_empty",
     "scratch_scope",
+    "synchronize",
 ]
 
 
@@ -152,6 +153,11 @@ def in_strategy(model: keras.Model) -> Iterator[None]:
     """Does nothing: Keras creates variables in the layout of its distribution."""
     del model
     yield
+
+
+def synchronize(model: keras.Model) -> None:
+    """Gives the variables the values that the last step has returned, which `fit` does at the end of an epoch only."""
+    model.jax_state_sync()
 
 
 def scratch_scope(collect_losses: bool = False) -> keras.StatelessScope:

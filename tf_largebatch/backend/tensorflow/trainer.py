@@ -18,6 +18,7 @@ __all__ = [
     "outside_of_the_step",
     "replica_may_be_empty",
     "scratch_scope",
+    "synchronize",
 ]
 
 
@@ -61,6 +62,11 @@ def in_strategy(model: keras.Model) -> Iterator[None]:
     """Within it variables are those of the strategy under which the model trains."""
     with tf.distribute.get_strategy().scope() if tf.distribute.has_strategy() else model.distribute_strategy.scope():
         yield
+
+
+def synchronize(model: keras.Model) -> None:
+    """Does nothing: on TensorFlow steps assign the variables themselves."""
+    del model
 
 
 def scratch_scope(collect_losses: bool = False) -> keras.StatelessScope:
