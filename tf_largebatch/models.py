@@ -114,6 +114,21 @@ def resnet(depth: int, image_shape: ImageShape, num_classes: int) -> keras.Model
     return _classifier(inputs, x, num_classes, f"resnet{depth}")
 
 
+def conv4(image_shape: ImageShape, num_classes: int) -> keras.Model:
+    """Builds a small network for studies on a CPU: four 3x3 convolutions of 8, 16, 16 and 32 filters with batch norm.
+
+    The second and the fourth have stride 2.
+
+    Args:
+        image_shape: `(height, width, channels)`.
+        num_classes: Number of logits.
+    """
+    x = inputs = keras.Input(image_shape)
+    for number, (filters, stride) in enumerate(((8, 1), (16, 2), (16, 1), (32, 2)), start=1):
+        x = _conv_norm_relu(x, filters, strides=stride, name=f"layer{number}")
+    return _classifier(inputs, x, num_classes, "conv4")
+
+
 def vgg11(image_shape: ImageShape, num_classes: int) -> keras.Model:
     """Builds VGG-11 (configuration A) with batch norm and one dense layer, for small images.
 
@@ -262,6 +277,7 @@ def _application(function: Callable[..., keras.Model], image_shape: ImageShape, 
 
 NETWORKS: dict[str, Callable[[ImageShape, int], keras.Model]] = {
     **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (8, 20, 32, 44, 56, 110)},
+    "conv4": conv4,
     "vgg11": vgg11,
     "densenet40": densenet40,
     "mobilenetv2": mobilenetv2_small,

@@ -18,6 +18,7 @@ TRAINABLE = {
     "resnet44": 661_338,
     "resnet56": 855_770,
     "resnet110": 1_730_714,
+    "conv4": 8_754,
     "vgg11": 9_228_362,
     "densenet40": 1_019_722,
     "mobilenetv2": 2_236_682,

@@ -12,7 +12,7 @@ from tf_largebatch.study.config import make_study, read_study
 def test_a_written_study_is_read_again(tmp_path):
     made = study(name="small", data_dir="somewhere")
     (tmp_path / "any.yaml").write_text(yaml.safe_dump(made.describe(), sort_keys=False))
-    assert read_study(tmp_path / "any.yaml") == made
+    assert read_study(tmp_path / "any.yaml").describe() == made.describe()
 
 
 def test_the_name_of_the_file_is_the_studys(tmp_path):

@@ -21,12 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data_dir", help="directory of the data set's files, in place of the config's")
     parser.add_argument("--processes", type=int, default=1, help="runs at once; default: 1")
     parser.add_argument("--minutes", type=float, help="stop cleanly before this time; default: no limit")
+    parser.add_argument("--first", default="", help="arms to finish before the others begin, separated by commas")
     given = parser.parse_args(arguments)
     try:
         study = read_study(given.config, data_dir=given.data_dir)
         directory = pathlib.Path(given.output_dir or pathlib.Path("results") / study.name)
+        first = [name for name in given.first.split(",") if name]
         try:
-            complete = run_study(study, directory, given.processes, given.minutes, main_line)
+            complete = run_study(study, directory, given.processes, given.minutes, main_line, first)
         except KeyboardInterrupt:
             print("\ninterrupted: the same command continues; finished runs are kept", file=sys.stderr)
             return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,17 +20,34 @@ class Row:
         make: From the hyper-parameters and the learning-rate schedule.
         parameters: Names of the hyper-parameters that `make` and the schedule understand.
         required: Those without a default.
+        traced: For each attribute of the optimizer that a compiled program takes as an input, its value at a point.
+            Points that differ in these and in the learning rate alone share a program.
+        compiled_in: Names of the hyper-parameters that a compiled program is made for.
         measures_norms: Whether the optimizer needs per-example gradient norms.
     """
 
     make: Callable[[Mapping[str, Any], Any], keras.optimizers.Optimizer]
     parameters: frozenset[str]
     required: frozenset[str]
+    traced: Mapping[str, Callable[[Mapping[str, Any]], float]] = dataclasses.field(default_factory=dict)
+    compiled_in: frozenset[str] = frozenset()
     measures_norms: bool = False
 
 
 _COMMON = frozenset({"learning_rate", "power", "weight_decay"})
 _LAYERWISE = _COMMON | {"adapted_learning_rate", "max_rate", "momentum", "nesterov", "classic_momentum"}
+
+def _eta(point: Mapping[str, Any]) -> float:
+    return float(point["adapted_learning_rate"] / point["learning_rate"])
+
+
+def _cap(point: Mapping[str, Any]) -> float:
+    cap = point.get("max_rate")
+    return math.inf if cap in (None, "none") else float(cap)
+
+
+def _given(name: str, default: float) -> Callable[[Mapping[str, Any]], float]:
+    return lambda point: float(point.get(name, default))
 
 
 def _layerwise(cls: type) -> Callable[[Mapping[str, Any], Any], keras.optimizers.Optimizer]:
@@ -40,12 +58,13 @@ def _layerwise(cls: type) -> Callable[[Mapping[str, Any], Any], keras.optimizers
     """
 
     def make(point: Mapping[str, Any], schedule: Any) -> keras.optimizers.Optimizer:
-        cap = point.get("max_rate")
-        extra = {"gradient_norms": "per_example"} if cls is CLARS else {}
+        extra = {}
+        if cls is CLARS:
+            extra = {"gradient_norms": "per_example", "norm_exponent": point.get("norm_exponent", 1.0)}
         return cls(
             schedule,
-            eta=point["adapted_learning_rate"] / point["learning_rate"],
-            max_rate=None if cap in (None, "none") else cap,
+            eta=_eta(point),
+            max_rate=_cap(point) if _cap(point) < math.inf else None,
             momentum=point.get("momentum", 0.9),
             nesterov=point.get("nesterov", False),
             classic_momentum=point.get("classic_momentum", True),
@@ -81,15 +100,36 @@ def _muon(point: Mapping[str, Any], schedule: Any) -> keras.optimizers.Optimizer
 
 
 _RATE = frozenset({"learning_rate"})
+_LAYERWISE_REQUIRED = _RATE | {"adapted_learning_rate"}
 _MOMENTS = _COMMON | {"beta_1", "beta_2", "epsilon"}
+_DECAY = {"weight_decay": _given("weight_decay", 0.0)}
+_LAYERWISE_TRACED = {
+    "eta": _eta,
+    "max_rate": _cap,
+    "weight_decay_rate": _given("weight_decay", 0.0),
+}
+_ADAPTIVE_TRACED = {**_DECAY, "beta_1": _given("beta_1", 0.9), "beta_2": _given("beta_2", 0.999)}
+_MUON_TRACED = {
+    **_DECAY,
+    "adam_weight_decay": _given("weight_decay", 0.0),
+    "adam_lr_ratio": _given("adam_lr_ratio", 1.0),
+}
+_STRUCTURE = frozenset({"momentum", "nesterov", "classic_momentum"})
 
 OPTIMIZERS: dict[str, Row] = {
-    "sgd": Row(_sgd, _COMMON | {"momentum"}, _RATE),
-    "lars": Row(_layerwise(LARS), _LAYERWISE, _RATE | {"adapted_learning_rate"}),
-    "clars": Row(_layerwise(CLARS), _LAYERWISE, _RATE | {"adapted_learning_rate"}, measures_norms=True),
-    "lamb": Row(_adaptive(keras.optimizers.Lamb), _MOMENTS, _RATE),
-    "muon": Row(_muon, _COMMON | {"adam_lr_ratio"}, _RATE),
-    "adamw": Row(_adaptive(keras.optimizers.AdamW), _MOMENTS, _RATE),
+    "sgd": Row(_sgd, _COMMON | {"momentum"}, _RATE, _DECAY, frozenset({"momentum"})),
+    "lars": Row(_layerwise(LARS), _LAYERWISE, _LAYERWISE_REQUIRED, _LAYERWISE_TRACED, _STRUCTURE),
+    "clars": Row(
+        _layerwise(CLARS),
+        _LAYERWISE | {"norm_exponent", "norm_examples"},
+        _LAYERWISE_REQUIRED,
+        {**_LAYERWISE_TRACED, "norm_exponent": _given("norm_exponent", 1.0)},
+        _STRUCTURE | {"norm_examples"},
+        measures_norms=True,
+    ),
+    "lamb": Row(_adaptive(keras.optimizers.Lamb), _MOMENTS, _RATE, _ADAPTIVE_TRACED, frozenset({"epsilon"})),
+    "muon": Row(_muon, _COMMON | {"adam_lr_ratio"}, _RATE, _MUON_TRACED),
+    "adamw": Row(_adaptive(keras.optimizers.AdamW), _MOMENTS, _RATE, _ADAPTIVE_TRACED, frozenset({"epsilon"})),
 }
 
 

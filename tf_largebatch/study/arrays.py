@@ -78,30 +78,44 @@ def load(dataset: str, data_dir: str | None, validation_examples: int, image_siz
     )
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(y))
     held_out, kept = order[:validation_examples], order[validation_examples:]
-    mean = x[kept].mean((0, 1, 2), dtype=np.float64)
-    std = np.sqrt(np.square(x[kept] - mean).mean((0, 1, 2), dtype=np.float64))
+    images = x[kept]
+    mean = images.mean((0, 1, 2), dtype=np.float64)
+    std = np.sqrt(np.square(images - mean.astype(np.float32)).mean((0, 1, 2), dtype=np.float64))
     labels = y.astype(np.int32)
 
+    mean, std = mean.astype(np.float32), np.maximum(std, 1e-6).astype(np.float32)
+
     def scaled(images: np.ndarray) -> np.ndarray:
-        return ((images - mean) / np.maximum(std, 1e-6)).astype(np.float32)
+        result: np.ndarray = (images - mean) / std
+        return result
 
     return Data(
-        (scaled(x[kept]), labels[kept]),
+        (scaled(images), labels[kept]),
         (scaled(x[held_out]), labels[held_out]),
         (scaled(test[0]), test[1].astype(np.int32)),
         int(labels.max()) + 1,
     )
 
 
-def crop_and_flip(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Images padded by `CROP_MARGIN`, cropped at random to their own size, and flipped left to right at random."""
+def draw_crops(count: int, random: np.random.Generator) -> np.ndarray:
+    """Draws what `crop_and_flip` does to each image: int8 [count, 3], top and left of the crop, and 1 to flip it."""
+    corners = random.integers(0, 2 * CROP_MARGIN + 1, (2, count))
+    return np.stack([*corners, random.random(count) < 0.5], 1).astype(np.int8)
+
+
+def crop_and_flip(images: np.ndarray, crops: np.ndarray) -> np.ndarray:
+    """Images padded by `CROP_MARGIN` zeros, cropped to their own size, and flipped left to right, as `crops` says.
+
+    Args:
+        images: [n, height, width, channels].
+        crops: Integers [n, 3], see `draw_crops`.
+    """
     n, height, width, _ = images.shape
     margin = ((0, 0), (CROP_MARGIN, CROP_MARGIN), (CROP_MARGIN, CROP_MARGIN), (0, 0))
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(images, margin), (height, width), axis=(1, 2))
-    top, left = random.integers(0, 2 * CROP_MARGIN + 1, (2, n))
+    top, left, flip = crops.T
     cropped = windows[np.arange(n), top, left].transpose(0, 2, 3, 1)
-    flipped: np.ndarray = random.random((n, 1, 1, 1)) < 0.5
-    return np.where(flipped, cropped[:, :, ::-1], cropped)
+    return np.where(flip[:, None, None, None] == 1, cropped[:, :, ::-1], cropped)
 
 
 def _averaged(images: np.ndarray, size: int) -> np.ndarray:
@@ -149,6 +163,9 @@ def _idx(path: pathlib.Path) -> np.ndarray:
 
 
 def _cifar10(data_dir: str | None) -> tuple[Labelled, Labelled]:
+    arrays = pathlib.Path(data_dir or "").expanduser() / "cifar10.npz"
+    if arrays.exists():
+        return _npz(str(arrays))
     import tensorflow_datasets as tfds
 
     parts = tfds.load("cifar10", data_dir=data_dir or os.environ.get("TFDS_DATA_DIR"), download=False, batch_size=-1)

@@ -64,9 +64,9 @@ class Arm:
     space: Mapping[str, Dimension] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Study:
-    """A whole study.
+    """A whole study; equal to itself alone, so that what is computed of it can be kept.
 
     Attributes:
         name: Name of the study, and of its directory under `results/`.
@@ -107,6 +107,10 @@ class Study:
     mixed_precision: str = "float32"
     norm_examples: int | None = None
     seed: int = 0
+
+    def arm(self, name: str) -> Arm:
+        """The arm of a name."""
+        return next(arm for arm in self.arms if arm.name == name)
 
     def describe(self) -> dict[str, Any]:
         """The study as JSON types, the content of its `study.yaml`."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scipy.stats import qmc
@@ -33,7 +34,7 @@ class Job:
     seed: int
     point: Mapping[str, Any]
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """A name that only the same run has."""
         content = json.dumps(dataclasses.asdict(self), sort_keys=True)
@@ -57,15 +58,21 @@ def points(study: Study, arm: Arm) -> list[dict[str, Any]]:
     ]
 
 
-def search_jobs(study: Study) -> list[Job]:
+@functools.lru_cache(maxsize=8)
+def all_points(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """The points of every arm's search."""
+    return {arm.name: points(study, arm) for arm in study.arms}
+
+
+@functools.lru_cache(maxsize=8)
+def search_jobs(study: Study) -> tuple[Job, ...]:
     """All runs of all searches, in an order in which every arm has about as many runs at any time."""
-    spaces = {arm.name: points(study, arm) for arm in study.arms}
-    return [
-        Job(arm.name, batch_size, "search", trial, study.seed, spaces[arm.name][trial])
+    return tuple(
+        Job(arm.name, batch_size, "search", trial, study.seed, all_points(study)[arm.name][trial])
         for trial in range(study.trials)
         for batch_size in study.batch_sizes
         for arm in study.arms
-    ]
+    )
 
 
 def best_job(study: Study, arm: str, batch_size: int, rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
@@ -87,16 +94,24 @@ def final_jobs(study: Study, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
         for arm in study.arms:
             best = best_job(study, arm.name, batch_size, rows)
             if best is not None:
-                point = points(study, arm)[best["trial"]]
+                point = all_points(study)[arm.name][best["trial"]]
                 jobs += [Job(arm.name, batch_size, "final", best["trial"], seed, point) for seed in study.final_seeds]
     return jobs
 
 
-def pending(study: Study, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
-    """The runs that can be done now and are not."""
+def pending(study: Study, rows: Iterable[Mapping[str, Any]], first: Sequence[str] = ()) -> list[Job]:
+    """The runs that can be done now and are not.
+
+    Args:
+        study: The study.
+        rows: The runs that are done.
+        first: Names of arms whose searches and final runs come before everything else, one arm after the other.
+    """
     rows = list(rows)
     done = {row["key"] for row in rows}
-    return [job for job in (*search_jobs(study), *final_jobs(study, rows)) if job.key not in done]
+    jobs = [job for job in (*search_jobs(study), *final_jobs(study, rows)) if job.key not in done]
+    rank = {name: number for number, name in enumerate(first)}
+    return sorted(jobs, key=lambda job: rank.get(job.arm, len(rank)))
 
 
 def total(study: Study) -> int:

@@ -30,7 +30,7 @@ def write_report(study: Study, rows: Rows, directory: str | os.PathLike[str]) ->
         "validation_accuracy",
         "best_validation_accuracy",
     )
-    last = ("test_accuracy", "seconds_per_update", "seconds", "backend")
+    last = ("test_accuracy", "seconds_per_update", "seconds", "backend", "device")
     with replacing(directory / "runs.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*columns, *last, *hyper_parameters])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tf_largebatch import models
+from tf_largebatch.norms.device import device
 from tf_largebatch.study import arrays
 from tf_largebatch.study.arms import OPTIMIZERS, make_optimizer
 from tf_largebatch.study.config import Study
@@ -20,44 +23,98 @@ from tf_largebatch.training import LargeBatchModel
 EVALUATION_BATCH_SIZE = 1000
 
 
+def prepare(study: Study, jobs: Iterable[Job]) -> None:
+    """Compiles what these runs need, on JAX."""
+    if keras.backend.backend() == "jax":
+        _jax_runs(study).prepare(jobs)
+
+
 def train(study: Study, job: Job) -> dict[str, Any]:
-    """Trains once and returns the row of the run.
+    """Trains once and returns the row of the run; on JAX with programs that many runs share.
 
     Args:
         study: The study.
         job: The run.
 
     Returns:
-        The job's fields, `status` ("trained" or "diverged": a loss that is not finite), `validation_accuracy` at the
-        end (0 if diverged), `best_validation_accuracy`, `curve` (a list of updates, training loss, validation
-        accuracy), `seconds_per_update` (median over the segments between evaluations, the first left out, which
-        compiles), `seconds` of the whole run, `backend`, and for a final run `test_accuracy`.
+        See `row_of`.
+    """
+    if keras.backend.backend() == "jax":
+        return _jax_runs(study).train(job)
+    return train_with_fit(study, job)
+
+
+def _jax_runs(study: Study) -> Any:
+    from tf_largebatch.backend.jax.study_runs import runs_of
+
+    return runs_of(study)
+
+
+def train_with_fit(study: Study, job: Job) -> dict[str, Any]:
+    """Trains once with Keras's `fit` and returns the row of the run.
+
+    Args:
+        study: The study.
+        job: The run.
+
+    Returns:
+        See `row_of`.
     """
     began = time.monotonic()
     data = arrays.load(study.dataset, study.data_dir, study.validation_examples, study.image_size)
     keras.utils.clear_session()  # of the run before
-    keras.utils.set_random_seed(job.seed)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(study.mixed_precision)
-    try:
-        network = models.build(study.model, data.image_shape, data.num_classes)
-    finally:
-        keras.config.set_dtype_policy(policy)
-    model = compiled(study, job, network)
+    network = make_network(study, data, job.seed)
+    schedule = make_schedule(study, job)
+    model = compiled(study, job, network, schedule)
     batches = Batches(data.training, job.batch_size, study.augment, job.seed)
-    curve: list[tuple[int, float, float]] = []
-    durations: list[float] = []
+    progress = Progress()
     for first, last in segments(study.updates, study.evaluations):
         start = time.monotonic()
         batches.select(first, last)
         history = model.fit(batches, epochs=1, shuffle=False, verbose=0).history
-        durations.append((time.monotonic() - start) / (last - first))
+        seconds = time.monotonic() - start
         loss = float(history["loss"][-1])
         accuracy = _accuracy(model, data.validation) if np.isfinite(loss) else 0.0
-        curve.append((last, loss, accuracy))
-        if not np.isfinite(loss):
+        progress.add(last, loss, accuracy, seconds)
+        if not progress.trains:
             break
-    trained = bool(np.isfinite(curve[-1][1]))
+    tested = job.phase == "final" and progress.trains
+    return row_of(job, progress, _accuracy(model, data.test) if tested else 0.0, device(), began)
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run has reached.
+
+    Attributes:
+        curve: Updates, training loss and validation accuracy at each evaluation.
+        durations: Seconds of an update before each evaluation.
+    """
+
+    curve: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
+    durations: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the last loss was finite."""
+        return bool(np.isfinite(self.curve[-1][1]))
+
+    def add(self, updates: int, loss: float, accuracy: float, seconds: float) -> None:
+        """Adds an evaluation after so many updates, and the seconds of those since the evaluation before."""
+        done = self.curve[-1][0] if self.curve else 0
+        self.durations.append(seconds / (updates - done))
+        self.curve.append((updates, loss, accuracy))
+
+
+def row_of(job: Job, progress: Progress, test_accuracy: float, device_name: str, began: float) -> dict[str, Any]:
+    """The row of a run.
+
+    Returns:
+        The job's fields, `status` ("trained" or "diverged": a loss that is not finite), `validation_accuracy` at the
+        end (0 if diverged), `best_validation_accuracy`, `curve` (a list of updates, training loss, validation
+        accuracy), `seconds_per_update` (median over the segments between evaluations, the first left out, which may
+        compile), `seconds` of the whole run, `backend`, `device`, and for a final run `test_accuracy`.
+    """
     row = {
         "key": job.key,
         "arm": job.arm,
@@ -66,33 +123,62 @@ def train(study: Study, job: Job) -> dict[str, Any]:
         "trial": job.trial,
         "seed": job.seed,
         "point": dict(job.point),
-        "status": "trained" if trained else "diverged",
-        "validation_accuracy": curve[-1][2],
-        "best_validation_accuracy": max(accuracy for _, _, accuracy in curve),
-        "curve": curve,
-        "seconds_per_update": float(np.median(durations[1:] or durations)),
+        "status": "trained" if progress.trains else "diverged",
+        "validation_accuracy": progress.curve[-1][2],
+        "best_validation_accuracy": max(accuracy for _, _, accuracy in progress.curve),
+        "curve": progress.curve,
+        "seconds_per_update": float(np.median(progress.durations[1:] or progress.durations)),
         "backend": keras.backend.backend(),
+        "device": device_name,
     }
     if job.phase == "final":
-        row["test_accuracy"] = _accuracy(model, data.test) if trained else 0.0
+        row["test_accuracy"] = test_accuracy
     return {**row, "seconds": round(time.monotonic() - began, 2)}
 
 
-def compiled(study: Study, job: Job, network: keras.Model) -> keras.Model:
-    """The network of a run with its optimizer, wrapped where that needs per-example gradient norms."""
-    arm = next(arm for arm in study.arms if arm.name == job.arm)
+def make_network(study: Study, data: arrays.Data, seed: int) -> keras.Model:
+    """The network of a run, with the initial weights of its seed."""
+    keras.utils.set_random_seed(seed)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(study.mixed_precision)
+    try:
+        return models.build(study.model, data.image_shape, data.num_classes)
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def make_schedule(study: Study, job: Job) -> ShapedSchedule:
+    """The learning rate of a run."""
+    arm = study.arm(job.arm)
     warmup = round(arm.warmup * study.updates)
-    schedule = ShapedSchedule(
-        job.point["learning_rate"], study.updates, warmup, arm.schedule, job.point.get("power", 1.0)
-    )
-    optimizer = make_optimizer(arm.optimizer, job.point, schedule, network)
+    return ShapedSchedule(job.point["learning_rate"], study.updates, warmup, arm.schedule, job.point.get("power", 1.0))
+
+
+def compiled(
+    study: Study,
+    job: Job,
+    network: keras.Model,
+    learning_rate: Any,
+    metrics: Sequence[str] | None = ("accuracy",),
+) -> keras.Model:
+    """The network of a run with its optimizer, wrapped where that needs per-example gradient norms.
+
+    Args:
+        study: The study.
+        job: The run.
+        network: The network.
+        learning_rate: A number or a schedule.
+        metrics: What Keras reports beside the loss.
+    """
+    arm = study.arm(job.arm)
+    optimizer = make_optimizer(arm.optimizer, job.point, learning_rate, network)
     model = network
     if OPTIMIZERS[arm.optimizer].measures_norms:
-        model = LargeBatchModel(network, norm_examples=study.norm_examples)
+        model = LargeBatchModel(network, norm_examples=job.point.get("norm_examples", study.norm_examples))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # TensorFlow's XLA makes convolutions on a CPU several times slower; JAX always compiles.
     jit = "auto" if keras.backend.backend() == "jax" else False
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit)
+    model.compile(optimizer, loss, metrics=metrics and list(metrics), jit_compile=jit)
     return model
 
 
@@ -132,12 +218,19 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> arrays.Labelled:
         """Images and labels of a selected batch."""
         number = self._first + index
-        at = np.arange(number * self._batch_size, (number + 1) * self._batch_size)
-        chosen = self._permuted(at)
+        chosen = self.examples(number)
         images = self._images[chosen]
         if self._augment == "crop_flip":
-            images = arrays.crop_and_flip(images, np.random.default_rng((self._seed, 1, number)))
+            images = arrays.crop_and_flip(images, self.crops(number))
         return images, self._labels[chosen]
+
+    def examples(self, number: int) -> np.ndarray:
+        """Indices of the images of a batch, [batch_size]."""
+        return self._permuted(np.arange(number * self._batch_size, (number + 1) * self._batch_size))
+
+    def crops(self, number: int) -> np.ndarray:
+        """How the images of a batch are cropped and flipped, [batch_size, 3]; see `arrays.draw_crops`."""
+        return arrays.draw_crops(self._batch_size, np.random.default_rng((self._seed, 1, number)))
 
     def _permuted(self, positions: np.ndarray) -> np.ndarray:
         """The images at positions of the endless sequence of shuffled passes."""

@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import yaml
@@ -17,6 +17,7 @@ import yaml
 from tf_largebatch.check import require
 from tf_largebatch.files import replacing
 from tf_largebatch.study import jobs as planning
+from tf_largebatch.study import run
 from tf_largebatch.study.config import Study
 from tf_largebatch.study.jobs import Job
 
@@ -30,6 +31,7 @@ def run_study(
     processes: int = 1,
     minutes: float | None = None,
     say: Callable[[str], None] = print,
+    first: Sequence[str] = (),
 ) -> bool:
     """Runs what a study still lacks, and appends every run to `runs.jsonl` as it ends.
 
@@ -39,27 +41,32 @@ def run_study(
         processes: How many runs at once, each in a process of its own.
         minutes: No run begins that would, by the longest so far, end after this time; None for no limit.
         say: Takes a line of progress.
+        first: Names of arms to finish, search and final runs, before the others begin, in this order.
 
     Returns:
         Whether the study is complete.
 
     Raises:
-        ValueError: If the directory holds another study.
+        ValueError: If the directory holds another study, or `first` names an arm that the study lacks.
     """
     require(processes > 0, "processes", processes, "above 0")
     require(minutes is None or minutes > 0, "minutes", minutes, "above 0, or left out")
+    unknown = sorted(set(first) - {arm.name for arm in study.arms})
+    require(not unknown, "first", unknown, f"among {', '.join(arm.name for arm in study.arms)}")
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     directory = pathlib.Path(directory)
     _claim(study, directory)
     path = directory / RUNS
     rows = read_rows(path)
     total, began, done_before = planning.total(study), time.monotonic(), len(rows)
-    with _pool(study, processes) as pool:
+    if processes == 1 and len(rows) < total:
+        run.prepare(study, planning.pending(study, rows, first))
+    with _pool(processes) as pool:
         running: dict[concurrent.futures.Future[dict[str, Any]], Job] = {}
         try:
             while True:
                 if len(running) < processes:
-                    _submit(study, rows, running, processes, pool, deadline)
+                    _submit(study, rows, running, processes, pool, deadline, first)
                 if not running:
                     break
                 finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -125,10 +132,11 @@ def _submit(
     processes: int,
     pool: concurrent.futures.Executor,
     deadline: float | None,
+    first: Sequence[str],
 ) -> None:
     """Starts the next runs, as many as there are free processes."""
     keys = {job.key for job in running.values()}
-    waiting: Iterable[Job] = (job for job in planning.pending(study, rows) if job.key not in keys)
+    waiting: Iterable[Job] = (job for job in planning.pending(study, rows, first) if job.key not in keys)
     longest = max((row["seconds"] for row in rows), default=0.0)
     for job in waiting:
         late = deadline is not None and time.monotonic() + longest > deadline
@@ -147,8 +155,7 @@ def _progress(row: dict[str, Any], done: int, total: int, seconds_each: float) -
     )
 
 
-def _pool(study: Study, processes: int) -> concurrent.futures.Executor:
-    del study
+def _pool(processes: int) -> concurrent.futures.Executor:
     if processes == 1:
         return _InThisProcess()
     # A new interpreter each: TensorFlow does not survive a fork.
@@ -179,8 +186,6 @@ def _limit_threads(threads: int) -> None:
 
 
 def _work(study: Study, job: Job) -> dict[str, Any]:
-    from tf_largebatch.study import run
-
     return run.train(study, job)
 
 

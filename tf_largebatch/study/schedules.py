@@ -11,6 +11,8 @@ from keras import ops
 
 # Share of the updates in which `constant_then_linear` falls to 0.
 LINEAR_END = 0.1
+# `sigmoid` falls from 0.993 to 0.007 around the middle of the updates.
+SIGMOID_STEEPNESS, SIGMOID_CENTRE = 10.0, 0.5
 
 
 def _polynomial(p: Any, power: float) -> Any:
@@ -32,11 +34,17 @@ def _constant_then_linear(p: Any, power: float) -> Any:
     return ops.minimum(1.0, (1.0 - p) / LINEAR_END)
 
 
+def _sigmoid(p: Any, power: float) -> Any:
+    del power
+    return 1.0 / (1.0 + ops.exp(SIGMOID_STEEPNESS * (p - SIGMOID_CENTRE)))
+
+
 SHAPES: dict[str, Callable[[Any, float], Any]] = {
     "polynomial": _polynomial,
     "cosine": _cosine,
     "constant": _constant,
     "constant_then_linear": _constant_then_linear,
+    "sigmoid": _sigmoid,
 }
 
 
@@ -52,7 +60,9 @@ class ShapedSchedule(keras.optimizers.schedules.LearningRateSchedule):
         total_steps: Updates of the run.
         warmup_steps: Updates of the warmup, 0 for none.
         shape: A row of `SHAPES`: "polynomial" is `(1 - p)^power`, "cosine" `(1 + cos(pi p)) / 2`, "constant" 1,
-            "constant_then_linear" 1 and in the last tenth of the updates a line to 0.
+            "constant_then_linear" 1 and in the last tenth of the updates a line to 0, "sigmoid"
+            `1 / (1 + exp(10 (p - 1/2)))`, the decay that TVLARS has in place of a warmup (arXiv 2309.14053, with its
+            alpha 1, its delay half and its lambda ten over the updates).
         power: Power of the polynomial.
     """
 
