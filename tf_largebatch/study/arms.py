@@ -20,6 +20,7 @@ class Row:
         make: From the hyper-parameters and the learning-rate schedule.
         parameters: Names of the hyper-parameters that `make` and the schedule understand.
         required: Those without a default.
+        either: Those of which exactly one must be given.
         traced: For each attribute of the optimizer that a compiled program takes as an input, its value at a point.
             Points that differ in these and in the learning rate alone share a program.
         compiled_in: Names of the hyper-parameters that a compiled program is made for.
@@ -29,16 +30,18 @@ class Row:
     make: Callable[[Mapping[str, Any], Any], keras.optimizers.Optimizer]
     parameters: frozenset[str]
     required: frozenset[str]
+    either: tuple[str, ...] = ()
     traced: Mapping[str, Callable[[Mapping[str, Any]], float]] = dataclasses.field(default_factory=dict)
     compiled_in: frozenset[str] = frozenset()
     measures_norms: bool = False
 
 
 _COMMON = frozenset({"learning_rate", "power", "weight_decay"})
-_LAYERWISE = _COMMON | {"adapted_learning_rate", "max_rate", "momentum", "nesterov", "classic_momentum"}
+_LAYERWISE = _COMMON | {"adapted_learning_rate", "eta", "max_rate", "momentum", "nesterov", "classic_momentum"}
+
 
 def _eta(point: Mapping[str, Any]) -> float:
-    return float(point["adapted_learning_rate"] / point["learning_rate"])
+    return float(point["eta"] if "eta" in point else point["adapted_learning_rate"] / point["learning_rate"])
 
 
 def _cap(point: Mapping[str, Any]) -> float:
@@ -54,7 +57,7 @@ def _layerwise(cls: type) -> Callable[[Mapping[str, Any], Any], keras.optimizers
     """An optimizer with layer-wise rates.
 
     `learning_rate` is that of the tensors without adaptation, `adapted_learning_rate` the product of learning rate and
-    `eta` that the adapted tensors take: the two are searched apart.
+    `eta` that the adapted tensors take: the two are searched apart. With `eta` in its place they move together.
     """
 
     def make(point: Mapping[str, Any], schedule: Any) -> keras.optimizers.Optimizer:
@@ -100,7 +103,7 @@ def _muon(point: Mapping[str, Any], schedule: Any) -> keras.optimizers.Optimizer
 
 
 _RATE = frozenset({"learning_rate"})
-_LAYERWISE_REQUIRED = _RATE | {"adapted_learning_rate"}
+_ADAPTED = ("adapted_learning_rate", "eta")
 _MOMENTS = _COMMON | {"beta_1", "beta_2", "epsilon"}
 _DECAY = {"weight_decay": _given("weight_decay", 0.0)}
 _LAYERWISE_TRACED = {
@@ -114,22 +117,29 @@ _MUON_TRACED = {
     "adam_weight_decay": _given("weight_decay", 0.0),
     "adam_lr_ratio": _given("adam_lr_ratio", 1.0),
 }
+# How `LargeBatchModel` measures.
+MEASUREMENT = frozenset({"norm_examples", "micro_batch_size"})
 _STRUCTURE = frozenset({"momentum", "nesterov", "classic_momentum"})
 
 OPTIMIZERS: dict[str, Row] = {
-    "sgd": Row(_sgd, _COMMON | {"momentum"}, _RATE, _DECAY, frozenset({"momentum"})),
-    "lars": Row(_layerwise(LARS), _LAYERWISE, _LAYERWISE_REQUIRED, _LAYERWISE_TRACED, _STRUCTURE),
+    "sgd": Row(_sgd, _COMMON | {"momentum"}, _RATE, traced=_DECAY, compiled_in=frozenset({"momentum"})),
+    "lars": Row(_layerwise(LARS), _LAYERWISE, _RATE, _ADAPTED, _LAYERWISE_TRACED, _STRUCTURE),
     "clars": Row(
         _layerwise(CLARS),
-        _LAYERWISE | {"norm_exponent", "norm_examples"},
-        _LAYERWISE_REQUIRED,
+        _LAYERWISE | {"norm_exponent", *MEASUREMENT},
+        _RATE,
+        _ADAPTED,
         {**_LAYERWISE_TRACED, "norm_exponent": _given("norm_exponent", 1.0)},
-        _STRUCTURE | {"norm_examples"},
+        _STRUCTURE | MEASUREMENT,
         measures_norms=True,
     ),
-    "lamb": Row(_adaptive(keras.optimizers.Lamb), _MOMENTS, _RATE, _ADAPTIVE_TRACED, frozenset({"epsilon"})),
-    "muon": Row(_muon, _COMMON | {"adam_lr_ratio"}, _RATE, _MUON_TRACED),
-    "adamw": Row(_adaptive(keras.optimizers.AdamW), _MOMENTS, _RATE, _ADAPTIVE_TRACED, frozenset({"epsilon"})),
+    "lamb": Row(
+        _adaptive(keras.optimizers.Lamb), _MOMENTS, _RATE, traced=_ADAPTIVE_TRACED, compiled_in=frozenset({"epsilon"})
+    ),
+    "muon": Row(_muon, _COMMON | {"adam_lr_ratio"}, _RATE, traced=_MUON_TRACED),
+    "adamw": Row(
+        _adaptive(keras.optimizers.AdamW), _MOMENTS, _RATE, traced=_ADAPTIVE_TRACED, compiled_in=frozenset({"epsilon"})
+    ),
 }
 
 

@@ -212,6 +212,8 @@ def _check(study: Study) -> None:
         lacking = sorted(row.required - given)
         if lacking:
             raise ValueError(message(where, f"given {', '.join(lacking)}", sorted(given)))
+        alternatives = sorted(given & set(row.either))
+        require(not row.either or len(alternatives) == 1, where, alternatives, f"given one of {', '.join(row.either)}")
 
 
 def _plain_arm(arm: Arm) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from tf_largebatch import models
 from tf_largebatch.norms.device import device
 from tf_largebatch.study import arrays
-from tf_largebatch.study.arms import OPTIMIZERS, make_optimizer
+from tf_largebatch.study.arms import MEASUREMENT, OPTIMIZERS, make_optimizer
 from tf_largebatch.study.config import Study
 from tf_largebatch.study.jobs import Job
 from tf_largebatch.study.schedules import ShapedSchedule
@@ -174,7 +174,8 @@ def compiled(
     optimizer = make_optimizer(arm.optimizer, job.point, learning_rate, network)
     model = network
     if OPTIMIZERS[arm.optimizer].measures_norms:
-        model = LargeBatchModel(network, norm_examples=job.point.get("norm_examples", study.norm_examples))
+        chosen = {name: job.point[name] for name in MEASUREMENT if name in job.point}
+        model = LargeBatchModel(network, **{"norm_examples": study.norm_examples, **chosen})
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # TensorFlow's XLA makes convolutions on a CPU several times slower; JAX always compiles.
     jit = "auto" if keras.backend.backend() == "jax" else False

@@ -35,6 +35,9 @@ def run_study(
 ) -> bool:
     """Runs what a study still lacks, and appends every run to `runs.jsonl` as it ends.
 
+    After an error in a run the other arms go on; those of the same arm and batch size are left out, and tried again by
+    the next call.
+
     Args:
         study: The study.
         directory: Where its files are, or will be.
@@ -59,6 +62,7 @@ def run_study(
     path = directory / RUNS
     rows = read_rows(path)
     total, began, done_before = planning.total(study), time.monotonic(), len(rows)
+    failed: set[tuple[str, int]] = set()
     if processes == 1 and len(rows) < total:
         run.prepare(study, planning.pending(study, rows, first))
     with _pool(processes) as pool:
@@ -66,12 +70,17 @@ def run_study(
         try:
             while True:
                 if len(running) < processes:
-                    _submit(study, rows, running, processes, pool, deadline, first)
+                    _submit(study, rows, failed, running, processes, pool, deadline, first)
                 if not running:
                     break
                 finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in finished:
-                    running.pop(future)
+                    job = running.pop(future)
+                    error = future.exception()
+                    if error is not None:
+                        failed.add((job.arm, job.batch_size))
+                        say(f"{job.arm}, batch {job.batch_size} failed and is left out: {type(error).__name__}: {error}")
+                        continue
                     row = future.result()
                     append_row(path, row)
                     rows.append(row)
@@ -128,6 +137,7 @@ def _claim(study: Study, directory: pathlib.Path) -> None:
 def _submit(
     study: Study,
     rows: list[dict[str, Any]],
+    failed: set[tuple[str, int]],
     running: dict[concurrent.futures.Future[dict[str, Any]], Job],
     processes: int,
     pool: concurrent.futures.Executor,
@@ -136,7 +146,11 @@ def _submit(
 ) -> None:
     """Starts the next runs, as many as there are free processes."""
     keys = {job.key for job in running.values()}
-    waiting: Iterable[Job] = (job for job in planning.pending(study, rows, first) if job.key not in keys)
+    waiting: Iterable[Job] = (
+        job
+        for job in planning.pending(study, rows, first)
+        if job.key not in keys and (job.arm, job.batch_size) not in failed
+    )
     longest = max((row["seconds"] for row in rows), default=0.0)
     for job in waiting:
         late = deadline is not None and time.monotonic() + longest > deadline
@@ -168,9 +182,12 @@ class _InThisProcess(concurrent.futures.Executor):
     """An executor that runs a job when it is submitted."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
-        """Runs the job and returns its result."""
+        """Runs the job and returns its result or its error."""
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        future.set_result(fn(*args, **kwargs))
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
         return future
 
 

@@ -109,7 +109,12 @@ class StudyRuns:
         """The program of the updates between two evaluations."""
         key = self._key(job, length)
         if key not in self._programs:
-            self._programs[key] = self._compilers.submit(self._lowered(job, length).compile)
+            try:
+                program = self._compilers.submit(self._lowered(job, length).compile)
+            except Exception as error:  # belongs to the runs of this program alone
+                program = concurrent.futures.Future()
+                program.set_exception(error)
+            self._programs[key] = program
         return self._programs[key]
 
     def _lowered(self, job: Job, length: int) -> Any:
@@ -200,7 +205,7 @@ def crop_and_flip(images: Any, crops: Any) -> Any:
 
 
 def _on_cpu() -> contextlib.AbstractContextManager[Any]:
-    """Makes Keras's variables on the CPU: on an accelerator each of their many initial values is a program to compile."""
+    """Makes Keras's variables on the CPU: on an accelerator each of their initial values is a program to compile."""
     return jax.default_device(jax.devices("cpu")[0])
 
 
