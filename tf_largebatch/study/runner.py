@@ -79,7 +79,9 @@ def run_study(
                     error = future.exception()
                     if error is not None:
                         failed.add((job.arm, job.batch_size))
-                        say(f"{job.arm}, batch {job.batch_size} failed and is left out: {type(error).__name__}: {error}")
+                        say(
+                            f"{job.arm}, batch {job.batch_size} failed and is left out: {type(error).__name__}: {error}"
+                        )
                         continue
                     row = future.result()
                     append_row(path, row)

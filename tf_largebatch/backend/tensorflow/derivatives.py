@@ -1,0 +1,49 @@
+"""Value, gradient and Hessian-vector product of a function of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+class Derivatives:
+    """Traces a function of lists of tensors, and its derivatives by the first of its arguments.
+
+    Args:
+        function: Takes the weights and further arguments, returns a scalar.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        def gradient(weights: list[Any], *arguments: Any) -> list[Any]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
+                value = function(weights, *arguments)
+            return tape.gradient(value, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+        def product(weights: list[Any], vectors: list[Any], *arguments: Any) -> list[Any]:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(weights)
+                gradients = gradient(weights, *arguments)
+            zero = tf.UnconnectedGradients.ZERO
+            return tape.gradient(gradients, weights, output_gradients=vectors, unconnected_gradients=zero)
+
+        functions = function, gradient, product
+        self._value, self._gradient, self._product = (tf.function(f, reduce_retracing=True) for f in functions)
+
+    def value(self, weights: Sequence[Any], *arguments: Any) -> Any:
+        """The function's value."""
+        return self._value(_tensors(weights), *arguments)
+
+    def gradient(self, weights: Sequence[Any], *arguments: Any) -> list[Any]:
+        """Its gradient, in the shapes of the weights."""
+        return list(self._gradient(_tensors(weights), *arguments))
+
+    def product(self, weights: Sequence[Any], vectors: Sequence[Any], *arguments: Any) -> list[Any]:
+        """Its Hessian times vectors in the shapes of the weights."""
+        return list(self._product(_tensors(weights), _tensors(vectors), *arguments))
+
+
+def _tensors(values: Sequence[Any]) -> list[tf.Tensor]:
+    return [tf.convert_to_tensor(value) for value in values]
