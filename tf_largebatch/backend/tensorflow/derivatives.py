@@ -16,6 +16,8 @@ class Derivatives:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        function = _with_exact_moments(function)
+
         def gradient(weights: list[Any], *arguments: Any) -> list[Any]:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(weights)
@@ -47,3 +49,30 @@ class Derivatives:
 
 def _tensors(values: Sequence[Any]) -> list[tf.Tensor]:
     return [tf.convert_to_tensor(value) for value in values]
+
+
+def _with_exact_moments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Traces a function with moments that can be differentiated twice.
+
+    `tf.nn.moments`, which Keras's normalizations call, stops the gradient from the variance to the mean. That leaves the
+    first derivative as it is, since the variance is smallest at the mean, but not the second.
+    """
+
+    def traced(*arguments: Any) -> Any:
+        saved = tf.nn.moments
+        tf.nn.moments = _moments
+        try:
+            return function(*arguments)
+        finally:
+            tf.nn.moments = saved
+
+    return traced
+
+
+def _moments(
+    x: tf.Tensor, axes: Sequence[int], shift: Any = None, keepdims: bool = False, name: str | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    del shift, name
+    mean = tf.reduce_mean(x, axes, keepdims=True)
+    variance = tf.reduce_mean(tf.square(x - mean), axes, keepdims=keepdims)
+    return mean if keepdims else tf.squeeze(mean, axes), variance
