@@ -40,3 +40,11 @@ def test_final_runs_wait_for_the_search_and_take_its_best_point():
 def test_another_setting_is_another_run():
     made, other = study(), study(seed=7)
     assert not {job.key for job in jobs.search_jobs(made)} & {job.key for job in jobs.search_jobs(other)}
+
+
+def test_arms_that_come_first_are_finished_before_the_others_begin():
+    made, rows, order = study(batch_sizes=[64]), [], []
+    while waiting := jobs.pending(made, rows, first=["adamw"]):
+        order.append((waiting[0].arm, waiting[0].phase))
+        rows.append(row(waiting[0], 0.5))
+    assert order == [(arm, phase) for arm in ("adamw", "clars") for phase in ["search"] * 3 + ["final"] * 2]

@@ -23,6 +23,7 @@ def fake_training(monkeypatch):
         return row(job, 0.5 + 0.1 * job.trial, status="diverged" if job.trial == 0 else "trained")
 
     monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "prepare", lambda study, jobs: None)
     return trained
 
 
@@ -46,6 +47,27 @@ def test_minutes_stop_before_a_run_that_would_end_too_late(tmp_path, fake_traini
     monkeypatch.setattr(runner.time, "monotonic", lambda: float(next(clock)))
     assert not runner.run_study(study(), tmp_path, minutes=1.5, say=lambda line: None)
     assert 0 < len(fake_training) < 8
+
+
+def test_an_arm_that_fails_is_left_out_and_tried_again_by_the_next_call(tmp_path, fake_training, monkeypatch):
+    works, said = run.train, []
+
+    def fails(study, job):
+        if job.arm == "clars" and job.batch_size == 128:
+            raise RuntimeError("out of memory")
+        return works(study, job)
+
+    monkeypatch.setattr(run, "train", fails)
+    assert not runner.run_study(study(), tmp_path, say=said.append)
+    assert len(fake_training) == 15
+    assert [line for line in said if "failed" in line] == [
+        "clars, batch 128 failed and is left out: RuntimeError: out of memory"
+    ]
+    monkeypatch.setattr(run, "train", works)
+    assert runner.run_study(study(), tmp_path, say=said.append, first=["adamw"])
+    assert len(fake_training) == 20
+    with pytest.raises(ValueError, match=r"first must be among clars, adamw; received first=\['sgd'\]"):
+        runner.run_study(study(), tmp_path, first=["sgd"])
 
 
 def test_a_directory_holds_one_study(tmp_path, fake_training):

@@ -22,11 +22,13 @@ SIZE, DPI = (8.0, 5.0), 120
 
 
 def write_plots(study: Study, rows: Rows, directory: str | os.PathLike[str]) -> None:
-    """Draws `accuracy.png`, `learning_curves.png`, `trials.png` and, of several batch sizes, `learning_rate.png`."""
+    """Draws what README.md lists: `accuracy.png`, `learning_curves.png` and so on."""
     directory = pathlib.Path(directory)
     _save(_accuracy(study, rows), directory / "accuracy.png")
     _save(_curves(study, rows), directory / "learning_curves.png")
     _save(_trials(study, rows), directory / "trials.png")
+    if _ranges(study):
+        _save(_search(study, rows), directory / "search.png")
     if len(study.batch_sizes) > 1:
         _save(_learning_rate(study, rows), directory / "learning_rate.png")
 
@@ -92,6 +94,38 @@ def _trials(study: Study, rows: Rows) -> matplotlib.figure.Figure:
     return figure
 
 
+def _search(study: Study, rows: Rows) -> matplotlib.figure.Figure:
+    """Validation accuracy of all trials over each hyper-parameter that is searched on a range."""
+    names = _ranges(study)
+    figure, axes = _panels(len(names) * len(study.batch_sizes), columns=len(names))
+    panels = [(batch_size, name) for batch_size in study.batch_sizes for name in names]
+    for axis, (batch_size, name) in zip(axes, panels, strict=True):
+        for number, arm in enumerate(study.arms):
+            if name not in arm.space:
+                continue
+            search = sorted(
+                (row["point"][name], 100 * row["validation_accuracy"])
+                for row in rows
+                if (row["arm"], row["batch_size"], row["phase"]) == (arm.name, batch_size, "search")
+            )
+            # One searched hyper-parameter makes a curve, several make a cloud.
+            style = _style(number) if len(arm.space) == 1 else {**_style(number), "linestyle": "none"}
+            if search:
+                axis.plot(*zip(*search, strict=True), label=arm.name, **style)
+        axis.set_xscale("log" if all(a.space[name].scale == "log" for a in study.arms if name in a.space) else "linear")
+        axis.set_title(f"batch {batch_size}")
+        axis.set_xlabel(name)
+        axis.set_ylabel("validation accuracy, %")
+    _legend(axes[0])
+    return figure
+
+
+def _ranges(study: Study) -> list[str]:
+    """The hyper-parameters that some arm searches on a range."""
+    found = (name for arm in study.arms for name, dimension in arm.space.items() if dimension.scale != "choice")
+    return list(dict.fromkeys(found))
+
+
 def _learning_rate(study: Study, rows: Rows) -> matplotlib.figure.Figure:
     """The best learning rate of each arm over the batch size; of layer-wise optimizers that of the adapted tensors."""
     figure, axes = _panels(1)
@@ -113,8 +147,8 @@ def _style(number: int) -> dict[str, Any]:
     return {"marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 1.5}
 
 
-def _panels(count: int) -> tuple[matplotlib.figure.Figure, list[Any]]:
-    columns = min(count, 2)
+def _panels(count: int, columns: int = 2) -> tuple[matplotlib.figure.Figure, list[Any]]:
+    columns = min(count, columns)
     lines = -(-count // columns)
     size = (SIZE[0] * (1 if columns == 1 else 1.6), SIZE[1] * lines)
     figure = matplotlib.figure.Figure(figsize=size, dpi=DPI, layout="constrained")

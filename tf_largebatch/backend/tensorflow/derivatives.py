@@ -54,8 +54,8 @@ def _tensors(values: Sequence[Any]) -> list[tf.Tensor]:
 def _with_exact_moments(function: Callable[..., Any]) -> Callable[..., Any]:
     """Traces a function with moments that can be differentiated twice.
 
-    `tf.nn.moments`, which Keras's normalizations call, stops the gradient from the variance to the mean. That leaves the
-    first derivative as it is, since the variance is smallest at the mean, but not the second.
+    `tf.nn.moments`, which Keras calls in normalizations, stops the gradient from the variance to the mean. This leaves
+    the first derivative as it is, since the variance is smallest at the mean, but not the second.
     """
 
     def traced(*arguments: Any) -> Any:
