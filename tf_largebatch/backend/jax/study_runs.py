@@ -54,7 +54,10 @@ class StudyRuns:
         self.study = study
         data = arrays.load(study.dataset, study.data_dir, study.validation_examples, study.image_size)
         self._data = data
-        self._training, self._validation, self._test = jax.device_put((data.training, data.validation, data.test))
+        self._training = jax.device_put(data.training)
+        self._validation, self._test = (
+            [jax.device_put(part) for part in _parts(labelled)] for labelled in (data.validation, data.test)
+        )
         self._segments = run.segments(study.updates, study.evaluations)
         self._programs: dict[Key, concurrent.futures.Future[Any]] = {}
         self._beginnings: dict[Key, list[Any]] = {}
@@ -64,10 +67,15 @@ class StudyRuns:
         with _on_cpu():
             keras.utils.clear_session()
             self._network = run.make_network(study, data, study.seed)
-        self._count_correct = jax.jit(self._correct)
+        self._evaluations: dict[int, concurrent.futures.Future[Any]] = {}
 
     def prepare(self, jobs: Iterable[Job]) -> None:
         """Traces the programs of these runs and starts to compile them, each in a thread of its own."""
+        for images, labels in (*self._validation, *self._test):
+            if len(labels) not in self._evaluations:
+                weights = self._initial_weights(self.study.seed)
+                lowered = jax.jit(self._correct).lower(*weights, images, labels)
+                self._evaluations[len(labels)] = self._compilers.submit(lowered.compile)
         for job in jobs:
             for first, last in self._segments:
                 self._program(job, last - first)
@@ -186,12 +194,16 @@ class StudyRuns:
         logits, _ = self._network.stateless_call(trainable, others, images, training=False)
         return jnp.sum(jnp.argmax(logits, -1) == labels)
 
-    def _accuracy(self, state: State, labelled: tuple[Any, Any]) -> float:
-        images, labels = labelled
-        starts = range(0, len(labels), EVALUATION_BATCH_SIZE)
-        parts = [slice(start, start + EVALUATION_BATCH_SIZE) for start in starts]
-        correct = [self._count_correct(*state[:2], images[part], labels[part]) for part in parts]
-        return float(sum(correct)) / len(labels)
+    def _accuracy(self, state: State, parts: list[tuple[Any, Any]]) -> float:
+        correct = [self._evaluations[len(y)].result()(*state[:2], x, y) for x, y in parts]
+        return float(sum(correct)) / sum(len(y) for _, y in parts)
+
+
+def _parts(labelled: tuple[Any, Any]) -> list[tuple[Any, Any]]:
+    """Images and labels, `EVALUATION_BATCH_SIZE` at a time."""
+    images, labels = labelled
+    starts = range(0, len(labels), EVALUATION_BATCH_SIZE)
+    return [tuple(array[start : start + EVALUATION_BATCH_SIZE] for array in (images, labels)) for start in starts]
 
 
 def crop_and_flip(images: Any, crops: Any) -> Any:
