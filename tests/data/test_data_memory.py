@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tf_largebatch import data
+from tf_largebatch.data.tensorflow_pipeline import crop_and_flip
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_evaluation_covers_every_image_once_in_order_and_is_never_augmented():
 def test_crop_and_flip_only_moves_and_mirrors():
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (200, 8, 8, 3), dtype=np.uint8)
-    moved = data.crop_and_flip(tf.constant(images), tf.constant([1, 2], tf.int64)).numpy()
+    moved = crop_and_flip(tf.constant(images), tf.constant([1, 2], tf.int64)).numpy()
     assert moved.dtype == np.uint8 and moved.shape == images.shape
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     seen = set()

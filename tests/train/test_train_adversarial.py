@@ -67,7 +67,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     assert not isinstance(model, ConAdvModel)
     dataset = data.load("digits")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    found = accuracy_under_attack(model, dataset.evaluation(360), loss, 16.0, dataset.value_range())
+    found = accuracy_under_attack(model, dataset.evaluation_of_pixels(360), loss, 16.0, (0.0, dataset.pixel_scale))
     # One image of 360: another batching adds up in another order.
     assert found == pytest.approx(result.attacked_accuracy, abs=1.5 / 360)
 

@@ -75,7 +75,9 @@ def test_what_a_run_leaves_behind(clars_run):
 def test_the_final_model_needs_keras_alone(clars_run, tmp_path):
     output_dir, result = clars_run
     dataset = data.load("digits")
-    images, labels = (np.concatenate(part) for part in zip(*dataset.evaluation(100).as_numpy_iterator(), strict=True))
+    images, labels = (
+        np.concatenate(part) for part in zip(*dataset.evaluation_of_pixels(100).as_numpy_iterator(), strict=True)
+    )
     np.savez(tmp_path / "test.npz", images=images, labels=labels)
     program = f"""
 import sys, keras, numpy as np

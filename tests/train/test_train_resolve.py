@@ -55,7 +55,7 @@ def test_values(arguments, message, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "flag", "without", "to"),
     [
-        (["--data_dir=x"], "data_dir", "dataset=digits", "sets of tensorflow_datasets"),
+        (["--data_dir=x"], "data_dir", "dataset=digits", "dataset=folder and sets of tensorflow_datasets"),
         (["--download"], "download", "dataset=digits", "sets of tensorflow_datasets"),
         (["--validation_examples=5"], "validation_examples", "eval_split=test", "eval_split=validation"),
         (["--base_batch_size=5", "--scaling=none"], "base_batch_size", "scaling=none", "scaling=linear and sqrt"),

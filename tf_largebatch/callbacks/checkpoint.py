@@ -118,6 +118,6 @@ def _state(model: keras.Model) -> dict[str, list[Any]]:
 
 
 def _to_array(variable: Any) -> np.ndarray:
-    array = variable.value.numpy()
+    array = keras.ops.convert_to_numpy(variable.value)
     # NumPy files know no bfloat16; float32 holds each of its values.
     return array.astype(np.float32) if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tf_largebatch.check import require
+from tf_largebatch.data.batches import tensorflow_is_installed
 from tf_largebatch.data.dataset import Dataset
+from tf_largebatch.data.standardization import Standardization
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -55,16 +57,14 @@ def from_arrays(
         check_labels(y, num_classes, f"{part} labels of {name}")
     mean, std = _pixel_statistics(images, pixel_scale)
     size = (image_size, image_size) if image_size else images.shape[1:3]
-    finish = _standardize(mean, std, pixel_scale, size)
+    standardization = Standardization(mean, std, float(pixel_scale), tuple(size))
+    pipeline = _pipeline()
 
-    def make_train(batch_size: int, seed: int, first_epoch: int, epochs: int) -> tf.data.Dataset:
-        return _memory_train(train, batch_size, seed, first_epoch, epochs, augment, finish)
+    def make_train(batch_size: int, seed: int, first_epoch: int, epochs: int) -> Any:
+        return pipeline.training_batches(train, batch_size, seed, first_epoch, epochs, augment, standardization)
 
-    def make_evaluation(batch_size: int) -> tf.data.Dataset:
-        x, y = tf.constant(evaluation[0]), tf.constant(evaluation[1].astype(np.int32))
-        batches = tf.data.Dataset.range(len(y)).batch(batch_size)
-        take = lambda index: (finish(tf.gather(x, index)), tf.gather(y, index))  # noqa: E731
-        return batches.map(take, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    def make_evaluation(batch_size: int) -> Any:
+        return pipeline.evaluation_batches(evaluation, batch_size, standardization)
 
     return Dataset(
         name=name,
@@ -104,73 +104,14 @@ def check_labels(labels: np.ndarray, num_classes: int, what: str = "labels") -> 
         )
 
 
-def crop_and_flip(images: tf.Tensor, key: tf.Tensor, pad: int = 4) -> tf.Tensor:
-    """Pads every image of a batch with `pad` black pixels, crops it at random, and flips it with probability 1/2.
+def _pipeline() -> Any:
+    if tensorflow_is_installed():
+        from tf_largebatch.data import tensorflow_pipeline
 
-    Args:
-        images: uint8 `(batch, height, width, channels)`.
-        key: Stateless seed, int64 `(2,)`.
-        pad: Pixels added on each side.
+        return tensorflow_pipeline
+    from tf_largebatch.data import array_pipeline
 
-    Returns:
-        uint8, of the shape of `images`. All `(2 * pad + 1) ** 2` positions are equally likely.
-    """
-    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
-    padded = tf.pad(images, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
-    offset = tf.random.stateless_uniform([2, batch, 1], key, maxval=2 * pad + 1, dtype=tf.int32, alg="philox")
-    flip = tf.random.stateless_uniform([batch, 1], tf.random.fold_in(key, 1, alg="philox"), alg="philox") < 0.5
-    columns = tf.range(width)
-    # One gather moves rows, one moves and mirrors columns: no loop over the images.
-    rows = offset[0] + tf.range(height)
-    columns = offset[1] + tf.where(flip, columns[::-1], columns)
-    return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
-
-
-def _memory_train(
-    arrays: Arrays,
-    batch_size: int,
-    seed: int,
-    first_epoch: int,
-    epochs: int,
-    augment: str,
-    finish: Callable[[tf.Tensor], tf.Tensor],
-) -> tf.data.Dataset:
-    images, labels = tf.constant(arrays[0]), tf.constant(arrays[1].astype(np.int32))
-    size = len(arrays[1])
-    steps = size // batch_size
-
-    def indices_of(epoch: tf.Tensor) -> tf.data.Dataset:
-        key = tf.stack([tf.constant(seed, tf.int64), epoch])
-        order = tf.random.experimental.stateless_shuffle(tf.range(size), key, alg="philox")
-        order = tf.reshape(order[: steps * batch_size], [steps, batch_size])
-        step = tf.range(steps, dtype=tf.int64)
-        return tf.data.Dataset.from_tensor_slices((tf.fill([steps], epoch), step, order))
-
-    def batch_of(epoch: tf.Tensor, step: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        chosen = tf.gather(images, index)
-        if augment == "crop_flip":
-            key = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), epoch]), step, alg="philox")
-            chosen = crop_and_flip(chosen, key)
-        return finish(chosen), tf.gather(labels, index)
-
-    # The epochs are chained before the map, so batches of the next epoch are prepared during evaluation.
-    indices = tf.data.Dataset.range(first_epoch, epochs).flat_map(indices_of)
-    return indices.map(batch_of, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-
-
-def _standardize(
-    mean: tuple[float, ...], std: tuple[float, ...], pixel_scale: float, size: tuple[int, int]
-) -> Callable[[tf.Tensor], tf.Tensor]:
-    offset = tf.constant(mean, tf.float32) * pixel_scale
-    factor = 1.0 / (tf.constant(std, tf.float32) * pixel_scale)
-
-    def finish(images: tf.Tensor) -> tf.Tensor:
-        images = tf.cast(images, tf.float32)
-        if tuple(images.shape[-3:-1]) != tuple(size):
-            images = tf.image.resize(images, size)
-        return (images - offset) * factor
-
-    return finish
+    return array_pipeline
 
 
 def _pixel_statistics(images: np.ndarray, pixel_scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tf_largebatch.data.digits import load_digits
 from tf_largebatch.data.memory import Arrays
+from tf_largebatch.data.npz import is_npz
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,9 @@ class KnownSet:
     augment: str = "none"
     test_splits: tuple[str, ...] = ("test", "validation")
 
+
+# The name of the images in --data_dir.
+FOLDER = "folder"
 
 SETS: dict[str, KnownSet] = {
     "digits": KnownSet(load_digits, num_classes=10, pixel_scale=16.0),
@@ -55,5 +59,5 @@ def known_set(name: str) -> KnownSet:
 
 
 def is_built_in(name: str) -> bool:
-    """Whether the set comes without tensorflow_datasets."""
-    return name in SETS and SETS[name].arrays is not None
+    """Whether the set comes without tensorflow_datasets and without a directory."""
+    return is_npz(name) or (name in SETS and SETS[name].arrays is not None)

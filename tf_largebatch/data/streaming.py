@@ -1,13 +1,15 @@
-"""Data sets too large for memory: record files of tensorflow_datasets, decoded during training."""
+"""Data sets too large for memory, decoded during training: record files of tensorflow_datasets, and image files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tf_largebatch.check import require
+from tf_largebatch.data.folder import Part
 
 # Customary per-channel constants of ImageNet's training images, in units of 255.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -54,12 +56,7 @@ def stream_dataset(
             f"dataset {info.name!r} must be prepared as TFRecord files to be streamed; "
             f"received file format {info.file_format.value}."
         )
-    channels = info.features[image_key].shape[-1]
     num_classes = info.features[label_key].num_classes
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
-    train_size = info.splits[train_split].num_examples
-    # Images of one common size were cropped when the set was made.
-    fraction = 1.0 if info.features[image_key].shape[0] else 0.875
 
     def example(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         decoders = {image_key: tfds.decode.SkipDecoding()}
@@ -69,28 +66,108 @@ def stream_dataset(
         with tf.control_dependencies([tf.debugging.Assert((label >= 0) & (label < num_classes), [wrong, label])]):
             return parsed[image_key], tf.identity(label)
 
+    train_files, eval_files = (_files(info.splits[split]) for split in (train_split, eval_split))
+
+    def shuffled_records(key: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(tf.range(tf.size(train_files[0])), key, alg="philox")
+
+        # Not Dataset.shuffle: with a global seed set it refuses a seed that depends on the epoch.
+        def shuffled(block: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
+            block_key = tf.random.fold_in(key, block, alg="philox")
+            return tf.random.experimental.stateless_shuffle(records, block_key, alg="philox")
+
+        shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in train_files))
+        return _read(shards).batch(SHUFFLE_BLOCK).enumerate().map(shuffled).prefetch(1).unbatch()
+
+    return _streamed(
+        shuffled_records,
+        lambda: _read(tf.data.Dataset.from_tensor_slices(eval_files)),
+        example,
+        train_size=info.splits[train_split].num_examples,
+        eval_size=info.splits[eval_split].num_examples,
+        augment=augment,
+        image_size=image_size,
+        channels=info.features[image_key].shape[-1],
+        # Images of one common size were cropped when the set was made.
+        fraction=1.0 if info.features[image_key].shape[0] else 0.875,
+    )
+
+
+def stream_folder(train: Part, evaluation: Part, *, augment: str, image_size: int, channels: int) -> dict[str, Any]:
+    """Returns the fields of a `data.Dataset` that reads image files; see `stream_dataset`.
+
+    Args:
+        train: Images to train on.
+        evaluation: Images to evaluate on.
+        augment: `"inception"` or `"none"`.
+        image_size: Height and width of what the model sees.
+        channels: 1 or 3.
+    """
+    require(augment in ("inception", "none"), "augment", augment, "inception or none for streamed sets")
+    paths, labels = tf.constant(train.paths), tf.constant(train.labels.astype(np.int32))
+
+    def shuffled_records(key: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(tf.range(tf.size(labels)), key, alg="philox")
+        return tf.data.Dataset.from_tensor_slices((tf.gather(paths, order), tf.gather(labels, order)))
+
+    return _streamed(
+        lambda key: shuffled_records(key).map(_pair),
+        lambda: tf.data.Dataset.from_tensor_slices((list(evaluation.paths), evaluation.labels.astype(np.int32))).map(
+            _pair
+        ),
+        lambda record: (tf.io.read_file(record["path"]), record["label"]),
+        train_size=len(train.labels),
+        eval_size=len(evaluation.labels),
+        augment=augment,
+        image_size=image_size,
+        channels=channels,
+        fraction=0.875,
+    )
+
+
+def _pair(path: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"path": path, "label": label}
+
+
+def _streamed(
+    shuffled_records: Callable[[tf.Tensor], tf.data.Dataset],
+    evaluation_records: Callable[[], tf.data.Dataset],
+    example: Callable[[Any], tuple[tf.Tensor, tf.Tensor]],
+    *,
+    train_size: int,
+    eval_size: int,
+    augment: str,
+    image_size: int,
+    channels: int,
+    fraction: float,
+) -> dict[str, Any]:
+    """Returns the fields of a `data.Dataset`.
+
+    Args:
+        shuffled_records: Returns the training records in the order of a key, int64 `(2,)`.
+        evaluation_records: Returns the records to evaluate on.
+        example: Returns the encoded image and the label of a record.
+        train_size: Number of training records.
+        eval_size: Number of records to evaluate on.
+        augment: `"inception"` or `"none"`.
+        image_size: Height and width of what the model sees.
+        channels: 1 or 3.
+        fraction: See `central_crop`.
+    """
+    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+
     def standardize(image: tf.Tensor) -> tf.Tensor:
         image = tf.ensure_shape(image, (image_size, image_size, channels))
         return (image / 255.0 - tf.constant(mean)) / tf.constant(std)
 
     def make_train(batch_size: int, seed: int, first_epoch: int, epochs: int) -> tf.data.Dataset:
         used = train_size // batch_size * batch_size
-        files = _files(info.splits[train_split])
 
         def records_of(epoch: tf.Tensor) -> tf.data.Dataset:
-            key = tf.stack([tf.constant(seed, tf.int64), epoch])
-            order = tf.random.experimental.stateless_shuffle(tf.range(tf.size(files[0])), key, alg="philox")
+            records = shuffled_records(tf.stack([tf.constant(seed, tf.int64), epoch]))
+            return records.take(used).enumerate().map(lambda position, record: (epoch, position, record))
 
-            # Not Dataset.shuffle: with a global seed set it refuses a seed that depends on the epoch.
-            def shuffled(block: tf.Tensor, records: tf.Tensor) -> tf.Tensor:
-                block_key = tf.random.fold_in(key, block, alg="philox")
-                return tf.random.experimental.stateless_shuffle(records, block_key, alg="philox")
-
-            shards = tf.data.Dataset.from_tensor_slices(tuple(tf.gather(column, order) for column in files))
-            mixed = _read(shards).batch(SHUFFLE_BLOCK).enumerate().map(shuffled).prefetch(1).unbatch()
-            return mixed.take(used).enumerate().map(lambda position, record: (epoch, position, record))
-
-        def decode(epoch: tf.Tensor, position: tf.Tensor, record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def decode(epoch: tf.Tensor, position: tf.Tensor, record: Any) -> tuple[tf.Tensor, tf.Tensor]:
             image, label = example(record)
             key = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), epoch]), position, alg="philox")
             if augment == "inception":
@@ -102,17 +179,17 @@ def stream_dataset(
         return decoded.batch(batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
 
     def make_evaluation(batch_size: int) -> tf.data.Dataset:
-        def decode(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def decode(record: Any) -> tuple[tf.Tensor, tf.Tensor]:
             image, label = example(record)
             return standardize(central_crop(image, image_size, channels, fraction)), label
 
-        records = _read(tf.data.Dataset.from_tensor_slices(_files(info.splits[eval_split])))
-        return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        decoded = evaluation_records().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        return decoded.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
     return {
         "image_shape": (image_size, image_size, channels),
         "train_size": train_size,
-        "eval_size": info.splits[eval_split].num_examples,
+        "eval_size": eval_size,
         "augment": augment,
         "pixel_scale": 255.0,
         "mean": mean,

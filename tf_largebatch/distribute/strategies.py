@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import tensorflow as tf
+import keras
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
@@ -39,6 +40,12 @@ def check(name: str, replicas: int | None = None, environ: Mapping[str, str] | N
         raise ValueError(f"replicas applies to strategy=mirrored; received replicas={replicas} with strategy={name!r}.")
     if replicas is not None and replicas < 1:
         raise ValueError(f"replicas must be at least 1; received replicas={replicas}.")
+    if name != "one_device" and keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"strategy must be one_device with KERAS_BACKEND={keras.backend.backend()}; received strategy={name!r}: "
+            "TensorFlow's strategies need KERAS_BACKEND=tensorflow; in a script of your own, "
+            "keras.distribution.set_distribution shares a batch among devices of JAX."
+        )
     text = (os.environ if environ is None else environ).get("TF_CONFIG")
     if name != "multi_worker":
         workers = len(_workers(_parsed(text))) if text else 0
@@ -53,7 +60,16 @@ def check(name: str, replicas: int | None = None, environ: Mapping[str, str] | N
     _check_cluster(_parsed(text))
 
 
-def build(name: str, replicas: int | None = None, tpu: str | None = None) -> tf.distribute.Strategy:
+def scope(name: str, replicas: int | None = None, tpu: str | None = None) -> tuple[AbstractContextManager[Any], int]:
+    """The scope to make a model in, and the number of replicas; on JAX, that of one device. Arguments as of `build`."""
+    if keras.backend.backend() != "tensorflow":
+        check(name, replicas)
+        return nullcontext(), 1
+    strategy = build(name, replicas, tpu)
+    return strategy.scope(), strategy.num_replicas_in_sync
+
+
+def build(name: str, replicas: int | None = None, tpu: str | None = None) -> Any:
     """The strategy. To be called before anything else touches a device, and before the model is made.
 
     Args:
@@ -66,6 +82,8 @@ def build(name: str, replicas: int | None = None, tpu: str | None = None) -> tf.
         ValueError: If the devices are not there, and as `check` does.
     """
     check(name, replicas)
+    import tensorflow as tf
+
     if name == "mirrored":
         return _mirrored(replicas)
     if name == "multi_worker":
@@ -129,7 +147,9 @@ def _nearest(size: int, unit: int) -> str:
     return f"the nearest that fit are {below} and {below + unit}" if below else f"the smallest that fits is {unit}"
 
 
-def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
+def _mirrored(replicas: int | None) -> Any:
+    import tensorflow as tf
+
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         if len(gpus) < (replicas or 2):
@@ -156,7 +176,9 @@ def _mirrored(replicas: int | None) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
 
 
-def _tpu(tpu: str) -> tf.distribute.Strategy:
+def _tpu(tpu: str) -> Any:
+    import tensorflow as tf
+
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
         if tpu != "local":

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import tensorflow as tf
 from absl import flags, logging
 
 from tf_largebatch.callbacks import TrainingDiverged
@@ -57,7 +56,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
         output_dir = run.output_dir
     except ValueError as error:
         return _failed(str(error))
-    except (OSError, tf.errors.OpError) as error:
+    except _system_errors() as error:
         return _failed(_reason(error))
     except KeyboardInterrupt:
         return _interrupted(None)
@@ -65,7 +64,7 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
         execute(run)
     except (TrainingDiverged, run_directory.DirectoryRefused, DamagedFile) as error:
         return _failed(str(error))
-    except (OSError, tf.errors.OpError) as error:
+    except _system_errors() as error:
         stopped = f" The run in {output_dir} stopped; --resume continues it." if _has_begun(output_dir) else ""
         return _failed(_reason(error) + stopped)
     except KeyboardInterrupt:
@@ -78,6 +77,16 @@ def quiet_main(argv: Sequence[str]) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     return main(argv)
+
+
+def _system_errors() -> tuple[type[Exception], ...]:
+    """Returns the errors of the operating system, of TensorFlow and of JAX: disks, networks, memory, devices."""
+    found: list[type[Exception]] = [OSError]
+    if "tensorflow" in sys.modules:
+        found.append(sys.modules["tensorflow"].errors.OpError)
+    if "jax" in sys.modules:
+        found.append(sys.modules["jax"].errors.JaxRuntimeError)
+    return tuple(found)
 
 
 def _failed(sentence: str) -> int:

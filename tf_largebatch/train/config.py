@@ -26,18 +26,23 @@ class DataConfig:
 
     name: str = flag(
         "digits",
-        f"{', '.join(data.WELL_KNOWN)}, or any other image classification set of tensorflow_datasets.",
+        f"{', '.join(data.WELL_KNOWN)}, or any other image classification set of tensorflow_datasets; folder for the "
+        "images in --data_dir; or the path of an .npz file with images and labels.",
         name="dataset",
     )
     data_dir: str | None = flag(
-        None, "Directory of prepared tensorflow_datasets; default: TFDS_DATA_DIR, then tensorflow_datasets' own."
+        None,
+        "With --dataset=folder: directory of images, train/CLASS/IMAGE and optionally validation/CLASS/IMAGE, JPEG or "
+        "PNG. Else: directory of prepared tensorflow_datasets; default: TFDS_DATA_DIR, then tensorflow_datasets' own.",
     )
     download: bool = flag(False, "Download the data set if it is not prepared.")
     eval_split: str = flag(
         "test", "Evaluate on the test images or on training images that are held out.", data.EVAL_SPLITS
     )
     validation_examples: int | None = flag(
-        None, "With --eval_split=validation: training images to hold out; default: 5000, at most a tenth."
+        None,
+        "With --eval_split=validation, or a file or folder without test images: training images to hold out; default: "
+        "5000, at most a tenth.",
     )
     augment: str = flag(
         "auto",

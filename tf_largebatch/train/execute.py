@@ -20,9 +20,8 @@ from tf_largebatch.callbacks import (
     plot_curves,
 )
 from tf_largebatch.callbacks.metrics import read_metrics
-from tf_largebatch.distribute import fit as distributed_fit
-from tf_largebatch.files import replacing, write_json
-from tf_largebatch.train import adversarial, report, run_directory
+from tf_largebatch.files import write_json
+from tf_largebatch.train import adversarial, final_model, report, run_directory
 from tf_largebatch.train.config import TrainConfig
 from tf_largebatch.train.optimizers import OPTIMIZERS
 from tf_largebatch.train.prepare import Run, checkpoints_of, needs_evaluation, prepare, with_targets
@@ -92,7 +91,7 @@ def _execute(run: Run) -> Result:
     finally:
         # Also for a run that was interrupted or diverged: its curves show why.
         if (output_dir / run_directory.METRICS).exists():
-            plot_curves(output_dir, evaluation=config.data.eval_split, batch_size=config.run.batch_size)
+            plot_curves(output_dir, evaluation=run.dataset.eval_split, batch_size=config.run.batch_size)
     return _finish(run, _reached(run))
 
 
@@ -114,6 +113,8 @@ def _fit(run: Run) -> None:
     if config.strategy == "one_device":
         run.model.fit(training, shuffle=False, **settings)
     else:
+        from tf_largebatch.distribute import fit as distributed_fit
+
         distributed_fit.fit(run.model, training, **settings)
 
 
@@ -143,7 +144,7 @@ def _reached(run: Run) -> Result:
     complete = last["epoch"] == run.config.run.epochs
     if complete and not math.isfinite(last["val_loss"]):
         raise TrainingDiverged(
-            f"the {run.config.data.eval_split} loss is {last['val_loss']} after the last epoch: lower "
+            f"the {run.dataset.eval_split} loss is {last['val_loss']} after the last epoch: lower "
             "base_learning_rate, or add warmup_epochs."
         )
     return Result(
@@ -167,10 +168,7 @@ def _finish(run: Run, result: Result) -> Result:
         attack = adversarial.attack_in_words(config.adversarial)
         result = dataclasses.replace(result, attack=attack, attacked_accuracy=accuracy)
     if result.complete and run.finished is None:
-        # Without the optimizer, whose class a program that only imports keras does not know.
-        bare = keras.Model(run.inner.input, run.inner.output, name=run.inner.name)
-        with replacing(run.output_dir / run_directory.FINAL_MODEL) as temporary:
-            bare.save(temporary)
+        final_model.save(run.output_dir / run_directory.FINAL_MODEL, run.inner, run.dataset)
     if result.complete and result != run.finished:
         result.write(run.output_dir)
     rows = read_metrics(run.output_dir / run_directory.METRICS)

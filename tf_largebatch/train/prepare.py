@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tf_largebatch import data, models
 from tf_largebatch.callbacks import GradientNoiseScale, load_checkpoint
@@ -18,9 +17,11 @@ from tf_largebatch.callbacks.checkpoint import DamagedCheckpoint, list_checkpoin
 from tf_largebatch.callbacks.metrics import read_metrics
 from tf_largebatch.check import require
 from tf_largebatch.conadv.auxiliary_batch_norm import variables_without_decay
+from tf_largebatch.data.npz import is_npz
 from tf_largebatch.distribute import strategies
 from tf_largebatch.norms import KERAS, check_supported
-from tf_largebatch.train import adversarial, run_directory
+from tf_largebatch.norms.device import device
+from tf_largebatch.train import adversarial, final_model, run_directory
 from tf_largebatch.train.config import TrainConfig
 from tf_largebatch.train.optimizers import OPTIMIZERS, build_optimizer, build_schedule
 from tf_largebatch.train.resolve import resolved
@@ -44,6 +45,7 @@ class Run:
         checkpoints: The checkpoints that were there when the run was prepared.
         finished: The result of a run that is complete already; None of a run that has epochs to go.
         is_chief: Whether this is the first worker, or the only process.
+        replicas: Number of devices that share a batch.
     """
 
     config: TrainConfig
@@ -57,6 +59,7 @@ class Run:
     checkpoints: tuple[pathlib.Path, ...] = ()
     finished: Result | None = None
     is_chief: bool = True
+    replicas: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -82,9 +85,9 @@ def prepare(config: TrainConfig) -> Run:
         read_metrics(output_dir / run_directory.METRICS)
     elif is_chief:
         run_directory.check_new(output_dir)
-    strategy = strategies.build(settings.strategy, settings.replicas, settings.tpu)
+    scope, replicas = strategies.scope(settings.strategy, settings.replicas, settings.tpu)
     if settings.strategy != "one_device":
-        strategies.check_batch(settings.batch_size, strategy.num_replicas_in_sync, settings.micro_batch_size)
+        strategies.check_batch(settings.batch_size, replicas, settings.micro_batch_size)
     dataset = data.load(**vars(config.data))
     require(
         settings.batch_size <= dataset.train_size,
@@ -97,7 +100,7 @@ def prepare(config: TrainConfig) -> Run:
     written = output_dir if is_chief else output_dir / f".{strategies.task_name()}"
     noise_scale = GradientNoiseScale(written / run_directory.NOISE_SCALES) if settings.noise_scale else None
     keras.utils.set_random_seed(settings.seed)
-    with strategy.scope():
+    with scope:
         inner, model = _built(config, dataset, schedule)
         if noise_scale is not None:  # before its averages are restored
             noise_scale.attach(model)
@@ -107,7 +110,18 @@ def prepare(config: TrainConfig) -> Run:
         if finished is not None and needs_evaluation(config, finished):
             _load_trained(output_dir, checkpoints, model, inner)
     return Run(
-        config, dataset, inner, model, schedule, noise_scale, first_epoch, written, checkpoints, finished, is_chief
+        config,
+        dataset,
+        inner,
+        model,
+        schedule,
+        noise_scale,
+        first_epoch,
+        written,
+        checkpoints,
+        finished,
+        is_chief,
+        replicas,
     )
 
 
@@ -118,11 +132,9 @@ def needs_evaluation(config: TrainConfig, finished: Result) -> bool:
     )
 
 
-def with_targets(batches: tf.data.Dataset, label_smoothing: float, num_classes: int) -> tf.data.Dataset:
+def with_targets(batches: Any, label_smoothing: float, num_classes: int) -> Any:
     """Makes labels one-hot where the loss smooths them, since Keras's sparse loss cannot."""
-    if not label_smoothing:
-        return batches
-    return batches.map(lambda image, label: (image, tf.one_hot(label, num_classes)))
+    return data.with_one_hot_labels(batches, num_classes) if label_smoothing else batches
 
 
 def _built(config: TrainConfig, dataset: data.Dataset, schedule: Any) -> tuple[keras.Model, keras.Model]:
@@ -155,9 +167,9 @@ def _compiled(config: TrainConfig, inner: keras.Model, dataset: data.Dataset, sc
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # Of the wrapper, whose auxiliary batch norms are trained too.
     optimizer = build_optimizer(config.optimizer, schedule, variables_without_decay(model))
-    # Keras's "auto" compiles with XLA on CPUs too, where that makes convolutions several times slower.
-    accelerated = bool(tf.config.list_physical_devices("GPU") or tf.config.list_physical_devices("TPU"))
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile="auto" if accelerated else False)
+    # Keras's "auto" compiles with XLA on CPUs too, where that makes TensorFlow's convolutions several times slower.
+    compiled = keras.backend.backend() == "jax" or device() != "cpu"
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile="auto" if compiled else False)
     return model
 
 
@@ -196,17 +208,15 @@ def _load_trained(
             )
         load_checkpoint(checkpoints[-1], model)
         return
-    try:
-        trained = keras.models.load_model(path, compile=False)
-    except Exception as error:  # whatever a damaged archive makes Keras raise
-        raise ValueError(f"{path} is damaged: restore the file or remove it.") from error
+    trained, _ = final_model.load(path)
     inner.set_weights(trained.get_weights())
 
 
 def _fresh_directory(config: TrainConfig) -> pathlib.Path:
     """Names a directory that no other run has, not even one that is started in the same second."""
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    dataset = config.data.name.replace("/", "-").replace(":", "-")
+    dataset = pathlib.Path(config.data.name).stem if is_npz(config.data.name) else config.data.name
+    dataset = dataset.replace("/", "-").replace(":", "-")
     stem = f"{dataset}-{config.model.name}-{config.optimizer.name}-{config.run.batch_size}-{now}-{os.getpid()}"
     path, count = pathlib.Path("runs") / stem, 1
     while path.exists():

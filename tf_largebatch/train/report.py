@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from tf_largebatch.callbacks.noise_scale import readable_noise_scale
 from tf_largebatch.train import adversarial
@@ -19,10 +20,13 @@ from tf_largebatch.version import __version__
 def description(run: Run) -> dict[str, Any]:
     """Returns what config.json holds: the arguments, the data, the model, the optimizer, the devices, the versions."""
     optimizer = getattr(run.model.optimizer, "inner_optimizer", run.model.optimizer)
-    trainable = sum(variable.value.shape.num_elements() for variable in run.inner.trainable_variables)
+    trainable = sum(math.prod(variable.shape) for variable in run.inner.trainable_variables)
     evaluation = ("eval_attack", "eval_epsilon")
     return {
-        "arguments": {**run.config.of_the_run(), **{name: run.config.flags()[name] for name in evaluation}},
+        "arguments": {
+            **run.config.of_the_run(),
+            **{name: run.config.flags()[name] for name in ("data_dir", *evaluation)},
+        },
         "dataset": run.dataset.describe(),
         "model": {
             "name": run.inner.name,
@@ -33,17 +37,25 @@ def description(run: Run) -> dict[str, Any]:
         "optimizer": keras.saving.serialize_keras_object(optimizer),
         "layout": {
             "strategy": run.config.run.strategy,
-            "replicas": run.model.distribute_strategy.num_replicas_in_sync,
+            "replicas": run.replicas,
         },
+        "backend": keras.backend.backend(),
         "updates_per_epoch": run.steps_per_epoch,
         "updates": run.steps_per_epoch * run.config.run.epochs,
         "versions": {
             "tf_largebatch": __version__,
-            "tensorflow": tf.__version__,
             "keras": keras.__version__,
+            **{name: version for name in ("tensorflow", "jax") if (version := _version(name))},
             "python": platform.python_version(),
         },
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def announce(run: Run) -> None:
@@ -71,7 +83,7 @@ def conclude(run: Run, result: Result, last: Mapping[str, Any]) -> None:
         last: The last row of its metrics.csv.
     """
     config = run.config
-    split = config.data.eval_split
+    split = run.dataset.eval_split
     if not result.complete:
         print(f"stopped after epoch {result.epochs} of {config.run.epochs}: --resume continues {run.output_dir}")
     print(

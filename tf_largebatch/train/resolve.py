@@ -10,6 +10,7 @@ from typing import Any
 
 from tf_largebatch import data, models
 from tf_largebatch.check import require
+from tf_largebatch.data.npz import is_npz
 from tf_largebatch.distribute import strategies
 from tf_largebatch.files import local_path
 from tf_largebatch.train import adversarial, optimizers
@@ -70,16 +71,32 @@ def _takes(name: str) -> Callable[[TrainConfig], bool]:
     return lambda config: name in optimizers.OPTIMIZERS[config.optimizer.name].arguments
 
 
+def _is_own(dataset: str) -> bool:
+    return dataset == data.FOLDER or is_npz(dataset)
+
+
 def _measures_norms(config: TrainConfig) -> bool:
     return optimizers.OPTIMIZERS[config.optimizer.name].reads_norms or bool(config.run.noise_scale)
 
 
 APPLIES = (
     Applies(
-        ("data_dir", "download"), lambda c: not data.is_built_in(c.data.name), "dataset", "sets of tensorflow_datasets"
+        ("data_dir",),
+        lambda c: not data.is_built_in(c.data.name),
+        "dataset",
+        "dataset=folder and sets of tensorflow_datasets",
     ),
     Applies(
-        ("validation_examples",), lambda c: c.data.eval_split == "validation", "eval_split", "eval_split=validation"
+        ("download",),
+        lambda c: not data.is_built_in(c.data.name) and c.data.name != data.FOLDER,
+        "dataset",
+        "sets of tensorflow_datasets",
+    ),
+    Applies(
+        ("validation_examples",),
+        lambda c: c.data.eval_split == "validation" or _is_own(c.data.name),
+        "eval_split",
+        "eval_split=validation, and to files without test images",
     ),
     Applies(("base_batch_size",), lambda c: c.optimizer.scaling != "none", "scaling", "scaling=linear and sqrt"),
     Applies(("momentum",), _takes("momentum"), "optimizer", "optimizers with momentum"),
@@ -154,6 +171,11 @@ def resolved(config: TrainConfig) -> TrainConfig:
     )
     defaults = {"noise_scale": row.reads_norms and clean, "verbose": 1 if sys.stdout.isatty() else 2}
     values = config.flags()
+    if config.data.name == data.FOLDER:
+        # Absolute, so that the run can be repeated from another directory.
+        config = config.with_flags(data_dir=str(local_path(values["data_dir"], "data_dir").absolute()))
+    if is_npz(config.data.name):
+        config = config.with_flags(dataset=str(local_path(config.data.name, "dataset").absolute()))
     if values["output_dir"]:
         config = config.with_flags(output_dir=str(local_path(values["output_dir"], "output_dir")))
     return config.with_flags(**{name: value for name, value in defaults.items() if values[name] is None})
@@ -176,6 +198,8 @@ def _check_values(config: TrainConfig) -> None:
     require(0 <= warmup < run.epochs, "warmup_epochs", warmup, f"0 or more, below the {run.epochs} epochs")
     stop = run.stop_after_epoch
     require(stop is None or 1 <= stop <= run.epochs, "stop_after_epoch", stop, f"from 1 to the {run.epochs} epochs")
+    needs_directory = config.data.name == data.FOLDER
+    require(not needs_directory or bool(config.data.data_dir), "data_dir", None, "given with dataset=folder")
     require(not run.resume or bool(run.output_dir), "output_dir", run.output_dir, "given with resume")
     require(
         run.strategy != "multi_worker" or bool(run.output_dir),
