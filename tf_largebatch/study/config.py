@@ -113,8 +113,9 @@ class Study:
         return next(arm for arm in self.arms if arm.name == name)
 
     def describe(self) -> dict[str, Any]:
-        """The study as JSON types, the content of its `study.yaml`."""
+        """The study as JSON types, the content of its `study.yaml`; without `data_dir`, which changes no result."""
         content = dataclasses.asdict(self)
+        del content["data_dir"]
         content["arms"] = {arm.name: _plain_arm(arm) for arm in self.arms}
         for key in ("batch_sizes", "final_seeds", "targets"):
             content[key] = list(content[key])

@@ -122,8 +122,7 @@ def _claim(study: Study, directory: pathlib.Path) -> None:
     path, content = directory / CONFIG, study.describe()
     if path.exists():
         stored = yaml.safe_load(path.read_text())
-        # Where the files are does not change a result.
-        differing = sorted(key for key in content if key != "data_dir" and stored.get(key) != content[key])
+        differing = sorted(key for key in content if stored.get(key) != content[key])
         require(
             not differing,
             "config",

@@ -90,7 +90,8 @@ class StudyRuns:
         programs = [self._program(job, last - first).result() for first, last in self._segments]
         began = time.monotonic()
         order, crops = self._order(job)
-        rates = np.asarray(run.make_schedule(study, job)(np.arange(study.updates)), np.float32)
+        with _on_cpu():
+            rates = np.asarray(run.make_schedule(study, job)(np.arange(study.updates)), np.float32)
         hyper = {name: np.float32(value(job.point)) for name, value in row.traced.items()}
         trainable, others = self._initial_weights(job.seed)
         state: State = (trainable, others, self._beginnings[self._key(job, 0)])
@@ -217,7 +218,7 @@ def crop_and_flip(images: Any, crops: Any) -> Any:
 
 
 def _on_cpu() -> contextlib.AbstractContextManager[Any]:
-    """Makes Keras's variables on the CPU: on an accelerator each of their initial values is a program to compile."""
+    """Runs Keras's small operations on the CPU: on an accelerator each, such as an initial value, is compiled first."""
     return jax.default_device(jax.devices("cpu")[0])
 
 
