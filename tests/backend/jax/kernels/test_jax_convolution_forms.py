@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +46,8 @@ FORMS = {
 }
 # Whole tiles, rows of one kernel offset each; and several examples to a program.
 GEOMETRIES["whole tiles"] = ((4, 4), (3, 3), (1, 1), "same", (1, 1), 1, 16, 8)
+GEOMETRIES["patches"] = ((6, 8), (3, 2), (3, 2), "valid", (1, 1), 1, 3, 4)
+GEOMETRIES["few patches, many channels"] = ((2, 4, 2), (1, 2, 2), (1, 2, 2), "same", (1, 1, 1), 1, 6, 32)
 
 
 def applies(form, *arguments) -> bool:
@@ -137,6 +143,24 @@ def test_choices(case):
         form, free = CHOICES[case]
         assert convolution.cheapest_form(a, d, window, groups) is form
         assert convolution.all_norms_are_free(a, d, window, groups) is free
+
+
+def test_patches_that_do_not_overlap_have_the_forms_of_pointwise_layers():
+    a, d = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.bfloat16), jax.ShapeDtypeStruct((8, 14, 14, 384), jnp.bfloat16)
+    window, free = Window((16, 16), (16, 16), "valid", (1, 1)), []
+    with compiling_for("gpu"):
+        assert jax.eval_shape(lambda a, d: convolution.norms_and_gradient(a, d, window, 1), a, d) is None  # Gram
+        jax.eval_shape(lambda a, d: free.append(convolution.all_norms_are_free(a, d, window, 1)), a, d)
+        shapes = str(jax.make_jaxpr(lambda a, d: convolution.squared_norms(a, d, window, 1))(a, d))
+    assert free == [False]
+    assert "[8,196,768]" in shapes and "224,224,224,224" not in shapes
+
+
+def test_a_batch_that_is_spread_over_devices_is_measured_where_it_lies():
+    script = pathlib.Path(__file__).with_name("spread_over_devices.py")
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_direct_form_is_there_without_triton(monkeypatch):

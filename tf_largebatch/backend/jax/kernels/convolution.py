@@ -33,6 +33,7 @@ def contributions(a: jax.Array, d: jax.Array, window: Window, groups: int) -> ja
 
 def squared_norms(a: jax.Array, d: jax.Array, window: Window, groups: int) -> jax.Array:
     """Returns `||G_i||^2` in float32, shape [b]."""
+    a, window = _as_pointwise(a, d, window, groups)
     return cheapest_form(a, d, window, groups).squared_norms(a, d, window, groups)
 
 
@@ -41,12 +42,17 @@ def norms_and_gradient(a: jax.Array, d: jax.Array, window: Window, groups: int) 
 
     Returns None where the norms are cheaper beside the ordinary weight gradient.
     """
-    form = cheapest_form(a, d, window, groups)
-    return None if form is convolution_gram else form.norms_and_gradient(a, d, window, groups)
+    a, pointwise = _as_pointwise(a, d, window, groups)
+    form = cheapest_form(a, d, pointwise, groups)
+    if form is convolution_gram:
+        return None
+    squares, gradient = form.norms_and_gradient(a, d, pointwise, groups)
+    return squares, gradient.reshape(*window.kernel_size, -1, d.shape[-1])
 
 
 def all_norms_are_free(a: jax.Array, d: jax.Array, window: Window, groups: int) -> bool:
     """Returns whether the norms of all examples, with the gradient, cost no more than those of a few beside it."""
+    a, window = _as_pointwise(a, d, window, groups)
     form = cheapest_form(a, d, window, groups)
     if device() == "tpu":
         # One product gives both at the traffic of the ordinary kernel. A few examples would have to be cut out.
@@ -56,6 +62,22 @@ def all_norms_are_free(a: jax.Array, d: jax.Array, window: Window, groups: int) 
             return a.shape[-1] <= _FEW_CHANNELS
         return form is convolution_direct and window.is_pointwise and math.prod(d.shape[1:-1]) >= _MANY_POSITIONS
     return False
+
+
+def _as_pointwise(a: jax.Array, d: jax.Array, window: Window, groups: int) -> tuple[jax.Array, Window]:
+    """Returns the input and the window of a pointwise convolution with the same `G_i`, where patches do not overlap.
+
+    The first layers of vision transformers, and some that reduce a map: each patch becomes one position, and its pixels
+    become channels.
+    """
+    kernel, out = window.kernel_size, d.shape[1:-1]
+    patches = tuple(size * k for size, k in zip(out, kernel, strict=True)) == tuple(a.shape[1:-1])
+    if groups > 1 or window.is_pointwise or kernel != window.strides or max(window.dilation_rate) > 1 or not patches:
+        return a, window
+    axes, ones = len(kernel), (1,) * len(kernel)
+    a = a.reshape(a.shape[0], *(size for pair in zip(out, kernel, strict=True) for size in pair), a.shape[-1])
+    a = a.transpose(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1)
+    return a.reshape(a.shape[0], *out, -1), Window(ones, ones, "valid", ones)
 
 
 def cheapest_form(a: jax.Array, d: jax.Array, window: Window, groups: int) -> ModuleType:

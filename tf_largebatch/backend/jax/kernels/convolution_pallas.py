@@ -11,13 +11,15 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
 from tf_largebatch.backend.jax.kernels.operands import operands
 from tf_largebatch.norms.window import Window
@@ -72,7 +74,7 @@ def norms_and_gradient(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns `||G_i||^2`, shape [B], and `sum_i G_i`, shape [*kernel_size, C, P]; both float32."""
     del groups
-    squares, sums = _call(a, d, window, tiles or tiles_for(a.shape[-1], d.shape[-1]), interpret, with_gradient=True)
+    squares, sums = _call(a, d, window, tiles, interpret, with_gradient=True)
     return squares, sums.reshape(*window.kernel_size, a.shape[-1], d.shape[-1])
 
 
@@ -81,63 +83,109 @@ def squared_norms(
 ) -> jax.Array:
     """Returns `||G_i||^2` in float32, shape [b]."""
     del groups
-    return _call(a, d, window, tiles or tiles_for(a.shape[-1], d.shape[-1]), interpret, with_gradient=False)[0]
+    return _call(a, d, window, tiles, interpret, with_gradient=False)[0]
 
 
 def _padding(a: jax.Array, d: jax.Array, window: Window) -> list[list[int]]:
     return window.padding_of(a, list(d.shape[1:-1]))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """What the kernel needs to know of a layer besides its tensors."""
+
+    window: Window
+    padded: tuple[int, ...]
+    out: tuple[int, ...]
+    channels: int
+    outputs: int
+    tiles: Tiles
+    with_gradient: bool
+    interpret: bool
+
+    @property
+    def rows(self) -> int:
+        """Of `G`: kernel offsets times input channels."""
+        return math.prod(self.window.kernel_size) * self.channels
+
+
 def _call(
-    a: jax.Array, d: jax.Array, window: Window, tiles: Tiles, interpret: bool, with_gradient: bool
-) -> list[jax.Array]:
+    a: jax.Array, d: jax.Array, window: Window, tiles: Tiles | None, interpret: bool, with_gradient: bool
+) -> Sequence[jax.Array]:
     """Returns squared norms [B] and, with the gradient, the sum of contributions [offsets C, P]."""
     a, d = operands(a, d)
     batch, *out, outputs = d.shape
-    channels, rows = a.shape[-1], math.prod(window.kernel_size) * a.shape[-1]
+    channels = a.shape[-1]
     a = window.pad(a, out)
-    across = (math.ceil(rows / tiles.rows), math.ceil(outputs / tiles.columns))
+    tiles = tiles or tiles_for(channels, outputs)
+    layer = _Layer(window, a.shape[1:-1], tuple(out), channels, outputs, tiles, with_gradient, interpret)
+    call = _on_one_device if jax.device_count() == 1 else _on_every_device(with_gradient)
+    return call(a.reshape(batch, -1), d.reshape(batch, -1), layer)
+
+
+@functools.cache
+def _on_every_device(with_gradient: bool) -> Callable[..., Any]:
+    """Returns `_on_one_device` for a batch that is spread over devices: each computes its examples.
+
+    XLA cannot cut a kernel by itself; it would gather the whole batch on every device.
+    """
+
+    def shardings(layer: _Layer, mesh: Any, arguments: Any, results: Any) -> tuple[Any, Any, Any]:
+        """The axes of the mesh along which the examples lie, and the shardings of arguments and results."""
+        del layer, results
+        specs = [argument.sharding.spec for argument in arguments]
+        examples = next((spec[0] for spec in specs if len(spec) and spec[0] is not None), None)
+        by_example = NamedSharding(mesh, PartitionSpec(examples, None))
+        squares, gradient = NamedSharding(mesh, PartitionSpec(examples)), NamedSharding(mesh, PartitionSpec(None, None))
+        return examples, (by_example, by_example), [squares, gradient] if with_gradient else [squares]
+
+    def partition(layer: _Layer, mesh: Any, arguments: Any, results: Any) -> tuple[Any, Any, Any, Any]:
+        examples, of_arguments, of_results = shardings(layer, mesh, arguments, results)
+
+        def on_each(a: jax.Array, d: jax.Array) -> list[jax.Array]:
+            squares, *gradient = _on_one_device(a, d, layer)
+            return [squares, *(g if examples is None else lax.psum(g, examples) for g in gradient)]
+
+        return mesh, on_each, of_results, of_arguments
+
+    partitioned = custom_partitioning(_on_one_device, static_argnums=(2,))
+    partitioned.def_partition(
+        partition=partition,
+        infer_sharding_from_operands=lambda *arguments: shardings(*arguments)[2],
+        sharding_rule="b i, b j -> b, r p" if with_gradient else "b i, b j -> b",
+    )
+    return partitioned
+
+
+def _on_one_device(a: jax.Array, d: jax.Array, layer: _Layer) -> list[jax.Array]:
+    """Does the same for `a`, padded, and `d` of two axes: the example, and everything else."""
+    batch, tiles = a.shape[0], layer.tiles
+    across = (math.ceil(layer.rows / tiles.rows), math.ceil(layer.outputs / tiles.columns))
     groups = min(batch, _GROUPS, math.ceil(_PROGRAMS / math.prod(across)))
     group = math.ceil(batch / groups)
     groups = math.ceil(batch / group)
-    program = functools.partial(
-        _program, window=window, tiles=tiles, batch=batch, group=group, out=out, padded=a.shape[1:-1],
-        channels=channels, outputs=outputs,
-    )  # fmt: skip
     shapes = [jax.ShapeDtypeStruct((*across, batch), jnp.float32)]
-    if with_gradient:
-        shapes.append(jax.ShapeDtypeStruct((groups, rows * outputs), jnp.float32))
+    if layer.with_gradient:
+        shapes.append(jax.ShapeDtypeStruct((groups, layer.rows * layer.outputs), jnp.float32))
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    settings = None if interpret else triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)
+    settings = None if layer.interpret else triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)
     squares, *sums = pl.pallas_call(
-        program,
+        functools.partial(_program, layer=layer, batch=batch, group=group),
         grid=(groups, *across),
         out_shape=shapes,
         in_specs=[anywhere, anywhere],
         out_specs=[anywhere for _ in shapes],
         compiler_params=settings,
-        interpret=interpret,
-    )(a.reshape(batch, -1), d.reshape(batch, -1))
-    return [squares.sum((0, 1)), *(t.sum(0).reshape(rows, outputs) for t in sums)]
+        interpret=layer.interpret,
+    )(a, d)
+    return [squares.sum((0, 1)), *(t.sum(0).reshape(layer.rows, layer.outputs) for t in sums)]
 
 
-def _program(
-    a_ref: Any,
-    d_ref: Any,
-    squares_ref: Any,
-    *sums_ref: Any,
-    window: Window,
-    tiles: Tiles,
-    batch: int,
-    group: int,
-    out: Sequence[int],
-    padded: Sequence[int],
-    channels: int,
-    outputs: int,
-) -> None:
-    """One program, on `a` and `d` of two axes: the example, and everything else."""
+def _program(a_ref: Any, d_ref: Any, squares_ref: Any, *sums_ref: Any, layer: _Layer, batch: int, group: int) -> None:
+    """One program, with a group of the batch's examples and a tile of `G`."""
+    window, padded, out, tiles = layer.window, layer.padded, layer.out, layer.tiles
+    rows, channels, outputs, positions = layer.rows, layer.channels, layer.outputs, math.prod(out)
     number, tile_row, tile_column = (pl.program_id(axis) for axis in range(3))
-    rows, positions = math.prod(window.kernel_size) * channels, math.prod(out)
     row = tile_row * tiles.rows + jnp.arange(tiles.rows)
     column = tile_column * tiles.columns + jnp.arange(tiles.columns)
     # None where all exist: a mask or a selection keeps the compiler from loading neighbours at once.
