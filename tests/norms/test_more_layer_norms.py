@@ -15,6 +15,7 @@ from comparing import (
     plain_gradients,
     randomize,
     sums_of_a_traced_step,
+    tensorflow_only,
 )
 from keras import layers as L
 from keras import ops
@@ -111,6 +112,7 @@ def test_time_distributed_within_time_distributed_over_unknown_lengths():
     assert_sums_agree_whatever_the_sizes(model, [None, None, None, 3], x, y, x[:3, :2], y[:3])
 
 
+@tensorflow_only
 def test_time_distributed_batch_norm_over_an_unknown_length_is_refused():
     inner = keras.Sequential([L.Dense(4), L.BatchNormalization()])
     model = keras.Sequential([keras.Input((None, 3)), L.TimeDistributed(inner), L.GlobalAveragePooling1D(), L.Dense(3)])

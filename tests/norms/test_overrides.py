@@ -11,7 +11,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tf_largebatch.norms import KERAS, per_example_gradient_norms
 from tf_largebatch.norms.overrides import overridden_method, reached_methods
@@ -100,7 +99,7 @@ def test_a_group_normalization_that_scales_in_its_own_way_is_refused() -> None:
 
 def test_a_kernel_that_is_no_variable_is_refused() -> None:
     model = keras.Sequential([keras.Input((4,)), L.Dense(3, name="head")])
-    model.layers[0]._kernel = tf.ones([4, 3])
+    model.layers[0]._kernel = keras.ops.ones([4, 3])
     x, y = np.ones((2, 4), "float32"), np.zeros((2, 3), "float32")
     with pytest.raises(ValueError, match=r"/head' computes with a tensor where its class has a variable"):
         per_example_gradient_norms(model, x, y, "mse")
