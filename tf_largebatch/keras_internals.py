@@ -14,6 +14,7 @@ from keras.src.backend.common.masking import get_keras_mask
 from keras.src.backend.common.masking import set_keras_mask as attach_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 from keras.src.random.seed_generator import global_seed_generator
+from keras.src.utils.jax_utils import is_in_jax_tracing_scope
 
 # Layers.
 
@@ -27,12 +28,12 @@ def layers_within(model: Any) -> list[Any]:
 
 
 def global_random_state() -> Any:
-    """Returns the variable that layers without a seed of their own draw random numbers from.
+    """Returns the variable that layers without a seed of their own draw random numbers from; None where they cannot.
 
     `global_seed_generator`: Keras has no public way to it, and a layer such as ConvNeXt's stochastic depth owns no
-    generator whose state could be restored.
+    generator whose state could be restored. In a program that JAX traces Keras lets no layer draw from it.
     """
-    return global_seed_generator().state
+    return None if is_in_jax_tracing_scope() else global_seed_generator().state
 
 
 def stft_convolution(layer: Any, inputs: Any, kernel: Any) -> Any:

@@ -14,6 +14,7 @@ from comparing import (
     assert_sums_agree_whatever_the_sizes,
     batch,
     dtype_of,
+    norms_of,
     norms_one_by_one,
     randomize,
 )
@@ -169,7 +170,7 @@ def test_half_precision(policy, rtol):
     keras.config.set_dtype_policy(policy)
     model = classifier("batch norm")
     x, y = batch(model, BATCH)
-    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    found = norms_of(model, x, y)
     assert all(dtype_of(norms) == "float32" for norms in found.values())
     expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY)
     bias = next(v.path for v in model.trainable_variables if "conv2d" in v.path and "bias" in v.path)

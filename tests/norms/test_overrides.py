@@ -80,6 +80,8 @@ def test_every_method_that_call_reaches_is_found(cls: type) -> None:
 @pytest.mark.parametrize("cls", _keras_classes(), ids=lambda cls: cls.__name__)
 def test_a_subclass_that_overrides_such_a_method_has_no_rule(cls: type) -> None:
     guarded = KERAS._entries[cls].methods
+    if not guarded:
+        return  # the rule runs the layer's own call
     assert overridden_method(type("Subclass", (cls,), {}), cls, guarded) is None
     for method in _reached(cls) - OWN_CODE.get(cls, set()):
         override = type("Subclass", (cls,), {method: lambda self, *args, **kwargs: None})

@@ -23,7 +23,9 @@ def state_of(model: keras.Model) -> list[Any]:
     spectral = [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
     states = [state for layer in recurrent for state in keras.tree.flatten(layer.states)]
     kernels = [layer.kernel for layer in spectral]
-    return [*model.non_trainable_variables, *states, *kernels, keras_internals.global_random_state()]
+    random_state = keras_internals.global_random_state()
+    drawn_from = [] if random_state is None else [random_state]
+    return [*model.non_trainable_variables, *states, *kernels, *drawn_from]
 
 
 @contextlib.contextmanager
