@@ -23,6 +23,7 @@ CONTENT = {
     "evaluations": 2,
     "validation_examples": 300,
     "augment": "crop_flip",
+    "record_agreement": True,
     "arms": {
         "clars": {"optimizer": "clars", "fixed": {"weight_decay": 0.01}, "space": LAYERWISE},
         "half": {
@@ -68,6 +69,9 @@ def test_the_curve_is_that_of_fit(study, name):
     )
     for value in ("validation_accuracy", "test_accuracy"):
         assert found[value] == pytest.approx(expected[value], abs=0.01)
+    assert ("agreements" in found) == (name in ("clars", "half", "sample"))
+    for label, values in expected.get("agreements", {}).items():
+        np.testing.assert_allclose(found["agreements"][label], values, rtol=2e-3)
     assert found["status"] == expected["status"] == "trained"
 
 

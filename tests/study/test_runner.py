@@ -97,6 +97,7 @@ def test_the_command_line_trains_selects_tests_and_reports(tmp_path, monkeypatch
         "batch_sizes": [32],
         "trials": 2,
         "validation_examples": 60,
+        "record_agreement": True,
     }
     (tmp_path / "study.yaml").write_text(json.dumps({**content, "updates": 16}))
     arguments = [str(tmp_path / "study.yaml"), f"--output_dir={tmp_path / 'out'}"]
@@ -105,7 +106,10 @@ def test_the_command_line_trains_selects_tests_and_reports(tmp_path, monkeypatch
     rows = runner.read_rows(tmp_path / "out" / "runs.jsonl")
     assert all("test_accuracy" not in r for r in rows if r["phase"] == "search")
     assert max(r["test_accuracy"] for r in rows if r["phase"] == "final") > 0.8  # chance is a third
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"study.yaml", "runs.csv", "curves.csv", "table.md"}
+    recorded = [r["agreements"] for r in rows if r["arm"] == "clars"]
+    assert all(len(values) == 4 and 0 < max(values) <= 1 for found in recorded for values in found.values())
+    written = {"study.yaml", "runs.csv", "curves.csv", "table.md", "agreement.png", "search.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= written
     assert len((tmp_path / "out" / "curves.csv").read_text().splitlines()) == 1 + 8 * 4
     assert command_line.main(arguments) == 0  # nothing is left to do
     assert runner.read_rows(tmp_path / "out" / "runs.jsonl") == rows

@@ -86,6 +86,7 @@ class Study:
         trains_at: Validation accuracy from which a trial counts as one that trains.
         mixed_precision: Keras dtype policy.
         norm_examples: Examples of a batch whose norms CLARS measures; None for all.
+        record_agreement: Whether the rows of CLARS hold ||grad|| / s of every adapted tensor at each evaluation.
         seed: Seed of all searches: of the sequence of points, the initial weights and the order of the images.
     """
 
@@ -106,11 +107,16 @@ class Study:
     trains_at: float = 0.5
     mixed_precision: str = "float32"
     norm_examples: int | None = None
+    record_agreement: bool = False
     seed: int = 0
 
     def arm(self, name: str) -> Arm:
         """The arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def records_agreement_of(self, arm: str) -> bool:
+        """Whether the runs of an arm record the agreement of the examples' gradients."""
+        return self.record_agreement and OPTIMIZERS[self.arm(arm).optimizer].measures_norms
 
     def describe(self) -> dict[str, Any]:
         """The study as JSON types, the content of its `study.yaml`; without `data_dir`, which changes no result."""

@@ -27,6 +27,8 @@ def write_plots(study: Study, rows: Rows, directory: str | os.PathLike[str]) -> 
     _save(_accuracy(study, rows), directory / "accuracy.png")
     _save(_curves(study, rows), directory / "learning_curves.png")
     _save(_trials(study, rows), directory / "trials.png")
+    if any("agreements" in row for row in rows):
+        _save(_agreement(study, rows), directory / "agreement.png")
     if _ranges(study):
         _save(_search(study, rows), directory / "search.png")
     if len(study.batch_sizes) > 1:
@@ -70,6 +72,31 @@ def _curves(study: Study, rows: Rows) -> matplotlib.figure.Figure:
         axis.set_xlabel("updates")
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axis.set_ylabel("validation accuracy, %")
+    _legend(axes[0])
+    return figure
+
+
+def _agreement(study: Study, rows: Rows) -> matplotlib.figure.Figure:
+    """||grad|| / s over the updates: the geometric mean over the adapted tensors and the final runs."""
+    figure, axes = _panels(len(study.batch_sizes))
+    for axis, batch_size in zip(axes, study.batch_sizes, strict=True):
+        for number, arm in enumerate(study.arms):
+            final = [
+                row
+                for row in rows
+                if (row["arm"], row["batch_size"], row["phase"]) == (arm.name, batch_size, "final")
+                and row.get("agreements")
+                and row["status"] == "trained"
+            ]
+            if final:
+                updates = [point[0] for point in final[0]["curve"]]
+                columns = zip(*(values for row in final for values in row["agreements"].values()), strict=True)
+                means = [statistics.geometric_mean([m for m in column if m] or [1.0]) for column in columns]
+                axis.semilogy(updates, means, label=arm.name, **_style(number))
+        axis.axhline(batch_size**-0.5, color="k", linewidth=1, label="independent noise, 1/sqrt(B)")
+        axis.set_title(f"batch {batch_size}")
+        axis.set_xlabel("updates")
+        axis.set_ylabel("gradient agreement, ||grad|| / s")
     _legend(axes[0])
     return figure
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from tf_largebatch import models
+from tf_largebatch.callbacks.layerwise_values import layerwise_values
 from tf_largebatch.norms.device import device
 from tf_largebatch.study import arrays
 from tf_largebatch.study.arms import MEASUREMENT, OPTIMIZERS, make_optimizer
@@ -76,6 +77,10 @@ def train_with_fit(study: Study, job: Job) -> dict[str, Any]:
         loss = float(history["loss"][-1])
         accuracy = _accuracy(model, data.validation) if np.isfinite(loss) else 0.0
         progress.add(last, loss, accuracy, seconds)
+        if study.records_agreement_of(job.arm):
+            progress.add_agreements(
+                {label: v.gradient_agreement for label, v in layerwise_values(model).items() if v.rate is not None}
+            )
         if not progress.trains:
             break
     tested = job.phase == "final" and progress.trains
@@ -89,10 +94,12 @@ class Progress:
     Attributes:
         curve: Updates, training loss and validation accuracy at each evaluation.
         durations: Seconds of an update before each evaluation.
+        agreements: For each adapted tensor ||grad|| / s at each evaluation, where the study records it.
     """
 
     curve: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
     durations: list[float] = dataclasses.field(default_factory=list)
+    agreements: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
@@ -105,6 +112,12 @@ class Progress:
         self.durations.append(seconds / (updates - done))
         self.curve.append((updates, loss, accuracy))
 
+    def add_agreements(self, agreements: Mapping[str, float | None]) -> None:
+        """Adds the agreements at an evaluation."""
+        for label, value in agreements.items():
+            known = value is not None and np.isfinite(value)
+            self.agreements.setdefault(label, []).append(float(f"{value:.4g}") if known else None)
+
 
 def row_of(job: Job, progress: Progress, test_accuracy: float, device_name: str, began: float) -> dict[str, Any]:
     """The row of a run.
@@ -113,7 +126,8 @@ def row_of(job: Job, progress: Progress, test_accuracy: float, device_name: str,
         The job's fields, `status` ("trained" or "diverged": a loss that is not finite), `validation_accuracy` at the
         end (0 if diverged), `best_validation_accuracy`, `curve` (a list of updates, training loss, validation
         accuracy), `seconds_per_update` (median over the segments between evaluations, the first left out, which may
-        compile), `seconds` of the whole run, `backend`, `device`, and for a final run `test_accuracy`.
+        compile), `seconds` of the whole run, `backend`, `device`, for a final run `test_accuracy`, and `agreements`
+        where they are recorded.
     """
     row = {
         "key": job.key,
@@ -131,6 +145,8 @@ def row_of(job: Job, progress: Progress, test_accuracy: float, device_name: str,
         "backend": keras.backend.backend(),
         "device": device_name,
     }
+    if progress.agreements:
+        row["agreements"] = progress.agreements
     if job.phase == "final":
         row["test_accuracy"] = test_accuracy
     return {**row, "seconds": round(time.monotonic() - began, 2)}
@@ -173,6 +189,8 @@ def compiled(
     arm = study.arm(job.arm)
     optimizer = make_optimizer(arm.optimizer, job.point, learning_rate, network)
     model = network
+    if study.records_agreement_of(arm.name):
+        optimizer.keep_batch_gradient_norms()
     if OPTIMIZERS[arm.optimizer].measures_norms:
         chosen = {name: job.point[name] for name in MEASUREMENT if name in job.point}
         model = LargeBatchModel(network, **{"norm_examples": study.norm_examples, **chosen})

@@ -11,7 +11,7 @@ import concurrent.futures
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
+from tf_largebatch.core.paths import variable_labels
+from tf_largebatch.keras_internals import trained_variables
 from tf_largebatch.study import arrays, run
 from tf_largebatch.study.arms import OPTIMIZERS
 from tf_largebatch.study.config import Study
@@ -61,6 +63,7 @@ class StudyRuns:
         self._segments = run.segments(study.updates, study.evaluations)
         self._programs: dict[Key, concurrent.futures.Future[Any]] = {}
         self._beginnings: dict[Key, list[Any]] = {}
+        self._agreements: dict[Key, Callable[[State], dict[str, float | None]]] = {}
         self._weights: dict[int, tuple[list[Any], list[Any]]] = {}
         self._batches: dict[tuple[int, int], tuple[Any, Any]] = {}
         self._compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
@@ -103,6 +106,8 @@ class StudyRuns:
             seconds = time.monotonic() - start
             accuracy = self._accuracy(state, self._validation) if np.isfinite(loss) else 0.0
             progress.add(last, loss, accuracy, seconds)
+            if study.records_agreement_of(job.arm):
+                progress.add_agreements(self._agreements[self._key(job, 0)](state))
             if not progress.trains:
                 break
         tested = job.phase == "final" and progress.trains
@@ -160,6 +165,8 @@ class StudyRuns:
                 carry, losses = lax.scan(update, (*state, list(metrics)), first + jnp.arange(length))
             return carry[:3], losses[-1]  # the mean over the segment, as `fit` reports it
 
+        if study.records_agreement_of(job.arm):
+            self._agreements[self._key(job, 0)] = _reader_of_agreements(optimizer)
         slots = jax.device_put([np.asarray(v) for v in optimizer.variables])
         self._beginnings[self._key(job, 0)] = slots
         example = (*self._initial_weights(study.seed), slots)
@@ -205,6 +212,19 @@ def _parts(labelled: tuple[Any, Any]) -> list[tuple[Any, Any]]:
     images, labels = labelled
     starts = range(0, len(labels), EVALUATION_BATCH_SIZE)
     return [tuple(array[start : start + EVALUATION_BATCH_SIZE] for array in (images, labels)) for start in starts]
+
+
+def _reader_of_agreements(optimizer: Any) -> Callable[[State], dict[str, float | None]]:
+    """Returns a function that reads ||grad|| / s of every adapted tensor from a state."""
+    labels, adapted = variable_labels(trained_variables(optimizer)), set(optimizer.adapted_tensors())
+    packed = optimizer._packed_batch_norms, optimizer._packed_norms
+    places = [[v is wanted for v in optimizer.variables].index(True) for wanted in packed]
+
+    def read(state: State) -> dict[str, float | None]:
+        pairs = zip(labels, *(np.asarray(state[2][place]).tolist() for place in places), strict=True)
+        return {label: whole / s if s > 0 else None for label, whole, s in pairs if label in adapted}
+
+    return read
 
 
 def crop_and_flip(images: Any, crops: Any) -> Any:
