@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
@@ -111,6 +113,42 @@ def apply_all(optimizer, all_gradients, trained, all_norms=None):
             with optimizer.measured_gradient_norms(all_norms[step]):
                 optimizer.apply(some, trained)
     return [v.numpy() for v in trained]
+
+
+def compiled(optimizer, trained, jit_compile=None):
+    """A compiled function that takes gradients, and norms or None, and updates the variables, on either backend.
+
+    On JAX that is `stateless_apply`, as Keras's trainer calls it.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+
+    def step(some, of=None):
+        if of is None:
+            optimizer.apply(some, trained)
+        else:
+            with inner.measured_gradient_norms(of):
+                optimizer.apply(some, trained)
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(step, jit_compile=jit_compile)
+    import jax
+
+    variables = [*trained, *optimizer.variables]
+
+    @jax.jit
+    def stateless(values, some, of):
+        weights, state = values[: len(trained)], values[len(trained) :]
+        with inner.measured_gradient_norms(of) if of is not None else contextlib.nullcontext():
+            weights, state = optimizer.stateless_apply(state, some, weights)
+        return [*weights, *state]
+
+    def run(some, of=None):
+        for variable, value in zip(variables, stateless([v.value for v in variables], some, of), strict=True):
+            variable.assign(value)
+
+    return run
 
 
 def regression(examples=16, features=4, outputs=3, seed=3):

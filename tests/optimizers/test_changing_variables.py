@@ -5,7 +5,6 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from layerwise_cases import make, regression, small_model
 
 import tf_largebatch as lb
@@ -67,30 +66,3 @@ def test_unfreezing_asks_for_a_new_optimizer(cls):
     net.get_layer("hidden").trainable = True
     with pytest.raises(ValueError, match=r"hidden/kernel'.* are none of them: compile with a new optimizer"):
         fit(lb.LargeBatchModel(net), optimizer)
-
-
-@pytest.mark.parametrize(
-    "cls, jit_compile, dtypes",
-    [
-        (CLARS, False, ("float32", "float32")),
-        (CLARS, True, ("float32", "float16")),
-        (LARS, False, ("bfloat16", "float16")),
-    ],
-    ids=str,
-)
-def test_a_gradient_that_is_one_object_on_two_replicas(cls, jit_compile, dtypes, two_replicas):
-    """A constant, say: tf.distribute takes it for a tensor of no replica, beside others that are of each."""
-    with two_replicas.scope():
-        trained = [keras.Variable(np.ones((2, 2)), name=name, dtype=dtypes[i]) for i, name in enumerate("ab")]
-        optimizer = make(cls, 0.1, eta=0.1, jit_compile=jit_compile)
-        optimizer.build(trained)
-    constant = tf.ones((2, 2), dtypes[0])
-
-    @tf.function
-    def step():
-        share = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, dtypes[1]) + 1
-        optimizer.apply([constant, share * tf.ones((2, 2), dtypes[1])], trained)
-
-    two_replicas.run(step)
-    # Gradients of norm 2 + 2, and 2 + 4; CLARS adds up the replicas' norms.
-    assert optimizer.gradient_norms() == pytest.approx({"a": 4.0, "b": 6.0}, rel=1e-3)

@@ -1,4 +1,7 @@
-"""Two replicas under MirroredStrategy do what one device does with all examples."""
+"""Two replicas under MirroredStrategy do what one device does with all examples.
+
+TensorFlow only: JAX has no replicas.
+"""
 
 from __future__ import annotations
 
@@ -174,3 +177,30 @@ def test_fit_under_a_strategy(two_replicas):
 def test_accumulation_that_keras_cannot_do_says_what_to_do(two_replicas):
     with pytest.raises(RuntimeError, match=r"LargeBatchModel\(micro_batch_size"):
         train(two_replicas, lambda: make(CLARS, 0.5, gradient_accumulation_steps=2))
+
+
+@pytest.mark.parametrize(
+    "cls, jit_compile, dtypes",
+    [
+        (CLARS, False, ("float32", "float32")),
+        (CLARS, True, ("float32", "float16")),
+        (LARS, False, ("bfloat16", "float16")),
+    ],
+    ids=str,
+)
+def test_a_gradient_that_is_one_object_on_two_replicas(cls, jit_compile, dtypes, two_replicas):
+    """A constant, say: tf.distribute takes it for a tensor of no replica, beside others that are of each."""
+    with two_replicas.scope():
+        trained = [keras.Variable(np.ones((2, 2)), name=name, dtype=dtypes[i]) for i, name in enumerate("ab")]
+        optimizer = make(cls, 0.1, eta=0.1, jit_compile=jit_compile)
+        optimizer.build(trained)
+    constant = tf.ones((2, 2), dtypes[0])
+
+    @tf.function
+    def step():
+        share = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, dtypes[1]) + 1
+        optimizer.apply([constant, share * tf.ones((2, 2), dtypes[1])], trained)
+
+    two_replicas.run(step)
+    # Gradients of norm 2 + 2, and 2 + 4; CLARS adds up the replicas' norms.
+    assert optimizer.gradient_norms() == pytest.approx({"a": 4.0, "b": 6.0}, rel=1e-3)

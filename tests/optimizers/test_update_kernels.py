@@ -1,4 +1,7 @@
-"""The fast forms of the update, by kernels and by XLA, against the slow one."""
+"""The fast forms of the update, by kernels and by XLA, against the slow one.
+
+TensorFlow only: JAX has no kernels of its own, and compiles the step as a whole.
+"""
 
 from __future__ import annotations
 

@@ -199,8 +199,9 @@ def packed(norms: Norms, variables: Sequence[Any]) -> GradientNorms:
         )
     if isinstance(norms, GradientNorms):
         return norms
+    norms = [None if norm is None else ops.convert_to_tensor(norm) for norm in norms]
     for label, norm in zip(labels, norms, strict=True):
-        shape = () if norm is None else tuple(ops.shape(norm))
+        shape = () if norm is None else tuple(norm.shape)
         if shape:
             raise ValueError(f"A measured gradient norm must be a scalar; that of {label!r} has shape {shape}.")
     return GradientNorms.pack(norms)

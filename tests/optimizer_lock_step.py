@@ -1,0 +1,47 @@
+"""Fifty steps of CLARS and LARS on the backend in use, every step's values written to an .npz.
+
+Run by tests/jax/test_lock_step_optimizers.py, once in its own process and once in one with the other backend.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+from keras import ops
+from layerwise_cases import SHAPES, compiled, gradients, norms, variables
+
+from tf_largebatch.core.schedules import WarmupPolynomialDecay
+from tf_largebatch.optimizers import CLARS, LARS
+
+STEPS = 50
+COMMON = {"eta": 0.05, "weight_decay_rate": 0.01}
+CASES = {
+    "CLARS, classic": (CLARS, COMMON),
+    "CLARS, popular, cap, clipped": (CLARS, {**COMMON, "classic_momentum": False, "max_rate": 0.1, "clipnorm": 3.0}),
+    "CLARS, exponent 0.75, Nesterov": (CLARS, {**COMMON, "norm_exponent": 0.75, "nesterov": True}),
+    "CLARS, accumulated": (CLARS, {**COMMON, "gradient_accumulation_steps": 2}),
+    "LARS, classic, average": (LARS, {**COMMON, "use_ema": True, "ema_overwrite_frequency": 10}),
+    "LARS, popular, biases slow": (LARS, {**COMMON, "classic_momentum": False, "unadapted_rate_factor": 0.25}),
+}
+
+
+def run() -> dict[str, np.ndarray]:
+    """Returns for each case and tensor its values after every step, [STEPS, ...]."""
+    found = {}
+    for name, (cls, arguments) in CASES.items():
+        schedule = WarmupPolynomialDecay(0.5, STEPS, 5)
+        optimizer, trained, history = cls(schedule, **arguments), variables(), []
+        optimizer.build(trained)
+        step = compiled(optimizer, trained)
+        for some, of in zip(gradients(STEPS), norms(STEPS), strict=True):
+            some = [ops.convert_to_tensor(g) for g in some]
+            step(some, {p: ops.convert_to_tensor(s) for p, s in of.items()} if cls is CLARS else None)
+            history.append([v.numpy() for v in trained])
+        for path, values in zip(SHAPES, zip(*history, strict=True), strict=True):
+            found[f"{name}: {path}"] = np.stack(values)
+    return found
+
+
+if __name__ == "__main__":
+    np.savez(sys.argv[1], **run())
