@@ -5,7 +5,6 @@ import re
 
 import keras
 import pytest
-import tensorflow as tf
 from layerwise_cases import SHAPES, variables
 
 from tf_largebatch.core.exclusions import Exclusion, select
@@ -58,16 +57,27 @@ def test_a_single_string_is_one_pattern():
     assert selected("stem/bias") == ["stem/bias"]
 
 
+class PlainVariable:
+    """A variable of TensorFlow, which has a name and no path."""
+
+    def __init__(self, name, shape):
+        self.name, self.shape = name, shape
+
+    def assign(self, value):
+        raise NotImplementedError
+
+
 def test_variables_predicates_and_paths():
     made = variables()
     assert select(made, made[2]) == (False, False, True)
     assert select(made, [made[0], lambda v: v is made[1]]) == (True, True, False)
     assert select(made, {"path": "stem/bias"}) == (False, True, False)
-    assert select(made, [made[0].value]) == (True, False, False)
+    if keras.backend.backend() == "tensorflow":  # on JAX the value of a variable is an array
+        assert select(made, [made[0].value]) == (True, False, False)
 
 
 def test_variables_of_the_other_keras_have_names():
-    plain = [tf.Variable([1.0], name="a/bias"), tf.Variable([[1.0]], name="a/kernel")]
+    plain = [PlainVariable("a/bias:0", (1,)), PlainVariable("a/kernel:0", (1, 1))]
     assert [variable_path(v) for v in plain] == ["a/bias", "a/kernel"]
     assert select(plain, ["kernel$"]) == (False, True)
     assert select(plain, plain[0]) == (True, False)
@@ -107,7 +117,7 @@ def test_round_trip_through_json(exclude):
 
 def test_a_saved_path_finds_its_variable_after_keras_dropped_or_added_the_models_name():
     assert select(variables(), {"path": "sequential/stem/kernel"}) == (True, False, False)
-    assert select([tf.Variable([1.0], name="outer/stem/bias")], {"path": "stem/bias"}) == (True,)
+    assert select([PlainVariable("outer/stem/bias:0", (1,))], {"path": "stem/bias"}) == (True,)
     for path in ("tem/kernel", "stem", "other/kernel"):
         with pytest.raises(ValueError, match="none of the 3"):
             select(variables(), {"path": path})
@@ -116,7 +126,7 @@ def test_a_saved_path_finds_its_variable_after_keras_dropped_or_added_the_models
 def test_a_saved_path_must_not_be_ambiguous():
     with pytest.raises(ValueError, match=r"may mean any of \['stem/kernel', 'head/kernel'\]"):
         select(variables(), {"path": "kernel"})
-    same = [tf.Variable([1.0], name="a/kernel"), tf.Variable([1.0], name="a/kernel")]
+    same = [PlainVariable("a/kernel:0", (1,)) for _ in range(2)]
     with pytest.raises(ValueError, match="may mean any of"):
         select(same, {"path": "a/kernel"})
 

@@ -39,7 +39,7 @@ def test_clars_goes_on_after_layers_are_frozen(source, loss_scale, frozen):
         assert np.array_equal(one, other) == (variable.path not in trained), variable.path
     # The norms that are left belong to their tensors: what they are without the optimizer's help.
     net.set_weights(before)
-    expected = {path: np.mean(norms) for path, norms in lb.per_example_gradient_norms(net, X, Y, "mse").items()}
+    expected = {path: float(np.mean(norms)) for path, norms in lb.per_example_gradient_norms(net, X, Y, "mse").items()}
     found = clars.gradient_norms()
     assert set(found) < set(every_norm)
     if source == "per_example":
