@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from tf_largebatch.evaluate import DATA_FLAGS
 from tf_largebatch.train.config import FLAGS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,10 +29,11 @@ def commands(page: pathlib.Path) -> list[str]:
 def flags_of_program(module: str) -> set[str]:
     """The flags that a program defines in its source or takes from the sections of `TrainConfig`."""
     if module == "tf_largebatch.train":
-        return set(FLAGS)
+        return {*FLAGS, "config"}
     path = ROOT / pathlib.Path(*module.split("."))
     source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     defined = re.findall(r"""(?:DEFINE_\w+\(\s*["']|add_argument\(["']--)(\w+)["']""", source)
+    defined += DATA_FLAGS if module == "tf_largebatch.evaluate" else []
     return set(defined) | (GARDEN if "garden" in module else set())
 
 

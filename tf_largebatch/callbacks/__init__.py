@@ -7,7 +7,7 @@ from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, Layerwis
 from tf_largebatch.callbacks.metrics import MetricsRecorder, TrainingDiverged
 from tf_largebatch.callbacks.noise_scale import GradientNoiseScale, NoiseScale
 from tf_largebatch.callbacks.progress import LayerwiseProgress
-from tf_largebatch.callbacks.tensorboard import LayerwiseTensorBoard
+from tf_largebatch.callbacks.tensorboard import LayerwiseTensorBoard, MetricsTensorBoard
 from tf_largebatch.plots.adversarial_images import plot_adversarial_images
 from tf_largebatch.plots.curves import plot_curves
 from tf_largebatch.plots.history import plot_history
@@ -21,6 +21,7 @@ __all__ = [
     "LayerwiseTensorBoard",
     "LayerwiseValues",
     "MetricsRecorder",
+    "MetricsTensorBoard",
     "NoiseScale",
     "RunCheckpoint",
     "TrainingDiverged",

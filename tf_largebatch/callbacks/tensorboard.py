@@ -1,4 +1,4 @@
-"""Layer-wise rates and norms for TensorBoard."""
+"""Metrics, layer-wise rates and norms for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import keras
+
 from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues
+from tf_largebatch.callbacks.metrics import updates_taken
+from tf_largebatch.data.batches import tensorflow_is_installed
 
 
 class LayerwiseTensorBoard(LayerwiseCallback):
@@ -46,10 +50,8 @@ class LayerwiseTensorBoard(LayerwiseCallback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Opens the event file."""
-        import tensorflow as tf
-
         super().on_train_begin(logs)
-        self._writer = tf.summary.create_file_writer(tf.io.gfile.join(self.log_dir, "layerwise"))
+        self._writer = _writer(self.log_dir, "layerwise")
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         """Closes the event file."""
@@ -57,14 +59,59 @@ class LayerwiseTensorBoard(LayerwiseCallback):
 
     def record(self, update: int, values: dict[str, LayerwiseValues]) -> None:
         """Writes the update's scalars."""
-        import tensorflow as tf
+        found = {
+            f"{name}/{path}": number
+            for path, value in values.items()
+            for name, number in dataclasses.asdict(value).items()
+            if number is not None
+        }
+        _write(self._writer, found, update)
 
-        # Not tf.summary.scalar: since TensorFlow 2.21 it needs the package tensorboard, which only reading needs.
-        summary = tf.compat.v1.Summary()
-        for path, value in values.items():
-            for name, number in dataclasses.asdict(value).items():
-                if number is not None:
-                    summary.value.add(tag=f"{name}/{path}", simple_value=number)
-        with self._writer.as_default():
-            tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=update)
-        self._writer.flush()
+
+class MetricsTensorBoard(keras.callbacks.Callback):
+    """Writes the metrics of every epoch as TensorBoard scalars over the number of updates.
+
+    Unlike `keras.callbacks.TensorBoard` it does not need the package tensorboard, which only reading needs, and it runs
+    on every backend. TensorFlow must be installed.
+
+    Args:
+        log_dir: Directory of the event files, or an address that TensorFlow can write to.
+    """
+
+    def __init__(self, log_dir: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.log_dir = os.path.expanduser(log_dir)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Opens the event file."""
+        self._writer = _writer(self.log_dir, "metrics")
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        """Writes the epoch's metrics."""
+        _write(self._writer, {name: float(value) for name, value in (logs or {}).items()}, updates_taken(self.model))
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Closes the event file."""
+        self._writer.close()
+
+
+def _writer(log_dir: str, name: str) -> Any:
+    """Opens an event file in a directory."""
+    if not tensorflow_is_installed():
+        raise ValueError("TensorBoard's callbacks need TensorFlow, which writes the events: pip install tensorflow.")
+    import tensorflow as tf
+
+    return tf.summary.create_file_writer(tf.io.gfile.join(log_dir, name))
+
+
+def _write(writer: Any, scalars: Mapping[str, float], update: int) -> None:
+    """Writes scalars."""
+    import tensorflow as tf
+
+    # Not tf.summary.scalar: since TensorFlow 2.21 it needs the package tensorboard.
+    summary = tf.compat.v1.Summary()
+    for name, value in scalars.items():
+        summary.value.add(tag=name, simple_value=value)
+    with writer.as_default():
+        tf.summary.experimental.write_raw_pb(summary.SerializeToString(), step=update)
+    writer.flush()

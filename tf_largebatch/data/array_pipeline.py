@@ -7,7 +7,7 @@ import functools
 import keras
 import numpy as np
 
-from tf_largebatch.data import philox
+from tf_largebatch.data import augmentation, philox
 from tf_largebatch.data.batches import ArrayBatches
 from tf_largebatch.data.standardization import Standardization
 
@@ -37,6 +37,9 @@ def training_batches(
         found = images[chosen]
         if augment == "crop_flip":
             found = crop_and_flip(found, philox.fold_in((seed, epoch), step))
+        elif augment == "random":
+            key = philox.fold_in((seed, epoch), step)
+            found = augmentation.randomly_changed(found, key, standardization.pixel_scale)
         return standardized(found, standardization), labels[chosen]
 
     return ArrayBatches(steps * (epochs - first_epoch), batch)

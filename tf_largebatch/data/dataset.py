@@ -30,6 +30,7 @@ class Dataset:
         make_train: `(batch_size, seed, first_epoch, epochs) -> batches`; see `train`.
         make_evaluation: `(batch_size) -> batches`; see `evaluation`.
         class_names: Names of the classes, where they are known.
+        make_mixed: `(batch_size, seed, first_epoch, epochs, alpha) -> batches`; see `mixed`. None for streamed sets.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     make_train: Callable[[int, int, int, int], Any] = dataclasses.field(repr=False)
     make_evaluation: Callable[[int], Any] = dataclasses.field(repr=False)
     class_names: tuple[str, ...] | None = dataclasses.field(default=None, repr=False)
+    make_mixed: Callable[[int, int, int, int, float], Any] | None = dataclasses.field(default=None, repr=False)
 
     def value_range(self) -> list[tuple[float, float]]:
         """Returns the values of black and white in the images that the model sees, for each channel."""
@@ -83,6 +85,23 @@ class Dataset:
             f"from 1 to the {self.train_size} training images of {self.name}",
         )
         return self.make_train(batch_size, seed, first_epoch, epochs)
+
+    def mixed(self, batch_size: int, seed: int, first_epoch: int, epochs: int, alpha: float) -> Any:
+        """Returns the batches of `train` with pairs of images and their one-hot labels mixed, by `keras.layers.MixUp`.
+
+        Args:
+            batch_size: As of `train`.
+            seed: As of `train`; it determines the pairs and weights, too.
+            first_epoch: As of `train`.
+            epochs: As of `train`.
+            alpha: The weights are drawn from Beta(alpha, alpha).
+
+        Raises:
+            ValueError: For a streamed set.
+        """
+        require(self.make_mixed is not None, "mixup", alpha, f"0 for {self.name}, which does not fit in memory")
+        assert self.make_mixed is not None  # it was checked
+        return self.make_mixed(batch_size, seed, first_epoch, epochs, alpha)
 
     def evaluation(self, batch_size: int = 1000) -> Any:
         """Returns batches of the evaluation images, each image once, in a fixed order; the last may be smaller."""

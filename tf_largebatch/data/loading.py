@@ -13,7 +13,7 @@ from tf_largebatch.data.memory import Arrays, from_arrays
 from tf_largebatch.data.sets import FOLDER, SETS, known_set
 
 EVAL_SPLITS = ("test", "validation")
-AUGMENTATIONS = ("auto", "none", "crop_flip", "inception")
+AUGMENTATIONS = ("auto", "none", "crop_flip", "random", "inception")
 VALIDATION_EXAMPLES = 5_000
 # Decoded size above which a set is streamed: CIFAR has 0.15 GB, SVHN 0.3 GB, ImageNet at 64 px 15 GB.
 IN_MEMORY_BYTES = 2**31
@@ -28,6 +28,7 @@ def load(
     validation_examples: int | None = None,
     augment: str = "auto",
     image_size: int | None = None,
+    standardize: bool = True,
 ) -> Dataset:
     """Loads a data set by name.
 
@@ -41,11 +42,13 @@ def load(
         eval_split: `"test"`, or `"validation"` to hold out training images: for choosing hyper-parameters without
             looking at the test images. A file or a directory without test images is evaluated on validation images.
         validation_examples: How many to hold out; by default 5,000, or a tenth of fewer than 50,000.
-        augment: `"crop_flip"` (4 pixels of black, random crop, random horizontal flip), `"inception"`
+        augment: `"crop_flip"` (4 pixels of black, random crop, random horizontal flip), `"random"` (see
+            `augmentation.random_layers`), `"inception"`
             (streamed sets: random resized crop of 8 to 100 % of the area, random flip), `"none"`, or
             `"auto"`: crop_flip for the CIFARs, inception for streamed sets, else none.
         image_size: Resize images to this height and width; by default they keep their size, or get 224 pixels if they
             have different sizes.
+        standardize: Whether the model sees standardized images; else it sees pixels as they are stored.
 
     Raises:
         ValueError: For an unknown name, a set that is not prepared, or labels outside the classes.
@@ -54,7 +57,7 @@ def load(
     require(augment in AUGMENTATIONS, "augment", augment, f"one of {', '.join(AUGMENTATIONS)}")
     require(image_size is None or image_size >= 1, "image_size", image_size, "at least 1")
     if name == FOLDER:
-        return _load_folder(data_dir, eval_split, validation_examples, augment, image_size)
+        return _load_folder(data_dir, eval_split, validation_examples, augment, image_size, standardize)
     if npz.is_npz(name):
         train, test, class_names = npz.load_npz(name)
         return _from_files(
@@ -66,6 +69,7 @@ def load(
             validation_examples=validation_examples,
             augment=augment,
             image_size=image_size,
+            standardize=standardize,
         )
     known = known_set(name)
     if known.arrays is None:
@@ -84,6 +88,7 @@ def load(
             validation_examples=validation_examples,
             augment=augment,
             image_size=image_size,
+            standardize=standardize,
         )
     train, test = known.arrays()
     return from_arrays(
@@ -94,6 +99,7 @@ def load(
         eval_split=eval_split,
         augment=known.augment if augment == "auto" else augment,
         image_size=image_size,
+        standardize=standardize,
     )
 
 
@@ -107,6 +113,7 @@ def _from_files(
     validation_examples: int | None,
     augment: str,
     image_size: int | None,
+    standardize: bool,
 ) -> Dataset:
     """Makes a data set of arrays from files, which may come sorted by class.
 
@@ -119,6 +126,7 @@ def _from_files(
         validation_examples: As of `load`.
         augment: As of `load`.
         image_size: As of `load`.
+        standardize: As of `load`.
     """
     split = eval_split if eval_split in others else "validation"
     if split not in others:
@@ -132,11 +140,17 @@ def _from_files(
         augment="none" if augment == "auto" else augment,
         image_size=image_size,
         class_names=class_names,
+        standardize=standardize,
     )
 
 
 def _load_folder(
-    data_dir: str | None, eval_split: str, validation_examples: int | None, augment: str, image_size: int | None
+    data_dir: str | None,
+    eval_split: str,
+    validation_examples: int | None,
+    augment: str,
+    image_size: int | None,
+    standardize: bool,
 ) -> Dataset:
     require(data_dir is not None, "data_dir", data_dir, f"given with dataset={FOLDER}")
     found = folder.find_images(str(data_dir))
@@ -144,7 +158,7 @@ def _load_folder(
     parts = {"train": found.train, **found.evaluation}
     images = sum(len(part.labels) for part in parts.values())
     if images * np.prod(size) * found.channels > IN_MEMORY_BYTES:
-        return _stream_folder(found, parts, size[0], eval_split, validation_examples, augment)
+        return _stream_folder(found, parts, size[0], eval_split, validation_examples, augment, standardize)
     arrays = {name: folder.read_part(part, size, found.channels) for name, part in parts.items()}
     train = arrays.pop("train")
     return _from_files(
@@ -156,6 +170,7 @@ def _load_folder(
         validation_examples=validation_examples,
         augment=augment,
         image_size=None,
+        standardize=standardize,
     )
 
 
@@ -166,6 +181,7 @@ def _stream_folder(
     eval_split: str,
     validation_examples: int | None,
     augment: str,
+    standardize: bool,
 ) -> Dataset:
     """Makes a data set of image files that do not fit in memory."""
     if not tensorflow_is_installed():
@@ -188,6 +204,7 @@ def _stream_folder(
             augment="inception" if augment == "auto" else augment,
             image_size=image_size,
             channels=found.channels,
+            standardize=standardize,
         ),
         name=FOLDER,
         num_classes=len(found.class_names),
@@ -224,6 +241,7 @@ def _load_tfds(
     validation_examples: int | None,
     augment: str,
     image_size: int | None,
+    standardize: bool,
 ) -> Dataset:
     import tensorflow_datasets as tfds
 
@@ -249,6 +267,7 @@ def _load_tfds(
                 eval_split=f"train[{train_size - held_out}:]" if held_out else test_split,
                 augment="inception" if augment == "auto" else augment,
                 image_size=image_size or feature.shape[0] or 224,
+                standardize=standardize,
             ),
             name=name,
             num_classes=num_classes,
@@ -270,4 +289,5 @@ def _load_tfds(
         augment=known.augment if augment == "auto" else augment,
         image_size=image_size,
         class_names=class_names,
+        standardize=standardize,
     )

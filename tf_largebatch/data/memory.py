@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tf_largebatch.check import require
+from tf_largebatch.data import array_pipeline, augmentation
 from tf_largebatch.data.batches import tensorflow_is_installed
 from tf_largebatch.data.dataset import Dataset
 from tf_largebatch.data.standardization import Standardization
@@ -26,6 +27,7 @@ def from_arrays(
     augment: str = "none",
     image_size: int | None = None,
     class_names: Sequence[str] | None = None,
+    standardize: bool = True,
 ) -> Dataset:
     """Makes a data set of images in memory.
 
@@ -36,15 +38,19 @@ def from_arrays(
         num_classes: Number of classes; by default one more than the largest training label.
         pixel_scale: The largest possible pixel value.
         eval_split: What `evaluation` is: `"test"` or `"validation"`.
-        augment: `"none"` or `"crop_flip"`.
+        augment: `"none"`, `"crop_flip"` or `"random"`.
         image_size: Resize (bilinear, after augmentation) to this height and width.
         class_names: Names of the classes.
+        standardize: Whether the model sees standardized images; else it sees pixels as they are stored.
 
     Raises:
         ValueError: For labels outside the classes, wrong shapes or dtypes.
     """
     require(
-        augment in ("none", "crop_flip"), "augment", augment, f"none or crop_flip for {name}, which is held in memory"
+        augment in ("none", "crop_flip", "random"),
+        "augment",
+        augment,
+        f"none, crop_flip or random for {name}, which is held in memory",
     )
     images, labels = train
     num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
@@ -56,15 +62,23 @@ def from_arrays(
             )
         check_labels(y, num_classes, f"{part} labels of {name}")
     mean, std = _pixel_statistics(images, pixel_scale)
+    if not standardize:
+        mean, std = (0.0,) * len(mean), (1 / pixel_scale,) * len(std)
     size = (image_size, image_size) if image_size else images.shape[1:3]
     standardization = Standardization(mean, std, float(pixel_scale), tuple(size))
-    pipeline = _pipeline()
+
+    def make_mixed(batch_size: int, seed: int, first_epoch: int, epochs: int, alpha: float) -> Any:
+        arguments = (batch_size, seed, first_epoch, epochs)
+        batches = array_pipeline.training_batches(train, *arguments, augment, standardization)
+        return augmentation.mixed(batches, alpha, num_classes, seed, first_epoch * (len(labels) // batch_size))
 
     def make_train(batch_size: int, seed: int, first_epoch: int, epochs: int) -> Any:
+        # Keras's layers draw from generators with a state: in order, not in the threads of tf.data.
+        pipeline = array_pipeline if augment == "random" else _pipeline()
         return pipeline.training_batches(train, batch_size, seed, first_epoch, epochs, augment, standardization)
 
     def make_evaluation(batch_size: int) -> Any:
-        return pipeline.evaluation_batches(evaluation, batch_size, standardization)
+        return _pipeline().evaluation_batches(evaluation, batch_size, standardization)
 
     return Dataset(
         name=name,
@@ -79,6 +93,7 @@ def from_arrays(
         std=std,
         make_train=make_train,
         make_evaluation=make_evaluation,
+        make_mixed=make_mixed,
         class_names=None if class_names is None else tuple(class_names),
     )
 
@@ -109,8 +124,6 @@ def _pipeline() -> Any:
         from tf_largebatch.data import tensorflow_pipeline
 
         return tensorflow_pipeline
-    from tf_largebatch.data import array_pipeline
-
     return array_pipeline
 
 

@@ -29,6 +29,7 @@ def stream_dataset(
     eval_split: str,
     augment: str,
     image_size: int,
+    standardize: bool = True,
 ) -> dict[str, Any]:
     """Returns the fields of a `data.Dataset` that reads the TFRecord files of a prepared builder.
 
@@ -43,6 +44,7 @@ def stream_dataset(
         eval_split: Split to evaluate on.
         augment: `"inception"` or `"none"` (central crop, as in evaluation).
         image_size: Height and width of what the model sees.
+        standardize: Whether it sees standardized images, not pixels.
 
     Raises:
         ValueError: For another augmentation or another file format.
@@ -90,10 +92,13 @@ def stream_dataset(
         channels=info.features[image_key].shape[-1],
         # Images of one common size were cropped when the set was made.
         fraction=1.0 if info.features[image_key].shape[0] else 0.875,
+        standardize=standardize,
     )
 
 
-def stream_folder(train: Part, evaluation: Part, *, augment: str, image_size: int, channels: int) -> dict[str, Any]:
+def stream_folder(
+    train: Part, evaluation: Part, *, augment: str, image_size: int, channels: int, standardize: bool = True
+) -> dict[str, Any]:
     """Returns the fields of a `data.Dataset` that reads image files; see `stream_dataset`.
 
     Args:
@@ -102,6 +107,7 @@ def stream_folder(train: Part, evaluation: Part, *, augment: str, image_size: in
         augment: `"inception"` or `"none"`.
         image_size: Height and width of what the model sees.
         channels: 1 or 3.
+        standardize: Whether the model sees standardized images, not pixels.
     """
     require(augment in ("inception", "none"), "augment", augment, "inception or none for streamed sets")
     paths, labels = tf.constant(train.paths), tf.constant(train.labels.astype(np.int32))
@@ -122,6 +128,7 @@ def stream_folder(train: Part, evaluation: Part, *, augment: str, image_size: in
         image_size=image_size,
         channels=channels,
         fraction=0.875,
+        standardize=standardize,
     )
 
 
@@ -140,6 +147,7 @@ def _streamed(
     image_size: int,
     channels: int,
     fraction: float,
+    standardize: bool,
 ) -> dict[str, Any]:
     """Returns the fields of a `data.Dataset`.
 
@@ -153,10 +161,13 @@ def _streamed(
         image_size: Height and width of what the model sees.
         channels: 1 or 3.
         fraction: See `central_crop`.
+        standardize: Whether the model sees standardized images, not pixels.
     """
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if channels == 3 else ((0.5,) * channels, (0.25,) * channels)
+    if not standardize:
+        mean, std = (0.0,) * channels, (1 / 255,) * channels
 
-    def standardize(image: tf.Tensor) -> tf.Tensor:
+    def standardized(image: tf.Tensor) -> tf.Tensor:
         image = tf.ensure_shape(image, (image_size, image_size, channels))
         return (image / 255.0 - tf.constant(mean)) / tf.constant(std)
 
@@ -171,8 +182,8 @@ def _streamed(
             image, label = example(record)
             key = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), epoch]), position, alg="philox")
             if augment == "inception":
-                return standardize(random_resized_crop(image, image_size, channels, key)), label
-            return standardize(central_crop(image, image_size, channels, fraction)), label
+                return standardized(random_resized_crop(image, image_size, channels, key)), label
+            return standardized(central_crop(image, image_size, channels, fraction)), label
 
         records = tf.data.Dataset.range(first_epoch, epochs).flat_map(records_of)
         decoded = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -181,7 +192,7 @@ def _streamed(
     def make_evaluation(batch_size: int) -> tf.data.Dataset:
         def decode(record: Any) -> tuple[tf.Tensor, tf.Tensor]:
             image, label = example(record)
-            return standardize(central_crop(image, image_size, channels, fraction)), label
+            return standardized(central_crop(image, image_size, channels, fraction)), label
 
         decoded = evaluation_records().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
         return decoded.batch(batch_size).prefetch(tf.data.AUTOTUNE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags, logging
@@ -13,7 +13,7 @@ from tf_largebatch.callbacks import TrainingDiverged
 from tf_largebatch.check import require
 from tf_largebatch.files import DamagedFile, local_path
 from tf_largebatch.train import run_directory
-from tf_largebatch.train.config import FLAGS, TrainConfig
+from tf_largebatch.train.config import FLAGS, LAYOUT, TrainConfig
 from tf_largebatch.train.execute import execute
 from tf_largebatch.train.prepare import prepare
 
@@ -27,22 +27,37 @@ _DEFINE: dict[type, Any] = {
 }
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines a flag for every argument of `TrainConfig`."""
-    for name, one in FLAGS.items():
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS, names: Sequence[str] = tuple(FLAGS)) -> None:
+    """Defines a flag for every argument of `TrainConfig`, or for some of them."""
+    for name in names:
+        one = FLAGS[name]
         options = {"default": one.default, "help": one.help, "flag_values": flag_values}
         if one.choices:
             flags.DEFINE_enum(name, enum_values=one.choices, **options)
         else:
             _DEFINE[one.type](name, **options)
+    if tuple(names) == tuple(FLAGS):
+        flags.DEFINE_string(
+            "config",
+            None,
+            "A .json or .yaml file of flags, such as the config.json of a run to repeat; flags on the command line "
+            "come first.",
+            flag_values=flag_values,
+        )
 
 
 def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> TrainConfig:
-    """Returns the arguments given as flags; with --resume the others come from the run's directory."""
+    """Returns the arguments given as flags; the others come from --config, or from the directory of --resume."""
     config = TrainConfig.from_flags(**{name: flag_values[name].value for name in FLAGS})
+    file = flag_values["config"].value
+    if file is not None:
+        require(not config.run.resume, "config", file, "left out with resume", "the run's directory has its arguments")
+        given = run_directory.read_config(file)
+        return config.with_flags(**{name: value for name, value in given.items() if not flag_values[name].present})
     if config.run.resume and config.run.output_dir:
         stored = run_directory.read_arguments(local_path(config.run.output_dir, "output_dir"))
-        missing = {name: stored[name] for name in FLAGS if name in stored and not flag_values[name].present}
+        names = [name for name in FLAGS if name in stored and name not in LAYOUT]
+        missing = {name: stored[name] for name in names if not flag_values[name].present}
         config = config.with_flags(**missing)
     return config
 
@@ -69,6 +84,25 @@ def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> in
         return _failed(_reason(error) + stopped)
     except KeyboardInterrupt:
         return _interrupted(output_dir)
+    return 0
+
+
+def reported(argv: Sequence[str], program: Callable[[], None]) -> int:
+    """Runs a program that takes flags alone; prints its failure in one sentence and returns the exit status.
+
+    Args:
+        argv: What is left of the command line: the program's name.
+        program: The program.
+    """
+    try:
+        require(len(argv) < 2, "every argument", argv[-1], "a flag, --name=value")
+        program()
+    except ValueError as error:
+        return _failed(str(error))
+    except _system_errors() as error:
+        return _failed(_reason(error))
+    except KeyboardInterrupt:
+        return _interrupted(None)
     return 0
 
 

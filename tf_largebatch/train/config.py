@@ -11,13 +11,19 @@ from tf_largebatch.train.adversarial import AdversarialConfig
 from tf_largebatch.train.flag import Flag, flag, flags_of
 from tf_largebatch.train.optimizers import OptimizerConfig
 
+SAVE_BEST = ("val_accuracy", "val_loss")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 # Arguments that may differ when a run is resumed: they do not change what is computed.
 NOT_OF_THE_RUN = (
     *("data_dir", "download", "output_dir", "resume", "stop_after_epoch", "verbose"),
     *("eval_attack", "eval_epsilon"),
+    *("save_best", "tensorboard"),
     *("strategy", "replicas", "tpu"),
 )
+# Arguments that say where and for how long this process trains, not which run it is: config.json leaves them out.
+NOT_STORED = ("output_dir", "resume", "stop_after_epoch", "verbose", "download")
+# The layout of a run that is resumed may differ: it is not taken from the run's directory.
+LAYOUT = ("strategy", "replicas", "tpu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +52,8 @@ class DataConfig:
     )
     augment: str = flag(
         "auto",
-        "Augmentation of the training images; auto means crop_flip for CIFAR, inception for streamed sets, else none.",
+        "Augmentation of the training images; auto means crop_flip for CIFAR, inception for streamed sets, else none. "
+        "random: Keras's random flips, shifts, rotations, zooms and contrasts, for sets that fit in memory.",
         data.AUGMENTATIONS,
     )
     image_size: int | None = flag(None, "Resize images to this height and width; default: the data set's own size.")
@@ -56,7 +63,17 @@ class DataConfig:
 class ModelConfig:
     """The network."""
 
-    name: str = flag("resnet8", f"{', '.join(models.names())}, or a keras.applications name.", name="model")
+    name: str = flag(
+        "resnet8",
+        f"{', '.join(models.names())}, a keras.applications name, or a .keras file to go on training, which takes "
+        "pixels as they are stored.",
+        name="model",
+    )
+    weights: str | None = flag(
+        None,
+        "With a keras.applications model: imagenet, or a .weights.h5 file of the network without its classifier; "
+        "default: random weights.",
+    )
     mixed_precision: str = flag("float32", "Keras dtype policy.", PRECISIONS)
 
 
@@ -70,6 +87,14 @@ class RunConfig:
         None, "Split each batch into micro-batches of this many images to save memory; default: do not split."
     )
     label_smoothing: float = flag(0.0, "Share of the label that is spread evenly over all classes.")
+    mixup: float = flag(
+        0.0,
+        "Mix pairs of training images and their labels with weights from Beta(mixup, mixup), such as 0.2; default: do "
+        "not.",
+    )
+    deterministic: bool = flag(
+        False, "Use operations that give the same bits in every run alone; on GPUs they may be slower."
+    )
     noise_scale: bool | None = flag(
         None, "Measure the gradient noise scale; default: yes with an optimizer that reads per-example norms."
     )
@@ -86,6 +111,10 @@ class RunConfig:
     seed: int = flag(0, "Seed of the initial weights, the order of images, augmentation and dropout.")
     record_every: int | None = flag(
         None, "Record the layer-wise rates after this many updates; default: 200 records in the run."
+    )
+    save_best: str | None = flag(None, "Save the model of the best epoch by this metric as best.keras.", SAVE_BEST)
+    tensorboard: bool = flag(
+        False, "Write metrics, layer-wise rates and norms for TensorBoard to tensorboard/ in the run's directory."
     )
     output_dir: str | None = flag(None, "Directory of the run, a local path; default: a new one under runs/.")
     resume: bool = flag(False, "Continue the run in --output_dir; flags that are not given keep the run's values.")
@@ -136,6 +165,10 @@ class TrainConfig:
     def flags(self) -> dict[str, Any]:
         """Returns the value of every flag by its name."""
         return {name: getattr(getattr(self, one.section), one.field) for name, one in FLAGS.items()}
+
+    def stored(self) -> dict[str, Any]:
+        """Returns the flags that config.json holds, from which the run can be repeated."""
+        return {name: value for name, value in self.flags().items() if name not in NOT_STORED}
 
     def of_the_run(self) -> dict[str, Any]:
         """Returns the flags that determine the result, without those that a resumed run may change."""

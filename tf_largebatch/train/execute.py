@@ -11,10 +11,13 @@ from typing import Any
 
 import keras
 
+from tf_largebatch import data, models
 from tf_largebatch.callbacks import (
     AdversarialPictures,
     LayerwiseRateRecorder,
+    LayerwiseTensorBoard,
     MetricsRecorder,
+    MetricsTensorBoard,
     RunCheckpoint,
     TrainingDiverged,
     plot_curves,
@@ -24,8 +27,9 @@ from tf_largebatch.files import write_json
 from tf_largebatch.train import adversarial, final_model, report, run_directory
 from tf_largebatch.train.config import TrainConfig
 from tf_largebatch.train.optimizers import OPTIMIZERS
-from tf_largebatch.train.prepare import Run, checkpoints_of, needs_evaluation, prepare, with_targets
+from tf_largebatch.train.prepare import Run, average_weights, checkpoints_of, has_soft_labels, needs_evaluation, prepare
 from tf_largebatch.train.result import Result
+from tf_largebatch.train.save_best import SaveBest
 
 EVALUATION_BATCH_SIZE = 1000
 RECORDS_OF_A_RUN = 200
@@ -88,6 +92,9 @@ def _execute(run: Run) -> Result:
     try:
         if run.first_epoch < (config.run.stop_after_epoch or config.run.epochs):
             _fit(run)
+        else:
+            # The checkpoint of the last epoch has the weights that the averages are taken of.
+            average_weights(run.model)
     finally:
         # Also for a run that was interrupted or diverged: its curves show why.
         if (output_dir / run_directory.METRICS).exists():
@@ -99,9 +106,10 @@ def _fit(run: Run) -> None:
     config, dataset = run.config.run, run.dataset
 
     def targets(batches: Any) -> Any:
-        return with_targets(batches, config.label_smoothing, dataset.num_classes)
+        return data.with_one_hot_labels(batches, dataset.num_classes) if has_soft_labels(config) else batches
 
-    training = targets(dataset.train(config.batch_size, config.seed, run.first_epoch, config.epochs))
+    epochs = (config.batch_size, config.seed, run.first_epoch, config.epochs)
+    training = dataset.mixed(*epochs, config.mixup) if config.mixup else targets(dataset.train(*epochs))
     settings = {
         "validation_data": targets(dataset.evaluation(EVALUATION_BATCH_SIZE)),
         "initial_epoch": run.first_epoch,
@@ -121,7 +129,14 @@ def _fit(run: Run) -> None:
 def _callbacks(run: Run, images: Any, labels: Any) -> list[keras.callbacks.Callback]:
     """Returns the callbacks that record the run, in order; the images and labels are for pictures."""
     config, output_dir, steps = run.config, run.output_dir, run.steps_per_epoch
-    found: list[keras.callbacks.Callback] = [] if run.noise_scale is None else [run.noise_scale]
+    found: list[keras.callbacks.Callback] = []
+    if config.run.save_best is not None:
+        # Before the averages leave the model: it saves what was evaluated.
+        found.append(SaveBest(output_dir, config.run.save_best, run.inner, run.dataset))
+    if config.optimizer.ema_momentum is not None:
+        found.append(keras.callbacks.SwapEMAWeights())
+    if run.noise_scale is not None:
+        found.append(run.noise_scale)
     found.append(MetricsRecorder(output_dir / run_directory.METRICS, images_per_epoch=steps * config.run.batch_size))
     if OPTIMIZERS[config.optimizer.name].layerwise:
         every = config.run.record_every or -(-steps * config.run.epochs // RECORDS_OF_A_RUN)
@@ -129,6 +144,10 @@ def _callbacks(run: Run, images: Any, labels: Any) -> list[keras.callbacks.Callb
     if config.adversarial.kind != "none":
         path = output_dir / run_directory.PICTURES
         found.append(AdversarialPictures(path, images, labels, run.dataset.class_names))
+    if config.run.tensorboard:
+        found.append(MetricsTensorBoard(output_dir / run_directory.TENSORBOARD))
+        if OPTIMIZERS[config.optimizer.name].layerwise:
+            found.append(LayerwiseTensorBoard(output_dir / run_directory.TENSORBOARD))
     # Last: there is a checkpoint only of epochs whose records are written.
     return [*found, RunCheckpoint(output_dir / run_directory.CHECKPOINTS)]
 
@@ -168,7 +187,9 @@ def _finish(run: Run, result: Result) -> Result:
         attack = adversarial.attack_in_words(config.adversarial)
         result = dataclasses.replace(result, attack=attack, attacked_accuracy=accuracy)
     if result.complete and run.finished is None:
-        final_model.save(run.output_dir / run_directory.FINAL_MODEL, run.inner, run.dataset)
+        final_model.save(
+            run.output_dir / run_directory.FINAL_MODEL, run.inner, run.dataset, models.returns_logits(run.inner)
+        )
     if result.complete and result != run.finished:
         result.write(run.output_dir)
     rows = read_metrics(run.output_dir / run_directory.METRICS)

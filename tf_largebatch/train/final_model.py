@@ -9,7 +9,7 @@ import zipfile
 
 import keras
 
-from tf_largebatch import data
+from tf_largebatch import data, models
 from tf_largebatch.files import replacing
 
 # A member of the .keras archive, which Keras ignores.
@@ -29,6 +29,16 @@ class Information:
     class_names: tuple[str, ...] | None = None
     pixel_scale: float = 255.0
     logits: bool = True
+
+
+def returns_logits(model: keras.Model, information: Information | None = None) -> bool:
+    """Whether a classifier returns logits: as its file says, else unless its last layer is a softmax.
+
+    Args:
+        model: The classifier.
+        information: What its file says, if anything.
+    """
+    return models.returns_logits(model) if information is None else information.logits
 
 
 def of_pixels(inner: keras.Model, dataset: data.Dataset) -> keras.Model:

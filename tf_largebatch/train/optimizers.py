@@ -57,6 +57,14 @@ class OptimizerConfig:
         None,
         "For clars: exponent q of the per-example norms s in the denominator ||g||^(1-q) s^q, from 0 to 1; default: 1.",
     )
+    clip_norm: float | None = flag(
+        None, "Scale each update's gradient down to this norm, over all tensors, where it is longer; default: do not."
+    )
+    ema_momentum: float | None = flag(
+        None,
+        "Evaluate and save an exponential moving average of the weights, with this momentum, such as 0.99; default: "
+        "the weights themselves.",
+    )
     classic_momentum: bool | None = flag(
         None, "For clars and lars: multiply by the learning rate inside the velocity; default: yes."
     )
@@ -219,7 +227,11 @@ def build_optimizer(config: OptimizerConfig, schedule: Any, without_decay: Seque
             comparisons of optimizers are fair.
     """
     row = OPTIMIZERS[config.name]
-    options = {"learning_rate": schedule, **row.fixed}
+    options: dict[str, Any] = {"learning_rate": schedule, **row.fixed}
+    if config.clip_norm is not None:
+        options["global_clipnorm"] = config.clip_norm
+    if config.ema_momentum is not None:
+        options.update(use_ema=True, ema_momentum=config.ema_momentum)
     for name, arguments in row.arguments.items():
         value = getattr(config, name)
         # No cap is a value too; of the other arguments None means the class's own default.

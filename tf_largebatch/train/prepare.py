@@ -22,11 +22,13 @@ from tf_largebatch.distribute import strategies
 from tf_largebatch.norms import KERAS, check_supported
 from tf_largebatch.norms.device import device
 from tf_largebatch.train import adversarial, final_model, run_directory
-from tf_largebatch.train.config import TrainConfig
+from tf_largebatch.train.config import ModelConfig, RunConfig, TrainConfig
 from tf_largebatch.train.optimizers import OPTIMIZERS, build_optimizer, build_schedule
 from tf_largebatch.train.resolve import resolved
 from tf_largebatch.train.result import Result
 from tf_largebatch.training import LargeBatchModel
+
+_DETERMINISTIC_XLA = "--xla_gpu_deterministic_ops=true"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +87,13 @@ def prepare(config: TrainConfig) -> Run:
         read_metrics(output_dir / run_directory.METRICS)
     elif is_chief:
         run_directory.check_new(output_dir)
+    if settings.deterministic:
+        make_deterministic()
     scope, replicas = strategies.scope(settings.strategy, settings.replicas, settings.tpu)
     if settings.strategy != "one_device":
         strategies.check_batch(settings.batch_size, replicas, settings.micro_batch_size)
-    dataset = data.load(**vars(config.data))
+    pixels = models.takes_pixels(config.model.name, config.model.weights)
+    dataset = data.load(**vars(config.data), standardize=not pixels)
     require(
         settings.batch_size <= dataset.train_size,
         "batch_size",
@@ -132,9 +137,33 @@ def needs_evaluation(config: TrainConfig, finished: Result) -> bool:
     )
 
 
-def with_targets(batches: Any, label_smoothing: float, num_classes: int) -> Any:
-    """Makes labels one-hot where the loss smooths them, since Keras's sparse loss cannot."""
-    return data.with_one_hot_labels(batches, num_classes) if label_smoothing else batches
+def make_deterministic() -> None:
+    """Makes the operations of this process give the same bits in every run; before a device is used.
+
+    Fast sums on GPUs add in an order that differs from run to run.
+    """
+    if keras.backend.backend() == "jax":
+        flags = os.environ.get("XLA_FLAGS", "")
+        if _DETERMINISTIC_XLA not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {_DETERMINISTIC_XLA}".strip()
+        return
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+
+
+def has_soft_labels(config: RunConfig) -> bool:
+    """Whether the loss takes the share of each class: Keras's sparse loss takes neither smoothed nor mixed labels."""
+    return bool(config.label_smoothing or config.mixup)
+
+
+def average_weights(model: keras.Model) -> None:
+    """Puts the moving averages of the weights in their place, where the optimizer keeps them, as `fit` does in the end.
+
+    Args:
+        model: A compiled model whose optimizer is built.
+    """
+    model.optimizer.finalize_variable_values(model.trainable_variables)
 
 
 def _built(config: TrainConfig, dataset: data.Dataset, schedule: Any) -> tuple[keras.Model, keras.Model]:
@@ -142,10 +171,19 @@ def _built(config: TrainConfig, dataset: data.Dataset, schedule: Any) -> tuple[k
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.model.mixed_precision)
     try:
-        inner = models.build(config.model.name, dataset.image_shape, dataset.num_classes)
+        inner = _network(config.model, dataset)
         return inner, _compiled(config, inner, dataset, schedule)
     finally:
         keras.config.set_dtype_policy(policy)
+
+
+def _network(config: ModelConfig, dataset: data.Dataset) -> keras.Model:
+    shape, classes = dataset.image_shape, dataset.num_classes
+    if models.is_file(config.name):
+        return models.from_file(config.name, shape, classes)
+    if config.weights is not None:
+        return models.pretrained(config.name, config.weights, shape, classes, dataset.pixel_scale)
+    return models.build(config.name, shape, classes)
 
 
 def _compiled(config: TrainConfig, inner: keras.Model, dataset: data.Dataset, schedule: Any) -> keras.Model:
@@ -161,10 +199,11 @@ def _compiled(config: TrainConfig, inner: keras.Model, dataset: data.Dataset, sc
         model = adversarial.wrapped(config.adversarial, inner, dataset, seed=settings.seed, **options)
     elif measures or scaled or settings.micro_batch_size is not None:
         model = LargeBatchModel(inner, **options)
-    if settings.label_smoothing:
-        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=settings.label_smoothing)
+    logits = models.returns_logits(inner)
+    if has_soft_labels(settings):
+        loss = keras.losses.CategoricalCrossentropy(from_logits=logits, label_smoothing=settings.label_smoothing)
     else:
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=logits)
     # Of the wrapper, whose auxiliary batch norms are trained too.
     optimizer = build_optimizer(config.optimizer, schedule, variables_without_decay(model))
     # Keras's "auto" compiles with XLA on CPUs too, where that makes TensorFlow's convolutions several times slower.
@@ -207,6 +246,7 @@ def _load_trained(
                 f"output_dir={str(output_dir)!r}, which holds neither."
             )
         load_checkpoint(checkpoints[-1], model)
+        average_weights(model)
         return
     trained, _ = final_model.load(path)
     inner.set_weights(trained.get_weights())
@@ -217,7 +257,8 @@ def _fresh_directory(config: TrainConfig) -> pathlib.Path:
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     dataset = pathlib.Path(config.data.name).stem if is_npz(config.data.name) else config.data.name
     dataset = dataset.replace("/", "-").replace(":", "-")
-    stem = f"{dataset}-{config.model.name}-{config.optimizer.name}-{config.run.batch_size}-{now}-{os.getpid()}"
+    network = pathlib.Path(config.model.name).stem
+    stem = f"{dataset}-{network}-{config.optimizer.name}-{config.run.batch_size}-{now}-{os.getpid()}"
     path, count = pathlib.Path("runs") / stem, 1
     while path.exists():
         count += 1

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from tf_largebatch import models
 from tf_largebatch.callbacks.noise_scale import readable_noise_scale
 from tf_largebatch.train import adversarial
 from tf_largebatch.train.prepare import Run
@@ -21,18 +22,14 @@ def description(run: Run) -> dict[str, Any]:
     """Returns what config.json holds: the arguments, the data, the model, the optimizer, the devices, the versions."""
     optimizer = getattr(run.model.optimizer, "inner_optimizer", run.model.optimizer)
     trainable = sum(math.prod(variable.shape) for variable in run.inner.trainable_variables)
-    evaluation = ("eval_attack", "eval_epsilon")
     return {
-        "arguments": {
-            **run.config.of_the_run(),
-            **{name: run.config.flags()[name] for name in ("data_dir", *evaluation)},
-        },
+        "arguments": run.config.stored(),
         "dataset": run.dataset.describe(),
         "model": {
             "name": run.inner.name,
             "parameters": run.inner.count_params(),
             "trainable_parameters": trainable,
-            "output": "logits",
+            "output": "logits" if models.returns_logits(run.inner) else "probabilities",
         },
         "optimizer": keras.saving.serialize_keras_object(optimizer),
         "layout": {

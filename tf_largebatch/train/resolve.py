@@ -34,6 +34,9 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "weight_decay_rate": _NOT_NEGATIVE,
     "momentum": _FRACTION,
     "label_smoothing": _FRACTION,
+    "mixup": _NOT_NEGATIVE,
+    "clip_norm": _POSITIVE,
+    "ema_momentum": _FRACTION,
     "eta": _POSITIVE,
     "max_rate": (lambda value: value > 0, "above 0"),
     "unadapted_rate_factor": _NOT_NEGATIVE,
@@ -98,6 +101,18 @@ APPLIES = (
         "eval_split",
         "eval_split=validation, and to files without test images",
     ),
+    Applies(
+        ("weights", "mixed_precision"),
+        lambda c: not models.is_file(c.model.name),
+        "model",
+        "models by name; a file has weights and dtypes of its own",
+    ),
+    Applies(
+        ("weights",),
+        lambda c: models.is_application(c.model.name),
+        "model",
+        "networks of keras.applications",
+    ),
     Applies(("base_batch_size",), lambda c: c.optimizer.scaling != "none", "scaling", "scaling=linear and sqrt"),
     Applies(("momentum",), _takes("momentum"), "optimizer", "optimizers with momentum"),
     Applies(("weight_decay_rate",), _takes("weight_decay_rate"), "optimizer", "optimizers with weight decay"),
@@ -144,6 +159,13 @@ APPLIES = (
         "eval_attack",
         "eval_attack=untargeted and targeted",
     ),
+    Applies(("mixup",), lambda c: c.adversarial.kind == "none", "adversarial", "training on clean images"),
+    Applies(
+        ("ema_momentum", "save_best", "tensorboard"),
+        lambda c: c.run.strategy == "one_device",
+        "strategy",
+        "strategy=one_device",
+    ),
     Applies(("replicas",), lambda c: c.run.strategy == "mirrored", "strategy", "strategy=mirrored"),
     Applies(("tpu",), lambda c: c.run.strategy == "tpu", "strategy", "strategy=tpu"),
 )  # fmt: skip
@@ -158,9 +180,12 @@ def resolved(config: TrainConfig) -> TrainConfig:
         ValueError: In one sentence that names the argument and its value.
     """
     _check_values(config)
-    config = config.with_flags(
-        model=models.canonical_name(config.model.name), optimizer=optimizers.canonical_name(config.optimizer.name)
+    network = config.model.name
+    # Absolute, so that the run can be repeated from another directory.
+    network = (
+        str(local_path(network, "model").absolute()) if models.is_file(network) else models.canonical_name(network)
     )
+    config = config.with_flags(model=network, optimizer=optimizers.canonical_name(config.optimizer.name))
     _check_applicable(config)
     clean = config.adversarial.kind == "none"
     row = optimizers.OPTIMIZERS[config.optimizer.name]
@@ -198,6 +223,13 @@ def _check_values(config: TrainConfig) -> None:
     require(0 <= warmup < run.epochs, "warmup_epochs", warmup, f"0 or more, below the {run.epochs} epochs")
     stop = run.stop_after_epoch
     require(stop is None or 1 <= stop <= run.epochs, "stop_after_epoch", stop, f"from 1 to the {run.epochs} epochs")
+    require(
+        not run.tensorboard or data.tensorflow_is_installed(),
+        "tensorboard",
+        run.tensorboard,
+        "left out where TensorFlow is not installed",
+        "it writes the events: pip install tensorflow",
+    )
     needs_directory = config.data.name == data.FOLDER
     require(not needs_directory or bool(config.data.data_dir), "data_dir", None, "given with dataset=folder")
     require(not run.resume or bool(run.output_dir), "output_dir", run.output_dir, "given with resume")

@@ -8,6 +8,8 @@ curves.png             drawn from these
 adversarial.png        images, perturbations and adversarial images at the end (with --adversarial)
 checkpoints/           the last epochs, to resume from
 final.keras            the trained model, when the run is complete
+best.keras             the model of the best epoch (with --save_best)
+tensorboard/           metrics, rates and norms (with --tensorboard)
 result.json            the accuracy reached, when the run is complete
 .lock                  the process that trains here, while it runs
 """
@@ -15,6 +17,7 @@ result.json            the accuracy reached, when the run is complete
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import fcntl
 import json
@@ -25,19 +28,22 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tf_largebatch.check import require
-from tf_largebatch.files import TEMPORARY, naming_damage, read_json, sweep
+from tf_largebatch.files import TEMPORARY, local_path, naming_damage, read_json, sweep
 from tf_largebatch.plots.run_files import CURVES, LAYERWISE_RATES, METRICS
-from tf_largebatch.train.config import FLAGS
+from tf_largebatch.train.config import FLAGS, NOT_STORED
 
 CONFIG = "config.json"
 NOISE_SCALES = "noise_scales.csv"
 PICTURES = "adversarial.png"
 CHECKPOINTS = "checkpoints"
 FINAL_MODEL = "final.keras"
+BEST_MODEL = "best.keras"
+TENSORBOARD = "tensorboard"
 RESULT = "result.json"
 LOCK = ".lock"
 
 __all__ = [
+    "BEST_MODEL",
     "CHECKPOINTS",
     "CONFIG",
     "CURVES",
@@ -48,13 +54,16 @@ __all__ = [
     "NOISE_SCALES",
     "PICTURES",
     "RESULT",
+    "TENSORBOARD",
     "DirectoryRefused",
     "check_free",
     "check_new",
     "check_same_run",
+    "check_types",
     "check_writable",
     "held",
     "read_arguments",
+    "read_config",
 ]
 
 
@@ -72,6 +81,53 @@ def read_arguments(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
     require(path.is_file(), "output_dir", str(output_dir), f"a directory with a run's {CONFIG} to resume from")
     with naming_damage(path):
         arguments = dict(read_json(path)["arguments"])
+    check_types(arguments, path)
+    return arguments
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Returns the arguments of a file for --config, by the flags' names.
+
+    Args:
+        path: A JSON or YAML file that maps flags' names to values, or the config.json of a run.
+
+    Raises:
+        ValueError: If the file cannot be read, or an argument is no flag or has a wrong type.
+    """
+    path = local_path(path, "config")
+    suffixes = (".json", ".yaml", ".yml")
+    require(path.suffix in suffixes and path.is_file(), "config", str(path), "a .json, .yaml or .yml file that exists")
+    if path.suffix == ".json":
+        content = read_json(path)
+    else:
+        import yaml
+
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{path} is no YAML file ({reason}): mend it.") from error
+    arguments = content.get("arguments", content) if isinstance(content, dict) else None
+    require(isinstance(arguments, dict), "config", str(path), "a mapping of flags' names to values")
+    assert isinstance(arguments, dict)  # it was checked
+    for name in arguments:
+        near = difflib.get_close_matches(str(name), FLAGS, n=1)
+        known = name in FLAGS and name not in NOT_STORED
+        require(known, "config", str(name), "made of flags of the run", f"did you mean {near[0]}" if near else "")
+    check_types(arguments, path)
+    return arguments
+
+
+def check_types(arguments: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raises unless every argument that is a flag has the flag's type.
+
+    Args:
+        arguments: The arguments by the flags' names.
+        path: The file that they come from, for the message.
+
+    Raises:
+        ValueError: Naming the first one that has not.
+    """
     for name, value in arguments.items():
         if name in FLAGS and value is not None:
             kinds = (int, float) if FLAGS[name].type is float else (FLAGS[name].type,)
@@ -80,9 +136,8 @@ def read_arguments(output_dir: str | os.PathLike[str]) -> dict[str, Any]:
                 name,
                 value,
                 f"of type {FLAGS[name].type.__name__} in {path}",
-                "the file is damaged; restore it or remove it",
+                "mend the file, or restore it",
             )
-    return arguments
 
 
 def check_new(output_dir: str | os.PathLike[str]) -> None:
