@@ -137,7 +137,7 @@ def test_description_is_json(digits):
     [
         (lambda: data.load("digits", eval_split="dev"), "eval_split must be one of test, validation.*'dev'"),
         (lambda: data.load("digits", augment="mixup"), "augment must be one of .*'mixup'"),
-        (lambda: data.load("digits", augment="inception"), "augment must be none or crop_flip for digits"),
+        (lambda: data.load("digits", augment="inception"), "augment must be none, crop_flip or random for digits"),
         (lambda: data.load("digits", image_size=0), "image_size must be at least 1.*image_size=0"),
         (
             lambda: data.load("digits", eval_split="validation", validation_examples=1437),

@@ -34,7 +34,7 @@ from tf_largebatch.train.resolve import APPLIES, RANGES, resolved
         (["--stop_after_epoch=61"], "stop_after_epoch must be from 1 to the 60 epochs; received stop_after_epoch=61"),
         (["--verbose=3"], "verbose must be 0, 1 or 2; received verbose=3"),
         (["--model=resnet50"], r"model ResNet50 cannot be built for images of shape \(8, 8, 1\).*image_size"),
-        (["--augment=inception"], "augment must be none or crop_flip for digits.*augment='inception'"),
+        (["--augment=inception"], "augment must be none, crop_flip or random for digits.*augment='inception'"),
         (["--adversarial=conadv", "--epsilon=-1"], "epsilon must be 0 or more and finite; received epsilon=-1"),
         (["--adversarial=conadv", "--epsilon=nan"], "epsilon must be 0 or more and finite; received epsilon=nan"),
         (["--adversarial=conadv", "--staleness=-1"], "staleness must be 1 or more; .*received staleness=-1"),

@@ -120,7 +120,9 @@ class RunConfig:
     resume: bool = flag(False, "Continue the run in --output_dir; flags that are not given keep the run's values.")
     stop_after_epoch: int | None = flag(None, "Stop after this epoch, to be resumed later.")
     verbose: int | None = flag(
-        None, "0: silent; 1: a progress bar; 2: one line an epoch; default: 1 on a terminal, else 2."
+        None,
+        "0: silent; 1: one line that is rewritten, with updates, losses, accuracies and the time left; 2: one line an "
+        "epoch; default: 1 on a terminal, else 2.",
     )
 
 

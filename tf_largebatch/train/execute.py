@@ -28,6 +28,7 @@ from tf_largebatch.train import adversarial, final_model, report, run_directory
 from tf_largebatch.train.config import TrainConfig
 from tf_largebatch.train.optimizers import OPTIMIZERS
 from tf_largebatch.train.prepare import Run, average_weights, checkpoints_of, has_soft_labels, needs_evaluation, prepare
+from tf_largebatch.train.progress import Progress
 from tf_largebatch.train.result import Result
 from tf_largebatch.train.save_best import SaveBest
 
@@ -116,7 +117,7 @@ def _fit(run: Run) -> None:
         "epochs": config.stop_after_epoch or config.epochs,
         "steps_per_epoch": run.steps_per_epoch,
         "callbacks": _callbacks(run, *next(iter(targets(dataset.evaluation(PICTURED_IMAGES))))),
-        "verbose": config.verbose,
+        "verbose": 0,
     }
     if config.strategy == "one_device":
         run.model.fit(training, shuffle=False, **settings)
@@ -148,6 +149,9 @@ def _callbacks(run: Run, images: Any, labels: Any) -> list[keras.callbacks.Callb
         found.append(MetricsTensorBoard(output_dir / run_directory.TENSORBOARD))
         if OPTIMIZERS[config.optimizer.name].layerwise:
             found.append(LayerwiseTensorBoard(output_dir / run_directory.TENSORBOARD))
+    if config.run.verbose:
+        last_epoch = config.run.stop_after_epoch or config.run.epochs
+        found.append(Progress(config.run.epochs, steps, last_epoch, rewrite=config.run.verbose == 1))
     # Last: there is a checkpoint only of epochs whose records are written.
     return [*found, RunCheckpoint(output_dir / run_directory.CHECKPOINTS)]
 
