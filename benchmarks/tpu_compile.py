@@ -46,6 +46,7 @@ class Case:
         topology: chips and their arrangement.
         replicas: how many of them take part.
         baseline: the case that the ratios are to.
+        backend: of Keras.
     """
 
     clars: bool = False
@@ -56,6 +57,7 @@ class Case:
     topology: str = "v5e:2x2"
     replicas: int = 1
     baseline: str | None = "plain"
+    backend: str = "tensorflow"
 
 
 # A global batch of 98,304 as 256 times 384.
@@ -76,6 +78,19 @@ CASES = {
     "pod_conadv": Case(**_POD_CONADV),
     "pod_conadv_clars": Case(clars=True, **_POD_CONADV),
 }
+_JAX = {"backend": "jax", "baseline": "jax_plain"}
+# Each chip has 96 images: the step has no loop.
+_JAX_POD = {"topology": "v5e:16x16", "replicas": 256, "backend": "jax", "baseline": "jax_pod_plain"}
+CASES |= {
+    "jax_plain": Case(backend="jax", baseline=None),
+    "jax_clars": Case(clars=True, **_JAX),
+    "jax_clars_sampled": Case(clars=True, norm_examples=12, **_JAX),
+    "jax_plain_twice": Case(batch=192, backend="jax", baseline=None),
+    "jax_conadv": Case(conadv=True, backend="jax", baseline="jax_plain_twice"),
+    "jax_conadv_clars": Case(conadv=True, clars=True, backend="jax", baseline="jax_plain_twice"),
+    "jax_pod_plain": Case(**{**_JAX_POD, "baseline": None}),
+    "jax_pod_clars": Case(clars=True, **_JAX_POD),
+}
 _REPORT = "benchmarks/reports/tpu_compile.json"
 _TITLES = {
     "plain": "plain, batch 96",
@@ -88,22 +103,37 @@ _TITLES = {
     "pod_clars": "the same with CLARS, all examples",
     "pod_conadv": "256 chips, global batch 98,304 and as many copies: ConAdv",
     "pod_conadv_clars": "the same with CLARS, all examples",
+    "jax_plain": "JAX: plain, batch 96",
+    "jax_clars": "JAX: CLARS, all 96 examples",
+    "jax_clars_sampled": "JAX: CLARS, norm_examples=12",
+    "jax_plain_twice": "JAX: plain, batch 192",
+    "jax_conadv": "JAX: ConAdv, 96 images, their copies, the attack on the next 96",
+    "jax_conadv_clars": "JAX: the same with CLARS, all examples",
+    "jax_pod_plain": "JAX: 256 chips, global batch 24,576: plain",
+    "jax_pod_clars": "JAX: the same with CLARS, all examples",
 }
 _RATIOS = ("flops", "bytes_accessed", "temporary_bytes", "estimated_cycles")
 
 
-def build_step(case: Case) -> tuple[Any, list[Any]]:
-    """The step, traced for a TPU and never called, and the specifications of its arguments."""
+def build_model(case: Case) -> Any:
+    """The compiled Keras model of a case."""
     import keras
-    import numpy as np
-    import tensorflow as tf
 
     import tf_largebatch
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     network = keras.applications.ResNet50(weights=None, classes=CLASSES, classifier_activation=None)
-    wrapper = tf_largebatch.ConAdvModel if case.conadv else tf_largebatch.LargeBatchModel
-    model = wrapper(network, norm_examples=case.norm_examples, micro_batch_size=case.micro_batch_size)
+    keras.config.set_dtype_policy("float32")
+    if case.conadv:
+        model = tf_largebatch.ConAdvModel(
+            network, norm_examples=case.norm_examples, micro_batch_size=case.micro_batch_size
+        )
+    elif case.backend == "jax" and not case.clars:
+        model = network
+    else:
+        model = tf_largebatch.LargeBatchModel(
+            network, norm_examples=case.norm_examples, micro_batch_size=case.micro_batch_size
+        )
     if case.clars:
         optimizer = tf_largebatch.CLARS(0.1, momentum=0.9, gradient_norms="per_example")
     else:
@@ -111,11 +141,19 @@ def build_step(case: Case) -> tuple[Any, list[Any]]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, jit_compile=True)
     optimizer.build(model.trainable_variables)
+    return model
+
+
+def build_step(case: Case) -> tuple[Any, list[Any]]:
+    """TensorFlow's step, traced for a TPU and never called, and the specifications of its arguments."""
+    import tensorflow as tf
+
+    model = build_model(case)
     images, labels = tf.TensorSpec((case.batch, PIXELS, PIXELS, 3)), tf.TensorSpec((case.batch,), tf.int32)
     if not case.conadv:
         step = tf.function(lambda x, y: model.train_step((x, y))["loss"], jit_compile=True, autograph=False)
         return step, [images, labels]
-    model.get_ready((np.zeros((2, PIXELS, PIXELS, 3), np.float32), np.zeros(2, np.int32)))
+    model.get_ready(_two_images())
 
     def train_and_attack(x: Any, y: Any, copies: Any, next_x: Any, next_y: Any) -> Any:
         next_copies = model.attack_next((next_x, next_y))
@@ -123,6 +161,44 @@ def build_step(case: Case) -> tuple[Any, list[Any]]:
 
     step = tf.function(train_and_attack, jit_compile=True, autograph=False)
     return step, [images, labels, images, images, labels]
+
+
+def build_jax_step(case: Case) -> tuple[Any, Any, Any]:
+    """JAX's step, and the shapes of its state and its data."""
+    import jax
+    import jax.numpy as jnp
+
+    model = build_model(case)
+    batch = case.replicas * case.batch
+    data = (
+        jax.ShapeDtypeStruct((batch, PIXELS, PIXELS, 3), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    )
+    if case.conadv:
+        model.get_ready(_two_images())
+    optimizer, metrics = model.optimizer.variables, model.metrics_variables
+    groups = (model.trainable_variables, model.non_trainable_variables, optimizer, metrics)
+    state = tuple([jax.ShapeDtypeStruct(v.shape, v.value.dtype) for v in group] for group in groups)
+    if not case.conadv:
+        return model.train_step, state, data
+
+    from tf_largebatch.backend.jax.pipeline import TrainFunction
+    from tf_largebatch.conadv.in_flight import InFlight
+
+    steps, settings = TrainFunction(model, InFlight(), ahead=True), model.settings()
+
+    def train_and_attack(state: Any, data: Any) -> Any:
+        batch, adversarial, coming = data
+        logs, state, images = steps.step(state, settings, batch, adversarial, coming)
+        return (logs, images), state
+
+    return train_and_attack, state, (data, data[0], data)
+
+
+def _two_images() -> tuple[Any, Any]:
+    import numpy as np
+
+    return np.zeros((2, PIXELS, PIXELS, 3), np.float32), np.zeros(2, np.int32)
 
 
 def compile_case(case: Case, effort: float, hlo_file: str | None = None) -> dict[str, Any]:
@@ -134,10 +210,16 @@ def compile_case(case: Case, effort: float, hlo_file: str | None = None) -> dict
     """
     from tf_largebatch.norms.device import compiling_for
 
+    tpu_compiler.use_settings()
     start = time.perf_counter()
-    with compiling_for("tpu"), tpu_compiler.all_reduce_among(case.replicas):
-        stablehlo = tpu_compiler.lower(*build_step(case))
-    compiled = tpu_compiler.compile_for_tpu(stablehlo, case.topology, case.replicas, effort)
+    where = {"topology": case.topology, "replicas": case.replicas, "effort": effort}
+    with compiling_for("tpu"):
+        if case.backend == "jax":
+            compiled = tpu_compiler.compile_jax_for_tpu(*build_jax_step(case), **where)
+        else:
+            with tpu_compiler.all_reduce_among(case.replicas):
+                stablehlo = tpu_compiler.lower(*build_step(case))
+            compiled = tpu_compiler.compile_for_tpu(stablehlo, **where)
     if hlo_file:
         with open(hlo_file, "w") as file:
             file.write(compiled.hlo)
@@ -163,7 +245,8 @@ def compile_case(case: Case, effort: float, hlo_file: str | None = None) -> dict
 def _in_a_process_of_its_own(name: str, effort: float, hlo_file: str | None) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.tpu_compile", f"--task={name}", f"--effort={effort}"]
     command += [f"--hlo={hlo_file}"] if hlo_file else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "KERAS_BACKEND": CASES[name].backend, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"{name} does not compile:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

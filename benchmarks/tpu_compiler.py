@@ -1,8 +1,8 @@
-"""Compiles a TensorFlow step with the real TPU compiler, without a TPU, and reads what the compiler says of it.
+"""Compiles a step with the real TPU compiler, without a TPU, and reads what the compiler says of it.
 
-TensorFlow lowers a traced step to StableHLO; libtpu, the library that JAX drives TPUs with, compiles that for a named
-topology. Nothing is executed: the result says that the step compiles for that TPU and what the compiler counts, not
-that it runs on one. Needs the extra [tpu], and a process that has not used jax before.
+JAX drives TPUs with the library libtpu, which compiles for a named topology what JAX traces, or the StableHLO to which
+TensorFlow lowers a traced step. Nothing is executed: the result says that the step compiles for that TPU and what the
+compiler counts, not that it runs on one. Needs the extra [tpu], and a process that has not used jax before.
 """
 
 from __future__ import annotations
@@ -129,6 +129,44 @@ def all_reduce_among(replicas: int) -> Iterator[None]:
         tf.distribute.ReplicaContext.all_reduce = original
 
 
+def compile_jax_for_tpu(
+    step: Any, state: Any, data: Any, topology: str = "v5e:2x2", replicas: int = 1, effort: float = -1.0
+) -> Compiled:
+    """Compiles a step of JAX, straight from JAX.
+
+    Args:
+        step: from the state and the data to a result and the new state, for which the old one's memory is used.
+        state: arrays or their shapes and dtypes, which every device has.
+        data: the same for arrays that are spread over the devices along their first axis.
+        topology: as for `compile_for_tpu`.
+        replicas: how many of its chips run the program.
+        effort: as for `compile_for_tpu`.
+    """
+    use_settings()
+    import jax
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[:replicas]
+    mesh = Mesh(np.array(devices), ("batch",))
+
+    def placed(tree: Any, *spec: str) -> Any:
+        sharding = NamedSharding(mesh, PartitionSpec(*spec))
+        return jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype, sharding=sharding), tree)
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    lowered = jax.jit(step, donate_argnums=0, out_shardings=whole).lower(placed(state), placed(data, "batch"))
+    compiled = lowered.compile(compiler_options={"exec_time_optimization_effort": effort})
+    return what_the_compiler_says(compiled.runtime_executable(), devices[0])
+
+
+def use_settings() -> None:
+    """Sets what JAX and the compiler read from the environment when they are loaded."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 def compile_for_tpu(stablehlo: bytes, topology: str = "v5e:2x2", replicas: int = 1, effort: float = -1.0) -> Compiled:
     """Compiles a lowered step.
 
@@ -141,8 +179,7 @@ def compile_for_tpu(stablehlo: bytes, topology: str = "v5e:2x2", replicas: int =
     Raises:
         ValueError: if the topology has fewer devices.
     """
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+    use_settings()
     import numpy as np
     from jax.experimental import topologies
     from jax.extend.mlir import ir
@@ -161,13 +198,18 @@ def compile_for_tpu(stablehlo: bytes, topology: str = "v5e:2x2", replicas: int =
         module = ir.Module.parse(stablehlo)
         _remove_copies(module.operation)
         program = devices[0].client.compile(module, xla_client.DeviceList(tuple(devices)), options)
+    return what_the_compiler_says(program, devices[0])
+
+
+def what_the_compiler_says(program: Any, device: Any) -> Compiled:
+    """The figures of a program that was compiled for such a device."""
     memory = program.get_compiled_memory_stats()
     cost = program.cost_analysis()
     cost = cost[0] if isinstance(cost, list) else cost
     hlo = program.hlo_modules()[0].to_string()
     return Compiled(
-        device_kind=devices[0].device_kind,
-        compiler=devices[0].client.platform_version.replace("\n", ", "),
+        device_kind=device.device_kind,
+        compiler=device.client.platform_version.replace("\n", ", "),
         flops=cost["flops"],
         bytes_accessed=cost["bytes accessed"],
         temporary_bytes=memory.temp_size_in_bytes,
