@@ -96,10 +96,9 @@ def cheapest_form(a: jax.Array, d: jax.Array, window: Window, groups: int) -> Mo
 
 def _gram_is_cheaper(a: jax.Array, d: jax.Array, window: Window) -> bool:
     """Returns whether the Gram form, beside the ordinary gradient, costs less than the others."""
-    channels, outputs = a.shape[-1], d.shape[-1]
-    inputs, positions = convolution_gram.pixels(a, d, window), math.prod(d.shape[1:-1])
+    channels, outputs, positions = a.shape[-1], d.shape[-1], math.prod(d.shape[1:-1])
     if device() == "gpu":
-        return few_positions(math.prod(a.shape[1:-1]) if not window.is_pointwise else positions, channels, outputs)
+        return few_positions(positions, channels, outputs)
     offsets = math.prod(window.kernel_size)
-    gram = inputs**2 * channels + positions**2 * (outputs + offsets)
+    gram = convolution_gram.entries_of_a(d, window) * channels + positions**2 * (outputs + offsets)
     return 2 * gram < positions * channels * outputs * offsets

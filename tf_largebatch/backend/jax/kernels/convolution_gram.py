@@ -1,7 +1,9 @@
 """Convolutions' norms without the contributions: `||G_i||^2 = sum_{t,t'} (patch_t . patch_t') (d_t . d_t')`.
 
 The patches' Gram matrix is a sum of shifted parts of the pixels' Gram matrix, one for each kernel offset, so that no
-patches are stored: `T^2 (C + P + kernel offsets)` products, where the contributions take `T C P` for every offset.
+patches are stored: `T^2 (C + P + kernel offsets)` products, where the contributions take `T C P` for every offset. A
+stride s splits the pixels into s phases along each axis. An offset meets the pixels of one phase only, so each phase
+has a Gram matrix of its own.
 """
 
 from __future__ import annotations
@@ -29,40 +31,44 @@ def applies(a: jax.Array, d: jax.Array, window: Window, groups: int) -> bool:
 def squared_norms(a: jax.Array, d: jax.Array, window: Window, groups: int) -> jax.Array:
     """Returns `||G_i||^2`, shape [b], from Gram matrices in float32: the terms of the sum cancel."""
     del groups
-    entries = pixels(a, d, window) ** 2 + math.prod(d.shape[1:-1]) ** 2
+    entries = entries_of_a(d, window) + math.prod(d.shape[1:-1]) ** 2
     return squared_norms_in_chunks(lambda a, d: _squared_norms(a, d, window), a, d, chunk_of(4 * entries))
 
 
-def pixels(a: jax.Array, d: jax.Array, window: Window) -> int:
-    """Returns the number of input positions, zeros of the padding among them, whose inner products are taken."""
-    out = d.shape[1:-1]
-    if window.is_pointwise:
-        return math.prod(out)
-    return math.prod(
-        size + sum(padding) for size, padding in zip(a.shape[1:-1], window.padding_of(a, list(out)), strict=True)
-    )
+def entries_of_a(d: jax.Array, window: Window) -> int:
+    """Returns how many inner products of an example's pixels are taken, zeros of the padding among them."""
+    return sum(math.prod(_pixels(d, window, phase)) ** 2 for phase in _phases(window))
 
 
 def _squared_norms(a: jax.Array, d: jax.Array, window: Window) -> jax.Array:
     out = list(d.shape[1:-1])
-    a = next(iter(window.shifted_inputs(a, out))) if window.is_pointwise else window.pad(a, out)
-    # A barrier: XLA for GPUs (JAX 0.11) fails where it fuses strided slices with the products that read them.
-    a = lax.optimization_barrier(a)
-    gram = inner_products(_by_position(a))
-    if not window.is_pointwise:
-        gram = _gram_of_patches(gram.reshape(a.shape[0], *a.shape[1:-1], *a.shape[1:-1]), window, out)
-    terms = gram.reshape(a.shape[0], -1) * inner_products(_by_position(d)).reshape(a.shape[0], -1)
-    return jnp.maximum(terms.sum(1), 0.0)
+    a = window.pad(a, out)
+    parts = []
+    for phase, offsets in _phases(window).items():
+        # A barrier: XLA for GPUs (JAX 0.11) fails where it fuses strided slices with the products that read them.
+        pixels = lax.optimization_barrier(every(a, phase, window.strides, _pixels(d, window, phase)))
+        sizes = pixels.shape[1:-1]
+        gram = inner_products(_by_position(pixels)).reshape(a.shape[0], *sizes, *sizes, 1)
+        parts += [every(gram, 2 * offset, (1,) * 2 * len(out), 2 * out) for offset in offsets]
+    gram = functools.reduce(operator.add, parts).reshape(a.shape[0], -1)
+    return jnp.maximum((gram * inner_products(_by_position(d)).reshape(a.shape[0], -1)).sum(1), 0.0)
+
+
+def _phases(window: Window) -> dict[tuple[int, ...], list[tuple[int, ...]]]:
+    """Returns, for each phase of the input, the places in it at which the kernel offsets that meet it begin."""
+    found: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for offset in itertools.product(*(range(k) for k in window.kernel_size)):
+        reach = [o * r for o, r in zip(offset, window.dilation_rate, strict=True)]
+        phase = tuple(n % s for n, s in zip(reach, window.strides, strict=True))
+        found.setdefault(phase, []).append(tuple(n // s for n, s in zip(reach, window.strides, strict=True)))
+    return found
+
+
+def _pixels(d: jax.Array, window: Window, phase: tuple[int, ...]) -> list[int]:
+    """Returns how many pixels of a phase the kernel meets along each axis."""
+    furthest = [max(place) for place in zip(*_phases(window)[phase], strict=True)]
+    return [size + place for size, place in zip(d.shape[1:-1], furthest, strict=True)]
 
 
 def _by_position(t: jax.Array) -> jax.Array:
     return t.reshape(t.shape[0], math.prod(t.shape[1:-1]), t.shape[-1])
-
-
-def _gram_of_patches(gram: jax.Array, window: Window, out: list[int]) -> jax.Array:
-    """Returns the sum over the kernel offsets of `gram` [b, *sizes, *sizes], shifted along both sets of axes."""
-    shifted = []
-    for offset in itertools.product(*(range(k) for k in window.kernel_size)):
-        first = [o * r for o, r in zip(offset, window.dilation_rate, strict=True)]
-        shifted.append(every(gram[..., None], 2 * first, 2 * list(window.strides), 2 * out))
-    return functools.reduce(operator.add, shifted)

@@ -32,7 +32,7 @@ except ImportError:
 # A group of examples for each of two programs on every multiprocessor of an H100, if a tile is all of `G`.
 _GROUPS = 264
 # Enough programs in all. More groups only write more sums.
-_PROGRAMS = 1056
+_PROGRAMS = 2112
 _LARGEST_INDEX = 2**31 - 1
 
 

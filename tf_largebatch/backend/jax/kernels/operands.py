@@ -33,4 +33,5 @@ def inner_products(t: jax.Array) -> jax.Array:
     Float32 numbers are multiplied as such on every device: the terms of a Gram form's sum cancel.
     """
     t, _ = operands(t, t)
-    return jnp.einsum("...pc,...qc->...pq", t, t, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    precision = lax.Precision.HIGHEST if t.dtype == jnp.float32 else None
+    return jnp.einsum("...pc,...qc->...pq", t, t, precision=precision, preferred_element_type=jnp.float32)
