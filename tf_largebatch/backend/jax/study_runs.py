@@ -91,6 +91,7 @@ class StudyRuns:
         study, row = self.study, OPTIMIZERS[self.study.arm(job.arm).optimizer]
         self.prepare([job])
         programs = [self._program(job, last - first).result() for first, last in self._segments]
+        concurrent.futures.wait(self._evaluations.values())
         began = time.monotonic()
         order, crops = self._order(job)
         with _on_cpu():
