@@ -65,14 +65,14 @@ lint: $(STAMP)
 
 # Reinstalls when setup.py changes; the package itself is installed in place.
 $(STAMP): setup.py tf_largebatch/version.py
-	$(call install,$(VENV),dev$(comma)docs$(comma)notebooks$(comma)tpu)
+	$(call install,$(VENV),tensorflow$(comma)jax$(comma)dev$(comma)docs$(comma)notebooks$(comma)tpu)
 
 $(GARDEN_STAMP): setup.py tf_largebatch/version.py
 	$(call install,$(GARDEN_VENV),dev$(comma)garden$(comma)notebooks)
 
 $(OLDEST_STAMP): PYTHON := $(OLDEST_PYTHON)
 $(OLDEST_STAMP): setup.py tf_largebatch/version.py
-	$(call install,$(OLDEST_VENV),dev,$(OLDEST))
+	$(call install,$(OLDEST_VENV),tensorflow$(comma)dev,$(OLDEST))
 
 comma := ,
 define install

@@ -8,6 +8,13 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "tf_largebatch" / "version.py").read_text())[1]
 
+TENSORFLOW = [
+    "tensorflow>=2.20",
+    "tensorflow-datasets>=4.9.8",
+    # tensorflow-datasets imports importlib_resources in download_and_prepare without declaring it.
+    "importlib_resources",
+]
+
 setup(
     name="tf_largebatch",
     version=VERSION,
@@ -20,13 +27,9 @@ setup(
     package_data={"": ["README.md"], "tf_largebatch": ["py.typed"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "tensorflow>=2.20",
         "keras>=3.12",
         "numpy",
         "absl-py",
-        "tensorflow-datasets>=4.9.8",
-        # tensorflow-datasets imports importlib_resources in download_and_prepare without declaring it.
-        "importlib_resources",
         # The command line: its default data set (digits) and its curves.
         "scikit-learn",
         "matplotlib",
@@ -35,8 +38,11 @@ setup(
         "scipy",
     ],
     extras_require={
+        # What Keras runs on: one of the two, or both.
+        "tensorflow": TENSORFLOW,
+        "jax": ["jax>=0.7"],
         # TensorFlow Model Garden lives in tf_keras and pins TensorFlow 2.20.
-        "garden": ["tf-models-official==2.20.0", "tf_keras>=2.20,<2.21"],
+        "garden": [*TENSORFLOW, "tf-models-official==2.20.0", "tf_keras>=2.20,<2.21"],
         # The TPU compiler, to compile for a TPU without one; jaxlib and libtpu belong together.
         "tpu": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1; platform_system == 'Linux'"],
         "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],

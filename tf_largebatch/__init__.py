@@ -4,7 +4,16 @@ The names here are those of Keras 3. Importing the package touches no global sta
 classes.
 """
 
-import keras
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if error.name not in ("tensorflow", "jax"):
+        raise
+    raise ImportError(
+        f"tf_largebatch needs Keras on TensorFlow or JAX, and Keras cannot import {error.name} here: install the "
+        "package with its extra `tensorflow` or `jax` (pip install '.[jax]' in a clone), and set the environment "
+        "variable KERAS_BACKEND to the one that is installed."
+    ) from error
 
 if keras.backend.backend() not in ("tensorflow", "jax"):
     raise ImportError(

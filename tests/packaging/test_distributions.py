@@ -73,7 +73,7 @@ def test_the_metadata_names_version_python_and_extras(distributions):
         metadata = email.message_from_bytes(wheel.read(name))
     assert metadata["Version"] == tf_largebatch.__version__
     assert set(metadata["Requires-Python"].split(",")) == {">=3.10", "<3.13"}
-    assert {"dev", "docs", "garden", "notebooks", "tpu"} <= set(metadata.get_all("Provides-Extra"))
+    assert {"dev", "docs", "garden", "jax", "notebooks", "tensorflow", "tpu"} <= set(metadata.get_all("Provides-Extra"))
     assert metadata["License"] == "Apache-2.0" or metadata["License-Expression"] == "Apache-2.0"
 
 
@@ -96,11 +96,21 @@ def test_the_wheel_works_outside_the_checkout(distributions, tmp_path):
     assert printed.split()[-2:] == [str(tmp_path / "site" / "tf_largebatch"), tf_largebatch.__version__]
 
 
+def test_without_an_extra_neither_tensorflow_nor_jax_is_required(distributions):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith("METADATA"))
+        required = email.message_from_bytes(wheel.read(name)).get_all("Requires-Dist")
+    plain = {re.match(r"[\w-]+", entry)[0] for entry in required if "extra ==" not in entry}
+    assert "keras" in plain and not plain & {"tensorflow", "tensorflow-datasets", "jax"}
+
+
 @pytest.mark.long
-def test_the_wheel_installs_into_a_clean_environment(distributions, tmp_path):
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_the_wheel_installs_into_a_clean_environment(backend, distributions, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", backend)
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
-    run(python, "-m", "pip", "install", "--quiet", distributions[0])
+    run(python, "-m", "pip", "install", "--quiet", f"{distributions[0]}[{backend}]")
     printed = run(python, SMOKE, cwd=tmp_path)
     assert str(tmp_path / "venv") in printed
     trained = run(python, "-m", "tf_largebatch.train", "--epochs=1", "--output_dir=run", "--verbose=0", cwd=tmp_path)

@@ -6,6 +6,15 @@ rules, which need tf_keras alone.
 
 import importlib.util
 
+import keras
+
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "tf_largebatch.model_garden computes with TensorFlow, and Keras runs on "
+        f"{keras.backend.backend()} here: leave the environment variable KERAS_BACKEND unset, or set it to tensorflow, "
+        "before keras is imported."
+    )
+
 _MISSING = [name for name in ("tf_keras", "official") if importlib.util.find_spec(name) is None]
 if _MISSING:
     raise ImportError(
