@@ -76,6 +76,10 @@ def test_a_directory_holds_one_study(tmp_path, fake_training):
         ValueError, match=r"config must be the one in .*study\.yaml; received config={'trials': 2}: choose"
     ):
         runner.run_study(study(trials=2), tmp_path)
+    # A field that is newer than the study has its default.
+    stored = (tmp_path / "study.yaml").read_text()
+    (tmp_path / "study.yaml").write_text(stored.replace("record_agreement: false\n", ""))
+    assert runner.run_study(study(), tmp_path, say=lambda line: None)
 
 
 def test_the_command_line_trains_selects_tests_and_reports(tmp_path, monkeypatch, capsys):

@@ -18,7 +18,7 @@ from tf_largebatch.check import require
 from tf_largebatch.files import replacing
 from tf_largebatch.study import jobs as planning
 from tf_largebatch.study import run
-from tf_largebatch.study.config import Study
+from tf_largebatch.study.config import Study, make_study
 from tf_largebatch.study.jobs import Job
 
 RUNS = "runs.jsonl"
@@ -121,7 +121,8 @@ def _claim(study: Study, directory: pathlib.Path) -> None:
     """Writes the study's resolved configuration, or checks that the directory holds the same study."""
     path, content = directory / CONFIG, study.describe()
     if path.exists():
-        stored = yaml.safe_load(path.read_text())
+        # Fields that are newer than the file have their defaults.
+        stored = make_study(yaml.safe_load(path.read_text())).describe()
         differing = sorted(key for key in content if stored.get(key) != content[key])
         require(
             not differing,
