@@ -167,18 +167,18 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def _run(values: flags.FlagValues) -> None:
-    require(bool(values["model"].value), "model", None, "given: a .keras file or a run's directory")
-    require(values["batch_size"].value >= 1, "batch_size", values["batch_size"].value, "1 or more")
-    require(values["epsilon"].value >= 0, "epsilon", values["epsilon"].value, "0 or more")
-    attack = values["attack"].value
+    given: dict[str, Any] = {name: values[name].value for name in values}
+    require(bool(given["model"]), "model", None, "given: a .keras file or a run's directory")
+    require(given["batch_size"] >= 1, "batch_size", given["batch_size"], "1 or more")
+    require(given["epsilon"] >= 0, "epsilon", given["epsilon"], "0 or more")
+    attack = given["attack"]
     unused = values["epsilon"].present and attack == "none"
-    require(not unused, "epsilon", values["epsilon"].value, "left out with attack=none")
-    path, arguments = find_model(values["model"].value)
+    require(not unused, "epsilon", given["epsilon"], "left out with attack=none")
+    path, arguments = find_model(given["model"])
     model, information = final_model.load(path)
     logits = final_model.returns_logits(model, information)
-    chosen = {
-        name: arguments[name] if name in arguments and not values[name].present else values[name].value
-        for name in DATA_FLAGS
+    chosen: dict[str, Any] = {
+        name: arguments[name] if name in arguments and not values[name].present else given[name] for name in DATA_FLAGS
     }
     chosen["name"] = chosen.pop("dataset")
     if chosen["name"] != arguments.get("dataset") and not values["data_dir"].present:
@@ -191,23 +191,23 @@ def _run(values: flags.FlagValues) -> None:
         require(
             known == dataset.class_names, "model", str(path), f"a model of the classes {names}", "choose its data set"
         )
-    output_dir = values["output_dir"].value
+    output_dir = given["output_dir"]
     output_dir = path.parent / "evaluation" if output_dir is None else local_path(output_dir, "output_dir")
     found = evaluate(
         model,
         dataset,
-        batch_size=values["batch_size"].value,
+        batch_size=given["batch_size"],
         attack=attack,
-        epsilon=values["epsilon"].value,
+        epsilon=given["epsilon"],
         logits=logits,
     )
     settings = {"model": str(path), "dataset": dataset.name, "split": dataset.eval_split, "attack": attack}
-    write(found, dataset, output_dir, {**settings, "epsilon": values["epsilon"].value if attack != "none" else None})
+    write(found, dataset, output_dir, {**settings, "epsilon": given["epsilon"] if attack != "none" else None})
     print(f"{dataset.eval_split} accuracy {found.accuracy:.4f} of {found.images} images of {dataset.name}")
     if found.top5_accuracy is not None:
         print(f"{dataset.eval_split} top-5 accuracy {found.top5_accuracy:.4f}")
     if found.attacked_accuracy is not None:
-        radius = f"{values['epsilon'].value:g} in units of 1/255"
+        radius = f"{given['epsilon']:g} in units of 1/255"
         print(f"{dataset.eval_split} accuracy {found.attacked_accuracy:.4f} after one {attack} step of {radius}")
     print(f"Output: {output_dir}")
 

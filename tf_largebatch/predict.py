@@ -80,29 +80,30 @@ def _rows(predictions: Iterator[tuple[str, np.ndarray]], names: Sequence[str], t
 
 
 def _run(values: flags.FlagValues) -> None:
+    given: dict[str, Any] = {name: values[name].value for name in values}
     for name in ("model", "images"):
-        require(bool(values[name].value), name, None, "given")
-    require(values["batch_size"].value >= 1, "batch_size", values["batch_size"].value, "1 or more")
-    path, _ = find_model(values["model"].value)
-    images = local_path(values["images"].value, "images")
+        require(bool(given[name]), name, None, "given")
+    require(given["batch_size"] >= 1, "batch_size", given["batch_size"], "1 or more")
+    path, _ = find_model(given["model"])
+    images = local_path(given["images"], "images")
     require(images.exists(), "images", str(images), "a file or a directory that exists")
     paths = folder.images_in(str(images))
     require(bool(paths), "images", str(images), f"a directory with images ({', '.join(folder.SUFFIXES)})")
-    output = local_path(values["output"].value, "output")
+    output = local_path(given["output"], "output")
     model, information = final_model.load(path)
     shape, classes = model.input_shape, model.output_shape
     takes_images = isinstance(shape, tuple) and len(shape) == 4 and shape[-1] in (1, 3) and len(classes) == 2
     require(takes_images, "model", str(path), f"a classifier of grey or RGB images, and it maps {shape} to {classes}")
     known = information or final_model.Information()
     names = known.class_names or tuple(str(number) for number in range(classes[-1]))
-    top = values["top"].value
+    top = given["top"]
     require(top is None or 1 <= top <= len(names), "top", top, f"from 1 to the {len(names)} classes")
     predictions = predict(
         model,
         paths,
         pixel_scale=known.pixel_scale,
         logits=final_model.returns_logits(model, information),
-        batch_size=values["batch_size"].value,
+        batch_size=given["batch_size"],
     )
     with replacing(output) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows(_rows(predictions, names, top))

@@ -11,8 +11,12 @@ import sys
 PROGRAM = """
 import sys
 
-for name in ("tensorflow", "tensorflow_datasets", "tf_keras"):
-    sys.modules[name] = None
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "tensorflow_datasets", "tf_keras"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Hidden())
 
 from absl import flags
 

@@ -17,7 +17,10 @@ import numpy as np
 @functools.cache
 def tensorflow_is_installed() -> bool:
     """Whether TensorFlow makes the batches. Where Keras runs on JAX, TensorFlow then leaves the accelerators to JAX."""
-    if importlib.util.find_spec("tensorflow") is None:
+    try:
+        if importlib.util.find_spec("tensorflow") is None:
+            return False
+    except (ImportError, ValueError):  # a program hides it
         return False
     if keras.backend.backend() != "tensorflow":
         import tensorflow as tf

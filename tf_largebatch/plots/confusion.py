@@ -43,6 +43,6 @@ def plot_confusion(
         if classes <= _NUMBERED:
             for row, column in zip(*np.nonzero(confusion), strict=True):
                 colour = "white" if shares[row, column] > 0.5 else "black"
-                axis.text(column, row, int(confusion[row, column]), ha="center", va="center", color=colour, fontsize=11)
+                axis.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=11)
         figure.colorbar(image, ax=axis, label="share of the true class", pad=0.02)
         save(figure, path)
