@@ -33,7 +33,12 @@ import keras
 import tf_largebatch
 from benchmarks import harness, vision_transformer
 from tf_largebatch import models
-from tf_largebatch.backend.jax.kernels import convolution_direct, convolution_pallas
+from tf_largebatch.backend.jax.kernels import (
+    convolution_direct,
+    convolution_pallas,
+    depthwise_direct,
+    depthwise_pallas,
+)
 from tf_largebatch.backend.jax.pipeline import TrainFunction
 from tf_largebatch.conadv.in_flight import InFlight
 from tf_largebatch.norms.window import Window
@@ -287,17 +292,24 @@ SMALL_CASES: dict[str, Case] = {
 
 
 def check_kernels() -> dict[str, float]:
-    """The largest relative error of the Pallas kernel's norms and gradient against the direct form's, by layer."""
+    """The largest relative error of the Pallas kernels' norms and gradients against the direct forms', by layer."""
     errors = {}
-    for pixels, channels, outputs, kernel, stride in ((32, 3, 16, 3, 1), (32, 16, 32, 3, 2), (14, 64, 128, 3, 1)):
+    for pixels, channels, outputs, kernel, stride in ((32, 3, 16, 3, 1), (32, 16, 32, 3, 2), (14, 128, 64, 3, 1)):
         window = Window((kernel,) * 2, (stride,) * 2, "same", (1, 1))
         a = jax.random.normal(jax.random.key(2), (9, pixels, pixels, channels), jnp.bfloat16)
         d = jax.random.normal(jax.random.key(3), (9, pixels // stride, pixels // stride, outputs), jnp.bfloat16)
         forms = (convolution_pallas.norms_and_gradient, convolution_direct.norms_and_gradient)
         found, reference = (jax.jit(lambda a, d, form=form: form(a, d, window, 1))(a, d) for form in forms)  # noqa: B023
-        pairs = zip(found, reference, strict=True)
-        errors[f"{channels} to {outputs}"] = max(float(abs(x - y).max() / abs(y).max()) for x, y in pairs)
-    return errors
+        errors[f"{channels} to {outputs}"] = _error(found, reference)
+    found, reference = (
+        jax.jit(lambda a, d, form=form: form.norms_and_gradient(a, d, window))(a[..., :80], a[..., :80])  # noqa: B023
+        for form in (depthwise_pallas, depthwise_direct)
+    )
+    return {**errors, "depthwise": _error(found, reference)}
+
+
+def _error(found: Sequence[jax.Array], reference: Sequence[jax.Array]) -> float:
+    return max(float(abs(x - y).max() / abs(y).max()) for x, y in zip(found, reference, strict=True))
 
 
 def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:

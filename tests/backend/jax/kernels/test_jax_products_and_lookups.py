@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tf_largebatch.backend.jax.kernels import chunks, depthwise, fused_batch_norm, lookup, matmul
+from tf_largebatch.backend.jax.kernels import (
+    chunks,
+    depthwise,
+    depthwise_direct,
+    depthwise_pallas,
+    fused_batch_norm,
+    lookup,
+    matmul,
+)
 from tf_largebatch.norms.device import compiling_for
 from tf_largebatch.norms.window import Window
 
@@ -128,9 +138,16 @@ DEPTHWISE = {
 }
 
 
-@pytest.mark.parametrize("kind", ["cpu", "gpu", "tpu"])
+FORMS = {
+    "direct": depthwise_direct.norms_and_gradient,
+    "pallas": functools.partial(depthwise_pallas.norms_and_gradient, interpret=True),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", DEPTHWISE)
-def test_depthwise(name, kind):
+def test_depthwise(name, form, monkeypatch):
+    monkeypatch.setattr(depthwise_pallas, "_PROGRAMS", 2)  # several examples to a program
     sizes, kernel, strides, padding, rates, channels, multiplier = DEPTHWISE[name]
     window = Window(kernel, strides, padding, rates)
     if padding == "valid":
@@ -145,12 +162,23 @@ def test_depthwise(name, kind):
             at = tuple(p * s + o * r for p, o, s, r in zip(t, offset, strides, rates, strict=True))
             x, y = padded[(slice(None), *at)], d[(slice(None), *t)].reshape(4, channels, multiplier)
             g[(slice(None), *offset)] += x[..., None] * y
-    with compiling_for(kind):
-        squares, total = jax.jit(lambda a, d: depthwise.norms_and_gradient(a, d, window))(a, d)
-        each = depthwise.contributions(jnp.asarray(a), jnp.asarray(d), window)
+    if form == "pallas" and not depthwise_pallas.applies(a, d, window):
+        assert multiplier > 1
+        return
+    squares, total = jax.jit(lambda a, d: FORMS[form](a, d, window))(a, d)
+    each = depthwise.contributions(jnp.asarray(a), jnp.asarray(d), window)
     np.testing.assert_allclose(squares, np.square(g).sum(tuple(range(1, g.ndim))), rtol=1e-5)
     np.testing.assert_allclose(total, g.sum(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(each, g, rtol=1e-4, atol=1e-4)
+
+
+def test_the_depthwise_kernel_lowers_for_a_gpu_and_is_chosen_there():
+    a, d = jax.ShapeDtypeStruct((8, 14, 14, 96), jnp.bfloat16), jax.ShapeDtypeStruct((8, 7, 7, 96), jnp.bfloat16)
+    window = Window((3, 3), (2, 2), "same", (1, 1))
+    with compiling_for("gpu"):
+        traced = jax.jit(lambda a, d: depthwise.norms_and_gradient(a, d, window)).trace(a, d)
+        assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert depthwise.cheapest_form(a, d, window) is depthwise_direct
 
 
 def test_batch_norm_gives_each_example_its_share():

@@ -10,30 +10,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 
 from tf_largebatch.backend.jax.kernels.operands import operands
+from tf_largebatch.backend.jax.kernels.pallas import LARGEST_INDEX, load, mask_of, place, triton, where_examples_lie
 from tf_largebatch.norms.window import Window
-
-try:  # JAX has announced that Pallas's Triton backend will go; without it the chooser takes another form.
-    from jax.experimental.pallas import triton
-except ImportError:
-    triton = None  # type: ignore[assignment]
 
 # A group of examples for each of two programs on every multiprocessor of an H100, if a tile is all of `G`.
 _GROUPS = 264
 # Enough programs in all. More groups only write more sums.
 _PROGRAMS = 2112
-_LARGEST_INDEX = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +58,7 @@ def applies(a: jax.Array, d: jax.Array, window: Window, groups: int) -> bool:
     """Returns whether the form can be used: one group, and 32 bits count the entries of `a` and `d`."""
     padded = [size + sum(sides) for size, sides in zip(a.shape[1:-1], _padding(a, d, window), strict=True)]
     entries = max(a.shape[0] * math.prod(padded) * a.shape[-1], math.prod(d.shape))
-    return triton is not None and groups == 1 and entries <= _LARGEST_INDEX
+    return triton is not None and groups == 1 and entries <= LARGEST_INDEX
 
 
 def norms_and_gradient(
@@ -119,42 +111,7 @@ def _call(
     a = window.pad(a, out)
     tiles = tiles or tiles_for(channels, outputs)
     layer = _Layer(window, a.shape[1:-1], tuple(out), channels, outputs, tiles, with_gradient, interpret)
-    call = _on_one_device if jax.device_count() == 1 else _on_every_device(with_gradient)
-    return call(a.reshape(batch, -1), d.reshape(batch, -1), layer)
-
-
-@functools.cache
-def _on_every_device(with_gradient: bool) -> Callable[..., Any]:
-    """Returns `_on_one_device` for a batch that is spread over devices: each computes its examples.
-
-    XLA cannot cut a kernel by itself; it would gather the whole batch on every device.
-    """
-
-    def shardings(layer: _Layer, mesh: Any, arguments: Any, results: Any) -> tuple[Any, Any, Any]:
-        """The axes of the mesh along which the examples lie, and the shardings of arguments and results."""
-        del layer, results
-        specs = [argument.sharding.spec for argument in arguments]
-        examples = next((spec[0] for spec in specs if len(spec) and spec[0] is not None), None)
-        by_example = NamedSharding(mesh, PartitionSpec(examples, None))
-        squares, gradient = NamedSharding(mesh, PartitionSpec(examples)), NamedSharding(mesh, PartitionSpec(None, None))
-        return examples, (by_example, by_example), [squares, gradient] if with_gradient else [squares]
-
-    def partition(layer: _Layer, mesh: Any, arguments: Any, results: Any) -> tuple[Any, Any, Any, Any]:
-        examples, of_arguments, of_results = shardings(layer, mesh, arguments, results)
-
-        def on_each(a: jax.Array, d: jax.Array) -> list[jax.Array]:
-            squares, *gradient = _on_one_device(a, d, layer)
-            return [squares, *(g if examples is None else lax.psum(g, examples) for g in gradient)]
-
-        return mesh, on_each, of_results, of_arguments
-
-    partitioned = custom_partitioning(_on_one_device, static_argnums=(2,))
-    partitioned.def_partition(
-        partition=partition,
-        infer_sharding_from_operands=lambda *arguments: shardings(*arguments)[2],
-        sharding_rule="b i, b j -> b, r p" if with_gradient else "b i, b j -> b",
-    )
-    return partitioned
+    return where_examples_lie(_on_one_device, with_gradient)(a.reshape(batch, -1), d.reshape(batch, -1), layer)
 
 
 def _on_one_device(a: jax.Array, d: jax.Array, layer: _Layer) -> list[jax.Array]:
@@ -197,11 +154,11 @@ def _program(a_ref: Any, d_ref: Any, squares_ref: Any, *sums_ref: Any, layer: _L
     if channels % tiles.rows == 0:  # all rows belong to one offset
         first = tile_row * tiles.rows
         offset, channel = lax.div(first, channels), lax.rem(first, channels)
-        in_window = _place(offset, window.kernel_size, dilated) + channel + jnp.arange(tiles.rows)
+        in_window = place(offset, window.kernel_size, dilated) + channel + jnp.arange(tiles.rows)
     else:
         within = row if row_exists is None else jnp.where(row_exists, row, 0)
         count = jnp.full_like(within, channels)
-        in_window = _place(lax.div(within, count), window.kernel_size, dilated) + lax.rem(within, count)
+        in_window = place(lax.div(within, count), window.kernel_size, dilated) + lax.rem(within, count)
     empty = jnp.zeros((tiles.rows, tiles.columns), jnp.float32)
 
     def example(n: Any, group_sum: Any) -> Any:
@@ -213,9 +170,9 @@ def _program(a_ref: Any, d_ref: Any, squares_ref: Any, *sums_ref: Any, layer: _L
             t = c * tiles.positions + jnp.arange(tiles.positions)
             inside = None if positions % tiles.positions == 0 else t < positions
             t = t if inside is None else jnp.where(inside, t, 0)
-            corner = _place(t, out, strided)
-            a_part = _load(a_ref, index, corner[:, None] + in_window[None, :], inside, row_exists)
-            d_part = _load(d_ref, index, t[:, None] * outputs + column[None, :], inside, column_exists)
+            corner = place(t, out, strided)
+            a_part = load(a_ref, index, corner[:, None] + in_window[None, :], inside, row_exists)
+            d_part = load(d_ref, index, t[:, None] * outputs + column[None, :], inside, column_exists)
             dimensions = (((0,), (0,)), ((), ()))
             return tile + lax.dot_general(a_part, d_part, dimensions, preferred_element_type=jnp.float32)
 
@@ -228,28 +185,4 @@ def _program(a_ref: Any, d_ref: Any, squares_ref: Any, *sums_ref: Any, layer: _L
     total = lax.fori_loop(0, group, example, empty if sums_ref else 0)
     if sums_ref:
         at = row[:, None] * outputs + column[None, :]
-        triton.store(sums_ref[0].at[number, at], total, mask=_mask(at.shape, row_exists, column_exists))
-
-
-def _place(number: Any, sizes: Sequence[int], steps: Sequence[int]) -> Any:
-    """Returns where the `number`-th of all positions of a grid lies, whose axes advance by `steps`."""
-    place = jnp.zeros_like(number)
-    for axis in reversed(range(len(sizes))):
-        if sizes[axis] == 1:
-            continue
-        size = jnp.full_like(number, sizes[axis])
-        place = place + (lax.rem(number, size) if axis else number) * steps[axis]
-        number = lax.div(number, size)
-    return place
-
-
-def _load(ref: Any, index: Any, at: Any, of_rows: Any, of_columns: Any) -> Any:
-    mask = _mask(at.shape, of_rows, of_columns)
-    return triton.load(ref.at[index, at], mask=mask, other=None if mask is None else 0.0)
-
-
-def _mask(shape: tuple[int, ...], of_rows: Any, of_columns: Any) -> Any:
-    """Returns the mask of a tile from those of its rows and its columns, of which None is true everywhere."""
-    masks = [] if of_rows is None else [of_rows[:, None]]
-    masks += [] if of_columns is None else [of_columns[None, :]]
-    return jnp.broadcast_to(functools.reduce(operator.and_, masks), shape) if masks else None
+        triton.store(sums_ref[0].at[number, at], total, mask=mask_of(at.shape, row_exists, column_exists))
