@@ -302,7 +302,7 @@ def check_kernels() -> dict[str, float]:
         found, reference = (jax.jit(lambda a, d, form=form: form(a, d, window, 1))(a, d) for form in forms)  # noqa: B023
         errors[f"{channels} to {outputs}"] = _error(found, reference)
     found, reference = (
-        jax.jit(lambda a, d, form=form: form.norms_and_gradient(a, d, window))(a[..., :80], a[..., :80])  # noqa: B023
+        jax.jit(lambda a, d, form=form: form.norms_and_gradient(a, d, window))(a[..., :80], a[..., :80])
         for form in (depthwise_pallas, depthwise_direct)
     )
     return {**errors, "depthwise": _error(found, reference)}
