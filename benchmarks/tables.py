@@ -9,12 +9,13 @@ import pathlib
 import re
 from collections.abc import Callable
 
-from benchmarks import harness, norms, tpu_compile
+from benchmarks import gpu_table, harness, norms, tpu_compile
 
 PAGE = pathlib.Path(__file__).with_name("README.md")
 TABLES: dict[str, Callable[[], str]] = {
     "norms, networks": lambda: norms.network_table(harness.read_report(harness.REPORTS / "norms.json")),
     "norms, layers": lambda: norms.layer_table(harness.read_report(harness.REPORTS / "norms.json")),
+    "gpu": lambda: gpu_table.markdown(harness.read_report(harness.REPORTS / "gpu.json")),
     "tpu_compile": lambda: tpu_compile.markdown(harness.read_report(harness.REPORTS / "tpu_compile.json")),
 }
 

@@ -8,7 +8,7 @@ import pytest
 if keras.backend.backend() != "jax":
     pytest.skip("it measures Keras on JAX", allow_module_level=True)
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_table
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_a_case_is_measured_and_not_repeated(case, tmp_path, capsys):
     others = {"update": ("CLARS", "Lamb"), "conadv": ("concurrent", "sequential")}.get(case, ("exact", "sampled"))
     for name in others:
         assert row[f"{name}_ratio"] > 0 and row[f"{name}_memory_ratio"] > 0
-    assert gpu.TITLES[case] in capsys.readouterr().out
+    assert gpu_table.TITLES[case] in capsys.readouterr().out
     assert gpu.main(arguments)["cases"][case] == row
 
 
