@@ -51,6 +51,14 @@ def test_an_optimizer_holds_its_variables_in_order():
     assert [id(v) for v in found] == [id(v) for v in model.trainable_variables], "_trainable_variables has changed"
 
 
+def test_an_optimizer_keeps_its_moving_averages_in_the_order_of_its_variables():
+    trained = [keras.Variable([1.0, 2.0], name="a"), keras.Variable([[3.0]], name="b")]
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True)
+    optimizer.build(trained)
+    found = [tuple(average.shape) for average in keras_internals.moving_averages(optimizer)]
+    assert found == [(2,), (1, 1)], "_model_variables_moving_average has changed"
+
+
 def test_keras_keeps_the_logits_of_a_softmax_and_a_sigmoid():
     logits = tf.constant([[1.0, 2.0, 4.0]])
     for activation in (keras.activations.softmax, keras.activations.sigmoid):

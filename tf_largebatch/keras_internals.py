@@ -132,6 +132,16 @@ def variable_index(optimizer: Any, variable: Any) -> int | None:
     return optimizer._trainable_variables_indices.get(optimizer._var_key(variable))
 
 
+def moving_averages(optimizer: Any) -> list[Any]:
+    """Returns the moving averages that a Keras optimizer with `use_ema=True` keeps, in the order of its variables.
+
+    `_model_variables_moving_average`: Keras's own `finalize_variable_values` refuses to overwrite a part of them, which
+    is what `fit` asks for once layers are frozen, and on JAX leaves variable and average one array, which the step of
+    the next `fit` cannot donate twice.
+    """
+    return optimizer._model_variables_moving_average
+
+
 def trained_variables(optimizer: Any) -> list[Any]:
     """Returns the variables that a Keras optimizer was built with, in their order.
 

@@ -158,6 +158,19 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
             grads = [update_kernels.dense(gradient, variable) for gradient, variable in pairs]
         super().apply(grads, trainable_variables)
 
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Overwrites variables with their moving averages at the end of `fit`, if `use_ema` asks for them.
+
+        Args:
+            var_list: The variables, all or some of those that the optimizer was built with: not those of layers
+                frozen since, which keep their values.
+        """
+        if self.use_ema:
+            averages = keras_internals.moving_averages(self)
+            for variable in var_list:
+                average = averages[self._get_variable_index(variable)]
+                variable.assign(1.0 * average)  # a copy: JAX refuses to donate one array as two variables' values
+
     @property
     def keeps_batch_gradient_norms(self) -> bool:
         """Whether `batch_gradient_norms` returns any."""
