@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from comparing import assert_norms_close, norm_of, plain_pass, tensorflow_only
+from comparing import assert_norms_close, norm_of, norms_of, plain_pass, tensorflow_only
 from keras import layers as L
 
 from tf_largebatch.norms import KERAS, brute_force_gradient_norms, measure, per_example_gradient_norms, use_generic
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 
 def assert_agrees(model, x):
     y = RNG.normal(size=model(x).shape).astype("float32")
-    found = per_example_gradient_norms(model, x, y, LOSS)
+    found = norms_of(model, x, y, LOSS)
     assert set(found) == {v.path for v in model.trainable_variables}
     assert_norms_close(found, brute_force_gradient_norms(model, x, y, LOSS))
 

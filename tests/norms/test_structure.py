@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from comparing import CROSS_ENTROPY, norms_one_by_one
+from comparing import CROSS_ENTROPY, norms_of, norms_one_by_one
 from keras import layers as L
 
 import tf_largebatch as lb
@@ -137,7 +137,7 @@ IDS, LABELS = rng.integers(0, 20, (8, 8)), rng.integers(0, 3, 8)
 @pytest.mark.parametrize("examples", [8, 1])
 def test_a_table_of_as_many_positions_as_examples_and_a_batch_of_one(use, examples):
     model, ids, labels = text_model(use), IDS[:examples], LABELS[:examples]
-    found = per_example_gradient_norms(model, ids, labels, CROSS_ENTROPY)
+    found = norms_of(model, ids, labels)
     for path, norms in norms_one_by_one(model, ids, labels).items():
         np.testing.assert_allclose(found[path], norms, rtol=1e-4, atol=1e-6, err_msg=path)
 
@@ -175,7 +175,7 @@ def test_tables_that_are_broadcast_against_each_other(use):
     images = rng.normal(size=(5, 3, 2, 4)).astype("float32")
     for examples in (5, 3, 1):  # 3: as many as rows
         x, y = images[:examples], LABELS[:examples]
-        found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+        found = norms_of(model, x, y)
         for path, norms in norms_one_by_one(model, x, y).items():
             np.testing.assert_allclose(found[path], norms, rtol=1e-4, atol=1e-6, err_msg=path)
 

@@ -7,11 +7,11 @@ import importlib
 import keras
 import numpy as np
 import pytest
-from comparing import norms_one_by_one
+from comparing import norms_of, norms_one_by_one
 from keras import layers as L
 from keras import ops
 
-from tf_largebatch.norms import KERAS, per_example_gradient_norms
+from tf_largebatch.norms import KERAS
 from tf_largebatch.norms.rules import keras_hub
 
 LOSS = keras.losses.MeanSquaredError()
@@ -103,7 +103,7 @@ def assert_equal_to_batches_of_one(model, x):
     for v in model.trainable_variables:
         v.assign(v + 0.3 * rng.normal(size=v.shape).astype("float32"))
     y = np.ones(model(x).shape, "float32")
-    found = per_example_gradient_norms(model, x, y, LOSS)
+    found = norms_of(model, x, y, LOSS)
     assert set(found) == {v.path for v in model.trainable_variables}
     for path, norms in norms_one_by_one(model, x, y, LOSS).items():
         np.testing.assert_allclose(found[path], norms, rtol=1e-5, atol=1e-6, err_msg=path)

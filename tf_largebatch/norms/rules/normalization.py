@@ -14,7 +14,6 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_largebatch.norms import kernels
 from tf_largebatch.norms.device import device
 from tf_largebatch.norms.overrides import overridden_method, reached_methods
 from tf_largebatch.norms.recorder import Recorder, Tensor
@@ -90,13 +89,15 @@ def batch_normalization(
     axis = layer.axis % rank
     fuses = keras.backend.backend() == "tensorflow" and device() == "cpu"
     if fuses and in_training and axis == rank - 1 and dtype == "float32" and not layer.synchronized:
+        from tf_largebatch.backend.tensorflow.kernels.fused_batch_norm import fused_batch_norm
+
         sizes = [static_or_dynamic_size(x, 0), x.shape[axis]]
         gamma = ops.ones(sizes, dtype) if layer.gamma is None else recorder.per_example(layer.gamma, dtype)
         beta = ops.zeros(sizes, dtype) if layer.beta is None else recorder.per_example(layer.beta, dtype)
         with recorder.unseen():
             scale = ops.ones(sizes[1:], dtype) if layer.gamma is None else ops.cast(layer.gamma, dtype)
             offset = ops.zeros(sizes[1:], dtype) if layer.beta is None else ops.cast(layer.beta, dtype)
-        y, mean, variance = kernels.fused_batch_norm.fused_batch_norm(x, gamma, beta, scale, offset, layer.epsilon)
+        y, mean, variance = fused_batch_norm(x, gamma, beta, scale, offset, layer.epsilon)
         _move_averages(layer, x, mean, variance)
         return ops.cast(y, layer.compute_dtype)
     if in_training:

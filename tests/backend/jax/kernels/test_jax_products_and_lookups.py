@@ -14,7 +14,6 @@ from tf_largebatch.backend.jax.kernels import (
     depthwise,
     depthwise_direct,
     depthwise_pallas,
-    fused_batch_norm,
     lookup,
     matmul,
 )
@@ -179,20 +178,3 @@ def test_the_depthwise_kernel_lowers_for_a_gpu_and_is_chosen_there():
         traced = jax.jit(lambda a, d: depthwise.norms_and_gradient(a, d, window)).trace(a, d)
         assert "triton" in traced.lower(lowering_platforms=("cuda",)).as_text()
     assert depthwise.cheapest_form(a, d, window) is depthwise_direct
-
-
-def test_batch_norm_gives_each_example_its_share():
-    x, scale, offset = normal(4, 3, 3, 2), normal(2), normal(2)
-    weight = normal(4, 3, 3, 2)
-
-    def loss(gamma, beta):
-        y, mean, variance = fused_batch_norm.fused_batch_norm(x, gamma, beta, scale, offset, 1e-3)
-        return (y * weight).sum(), (mean, variance)
-
-    of_gamma, of_beta = (np.tile(t, (4, 1)) for t in (scale, offset))
-    (d_gamma, d_beta), (mean, variance) = jax.grad(loss, (0, 1), has_aux=True)(of_gamma, of_beta)
-    z = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-3)
-    np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(variance, x.var((0, 1, 2)), rtol=1e-5)
-    np.testing.assert_allclose(d_gamma, (weight * z).sum((1, 2)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(d_beta, weight.sum((1, 2)), rtol=1e-5)
