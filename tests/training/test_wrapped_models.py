@@ -58,11 +58,22 @@ class OwnList(Plain):
 
 
 class OwnTest(Plain):
-    def test_step(self, data):
-        return {"answer": 42.0, **super().test_step(data)}
+    if keras.backend.backend() == "jax":
 
-    def predict_step(self, data):
-        return 2.0 * super().predict_step(data)
+        def test_step(self, state, data):
+            logs, state = super().test_step(state, data)
+            return {"answer": 42.0, **logs}, state
+
+        def predict_step(self, state, data):
+            outputs, state = super().predict_step(state, data)
+            return 2.0 * outputs, state
+    else:
+
+        def test_step(self, data):
+            return {"answer": 42.0, **super().test_step(data)}
+
+        def predict_step(self, data):
+            return 2.0 * super().predict_step(data)
 
 
 @pytest.mark.parametrize("cls", [Plain, OwnLoss, MoreLoss, OwnMetrics, OwnList, OwnTest])
