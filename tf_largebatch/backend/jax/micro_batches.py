@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tf_largebatch.backend.jax.distribution import devices_of_a_batch, sharding_of_data
 from tf_largebatch.backend.jax.scopes import assign, inner_scope
 
 
@@ -120,10 +121,23 @@ class MicroBatches:
     def _stacked(self, t: jax.Array) -> jax.Array:
         """The micro-batches of equal size on an axis of their own, in front."""
         number = self._batch_size // self._size
-        return jnp.reshape(t[: number * self._size], (number, self._size, *t.shape[1:]))
+        parts = jnp.reshape(t[: number * self._size], (number, self._size, *t.shape[1:]))
+        return _on_all_devices(parts)
 
     def _examples(self, start: int, stop: int) -> Any:
         return jax.tree.map(lambda t: t[start:stop], self.data)
+
+
+def _on_all_devices(parts: jax.Array) -> jax.Array:
+    """Micro-batches [number, size, ...], each spread over the devices of Keras's distribution as a batch is.
+
+    Left alone, JAX would give each device whole micro-batches, which run one after the other.
+    """
+    sharding = sharding_of_data(parts.shape[1:])
+    if sharding is None or parts.shape[1] % devices_of_a_batch():
+        return parts
+    spec = jax.sharding.PartitionSpec(None, *sharding.spec)
+    return jax.lax.with_sharding_constraint(parts, jax.sharding.NamedSharding(sharding.mesh, spec))
 
 
 def mapped_over_micro_batches(

@@ -8,6 +8,11 @@ from typing import Any
 
 import keras
 
+from tf_largebatch.backend.jax.distribution import (
+    devices_of_a_batch,
+    explaining_indivisible_batches,
+    indivisible_message,
+)
 from tf_largebatch.backend.jax.scopes import inner_scope
 from tf_largebatch.training import delegation
 
@@ -76,6 +81,23 @@ class Trainer:
         outputs, non_trainable = self.model.predict_step(_rearranged(state, own, theirs), data)
         return outputs, _updated(state, own, theirs, (None, non_trainable))[1]
 
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`."""
+        arguments = delegation.fit_arguments(args, kwargs)
+        check_divisible(arguments["x"], arguments["batch_size"], arguments["steps_per_epoch"])
+        with explaining_indivisible_batches():
+            return super().fit(*args, **kwargs)  # type: ignore[misc]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`."""
+        with explaining_indivisible_batches():
+            return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.predict`."""
+        with explaining_indivisible_batches():
+            return super().predict(*args, **kwargs)  # type: ignore[misc]
+
     def stateless(self, function: Callable[..., Any], state: Any, *args: Any) -> tuple[Any, Any]:
         """Calls a function that reads and assigns variables as a function of their values.
 
@@ -117,6 +139,20 @@ class Trainer:
             self._build_wrapped(keras.utils.unpack_x_y_sample_weight(data_batch)[0])
         super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
         self._build_untracked()
+
+
+def check_divisible(x: Any, batch_size: int | None, steps: int | None) -> None:
+    """Raises ValueError if the devices divide not every batch that arrays make."""
+    leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
+    devices = devices_of_a_batch()
+    if devices == 1 or not leaves or not all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
+        return
+    size, examples = batch_size or 32, int(leaves[0].shape[0])
+    last = 0 if steps is not None else examples % size
+    if min(size, examples) % devices:
+        raise ValueError(indivisible_message(f"batch_size={size}"))
+    if last % devices:
+        raise ValueError(indivisible_message(f"{examples} examples with batch_size={size}, a last batch of {last}"))
 
 
 def _rearranged(state: Any, own: Sequence[Any], theirs: Sequence[Any]) -> tuple[list[Any], ...]:
