@@ -144,3 +144,10 @@ def test_a_compiled_loss_holds_its_terms():
     mask, weights = keras_internals.of_same_rank(tf.ones((2, 1)), tf.ones(2))
     assert len(mask.shape) == len(weights.shape), "squeeze_or_expand_to_same_rank no longer makes ranks equal"
     assert keras_internals.output_spec(model, tf.ones((3, 2))).shape == (3, 1)
+
+
+def test_the_default_of_jit_compile():
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    net.compile("sgd", "mse", jit_compile="auto")
+    found = keras_internals.default_jit_compile(net)
+    assert net.get_compile_config()["jit_compile"] == found, "Keras no longer saves what jit_compile='auto' means"

@@ -160,6 +160,17 @@ def learning_rate_schedule(optimizer: Any) -> Any:
     return schedule if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule) else None
 
 
+# Trainers.
+
+
+def default_jit_compile(model: Any) -> bool:
+    """Returns what `jit_compile="auto"` means for a model on this backend and these devices.
+
+    `_resolve_auto_jit_compile`: Keras saves the answer in place of "auto", which is another one on another backend.
+    """
+    return model._resolve_auto_jit_compile()
+
+
 # Losses.
 
 

@@ -82,7 +82,12 @@ EVERY = sorted(
 COUPLED = {"Circle", "Dice", "Tversky"}  # docs/scale.md lists them
 
 
-@pytest.mark.parametrize("reduction", ["sum_over_batch_size", "mean", "sum", "mean_with_sample_weight", "none"])
+REDUCTIONS = ["mean_with_sample_weight", "sum_over_batch_size", "mean", "sum", "none"]
+if keras.backend.backend() == "jax":  # which compiles every operation of an eager step for itself: minutes
+    REDUCTIONS[1:] = [pytest.param(reduction, marks=pytest.mark.long) for reduction in REDUCTIONS[1:]]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("cls", EVERY, ids=lambda c: c.__name__)
 def test_every_loss_of_keras(cls, reduction):
     make, y = probabilities, np.eye(4, dtype="float32")[CLASSES]

@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from tf_largebatch.check import require
+from tf_largebatch.keras_internals import default_jit_compile
 from tf_largebatch.norms import KERAS, Registry, check_supported
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.optimizers import CLARS
@@ -247,6 +248,13 @@ class LargeBatchModel(Trainer, keras.Model):
             "allow_generic": self.allow_generic,
             "name": self.name,
         }
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """Arguments of `compile`. The default of `jit_compile` stays "auto", so that another backend has its own."""
+        config = super().get_compile_config()
+        if config and not self.run_eagerly and config.get("jit_compile") == default_jit_compile(self):
+            config["jit_compile"] = "auto"
+        return config
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> LargeBatchModel:
