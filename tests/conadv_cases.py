@@ -57,11 +57,18 @@ def subclassed():
     return Subclassed()
 
 
-def conadv(model=None, optimizer=None, loss=None, compile_arguments=None, **arguments):
+def conadv(model=None, optimizer=None, loss=None, compile_arguments=None, compiled=False, **arguments):
+    """A compiled ConAdvModel. Its few steps run eagerly unless asked for: tracing costs more than they do."""
     wrapper = lb.ConAdvModel(network() if model is None else model, **arguments)
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    wrapper.compile(optimizer or keras.optimizers.SGD(0.05, 0.9), loss, **(compile_arguments or {}))
+    compile_arguments = {"run_eagerly": not compiled, **(compile_arguments or {})}
+    wrapper.compile(optimizer or keras.optimizers.SGD(0.05, 0.9), loss, **compile_arguments)
     return wrapper
+
+
+def number(array):
+    """A scalar tensor or variable as a Python number."""
+    return keras.ops.convert_to_numpy(array).item()
 
 
 def weights(model):

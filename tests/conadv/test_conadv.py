@@ -5,8 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from conadv_cases import CLASSES, SHAPE, assert_close, conadv, images, nested, network, subclassed, weights
+from conadv_cases import CLASSES, SHAPE, assert_close, conadv, images, nested, network, number, subclassed, weights
 from keras import layers as L
 
 import tf_largebatch as lb
@@ -23,14 +22,16 @@ def test_without_a_perturbation_it_is_clean_training_on_doubled_batches(batch_no
     arguments = {"center": False, "scale": False} if batch_norm else {}
     model = conadv(network(batch_norm, **arguments), make(), epsilon=0.0, staleness=1)
     doubled = lb.LargeBatchModel(network(batch_norm, **arguments))
-    doubled.compile(make(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), loss_weights=2.0)
+    doubled.compile(
+        make(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), loss_weights=2.0, run_eagerly=True
+    )
     twice = np.concatenate([np.tile(np.arange(i, i + 12), 2) for i in (0, 12, 24)])
     losses = [
-        model.fit(x, y, epochs=2, **FIT).history["loss"],
-        doubled.fit(x[twice], y[twice], batch_size=24, epochs=2, verbose=0, shuffle=False).history["loss"],
+        model.fit(x, y, **FIT).history["loss"],
+        doubled.fit(x[twice], y[twice], batch_size=24, verbose=0, shuffle=False).history["loss"],
     ]
     np.testing.assert_allclose(*losses, rtol=1e-5)
-    # Six updates of float32 sums in another order.
+    # Three updates of float32 sums in another order.
     assert_close(model.model, doubled.model, rtol=1e-4, atol=1e-5)
     if batch_norm:
         for auxiliary, main in model.adversarial_batch_norms.replacements().items():
@@ -43,11 +44,11 @@ def test_kinds_of_models(make, auxiliary):
     x, y = images(30)
     inner = make()
     model = conadv(inner, lb.CLARS(0.5))
-    history = model.fit(x, y, epochs=2, **FIT).history
+    history = model.fit(x, y, **FIT).history
     assert np.all(np.isfinite([v for values in history.values() for v in values]))
     assert set(history) == (LOGS if auxiliary else LOGS - {"bn_distance"})
     replacements = model.adversarial_batch_norms.replacements()
-    assert len(replacements) == auxiliary and int(model.optimizer.iterations.numpy()) == 6
+    assert len(replacements) == auxiliary and number(model.optimizer.iterations) == 3
     for main, auxiliary in replacements.items():
         for a, b in zip(main.weights, auxiliary.weights, strict=True):
             assert np.abs(a.numpy() - b.numpy()).max() > 0, a.path
@@ -61,27 +62,15 @@ def test_a_sequential_model_that_does_not_know_its_input():
     unbuilt = keras.Sequential([type(v).from_config(v.get_config()) for v in network().layers], name="net")
     model, known = conadv(unbuilt), conadv(network())
     assert not model.built and known.built
-    model.fit(x, y, epochs=2, **FIT)
+    model.fit(x, y, **FIT)
     assert [v.shape for v in model.weights] == [v.shape for v in known.weights]
     assert {v.path.split("/")[0] for v in unbuilt.weights} == {"net"}
-
-
-def test_a_training_loop_of_ones_own():
-    x, y = images(24)
-    fitted, looped = conadv(network(), staleness=2), conadv(network(), staleness=2)
-    fitted.fit(x, y, epochs=2, **FIT)
-    step = tf.function(looped.train_step)
-    for i in (0, 12) * 2:
-        step((tf.constant(x[i : i + 12]), tf.constant(y[i : i + 12])))
-    assert_close(fitted, looped, rtol=1e-5, atol=1e-6)
 
 
 def test_the_main_set_sees_clean_images_only():
     """And the main moving averages move once a step."""
     x, y = images()
     model = conadv(optimizer=keras.optimizers.SGD(0.0), staleness=0, augment=lambda x: 255 - x)
-    plain = network()
-    plain.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     model.fit(x, y, **FIT)
     adversarial = model.adversarial_images(x, y, step=0)
     for images_, bn_set in (
@@ -104,28 +93,29 @@ def test_the_attack_changes_nothing_and_can_be_done_again():
     model.fit(x, y, **FIT)
     before = [v.numpy() for v in model.variables]
     first = model.adversarial_images(x, y)
-    again = tf.function(lambda: model.attack_next((x, y)))
-    again()
+    model.attack_next((x, y))
     for v, b in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(v.numpy(), b, err_msg=v.path)
     np.testing.assert_array_equal(first, model.adversarial_images(x, y))
     assert np.abs(first - model.adversarial_images(x, y, step=7)).max() > 0
     assert np.abs(first - model.adversarial_images(x, y, main=True)).max() > 0
     other = conadv(network(dropout=0.3), staleness=2, num_steps=2, seed=1)
-    other.get_ready((tf.constant(x), tf.constant(y)))
+    other.get_ready((x, y))
     other.set_weights(model.get_weights())
     assert np.abs(first - other.adversarial_images(x, y)).max() > 0
 
 
-@pytest.mark.parametrize("targeted", [True, False])
-def test_the_attack_succeeds(targeted):
+def test_the_attack_succeeds():
     x, y = images(60)
-    model = conadv(staleness=0, targeted=targeted, epsilon=16.0, num_steps=4, random_start=0.0)
-    model.fit(x, y, epochs=10, **FIT)
-    adversarial = model.adversarial_images(x, y, main=True)
+    net = network()
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    assert float(loss(y, model(adversarial))) > float(loss(y, model(x))) + 0.1
-    assert np.abs(adversarial - x).max() <= 16.0 + 1e-4 and 0 <= np.min(adversarial) and np.max(adversarial) <= 255
+    net.compile(keras.optimizers.SGD(0.05, 0.9), loss)
+    net.fit(x, y, epochs=10, **FIT)
+    for targeted in (True, False):
+        model = conadv(net, targeted=targeted, epsilon=16.0, num_steps=4, random_start=0.0)
+        adversarial = np.asarray(model.adversarial_images(x, y, main=True))
+        assert float(loss(y, model(adversarial))) > float(loss(y, model(x))) + 0.1
+        assert np.abs(adversarial - x).max() <= 16.0 + 1e-4 and 0 <= np.min(adversarial) and np.max(adversarial) <= 255
 
 
 @pytest.mark.parametrize("scale, value_range", [(1.0, (0.0, 255.0)), (1 / 255, (0, 1)), (1 / 127.5, [(0, 2), (0, 2)])])
@@ -151,7 +141,7 @@ def test_an_l2_ball():
 def test_noise_instead_of_an_attack():
     x, y = images(24)
     model = conadv(attack="noise", epsilon=8.0, staleness=2)
-    history = model.fit(x, y, epochs=2, **FIT).history
+    history = model.fit(x, y, **FIT).history
     assert not [v for v in model.weights if "ago" in v.path]
     # Uniform in +-8, but for what the range cuts off.
     assert 3.5 < history["perturbation"][0] < 4.5
@@ -185,29 +175,29 @@ def test_mixed_precision_stays_finite(policy, optimizer):
     keras.config.set_dtype_policy(policy)
     x, y = images(24)
     model = conadv(optimizer=optimizer(), staleness=1)
-    history = model.fit(x, y, epochs=3, **FIT).history
+    history = model.fit(x, y, **FIT).history
     assert np.all(np.isfinite([v for values in history.values() for v in values]))
     adversarial = model.adversarial_images(x, y)
     assert np.all(np.isfinite(adversarial)) and 1.0 < np.abs(adversarial - x).mean() <= 4.0
     assert all(np.isfinite(v.numpy()).all() for v in model.weights)
 
 
-@pytest.mark.parametrize("micro_batch_size", [4, 5])
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("micro_batch_size, staleness", [(4, 1), (5, 0)])
 def test_micro_batches_equal_the_whole_batch(micro_batch_size, staleness):
     x, y = images(24)
     arguments = {"targeted": False, "random_start": 0.0, "staleness": staleness}
     models = [conadv(network(False), lb.CLARS(1.0), micro_batch_size=m, **arguments) for m in (None, micro_batch_size)]
-    histories = [model.fit(x, y, epochs=2, **FIT).history for model in models]
+    histories = [model.fit(x, y, **FIT).history for model in models]
     assert_close(models[0], models[1], rtol=1e-4, atol=1e-5)
     for name, values in histories[0].items():
         np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_eager_compiled_and_by_xla(staleness):
     x, y = images(24)
-    arguments = [{"run_eagerly": True}, {"jit_compile": False}, {"jit_compile": True}]
+    arguments = [{"run_eagerly": True}, {"run_eagerly": False, "jit_compile": False}]
+    arguments.append({"run_eagerly": False, "jit_compile": True})
     # XLA turns the same random bits into other floats, so no random start.
     arguments = [{"compile_arguments": a, "staleness": staleness, "random_start": 0.0} for a in arguments]
     models = [conadv(**a) for a in arguments]
@@ -240,7 +230,8 @@ def test_weight_regularizers_count_once():
     before = kernel.numpy()
     history = model.fit(x, y, **FIT).history
     plain = net()
-    plain.compile(keras.optimizers.SGD(1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    plain.compile(keras.optimizers.SGD(1.0), loss, run_eagerly=True)
     plain.fit(x, y, **FIT)
     np.testing.assert_allclose(kernel.numpy(), plain.weights[0].numpy(), rtol=1e-4, atol=1e-5)
     penalty = 0.1 * np.sum(before**2)
@@ -289,7 +280,7 @@ def test_after_forget_the_earlier_weights_are_the_present_ones():
     model = conadv(staleness=2)
     model.fit(x, y, **FIT)
     model.forget()
-    batch = (tf.constant(x[:12]), tf.constant(y[:12]))
+    batch = (x[:12], y[:12])
     np.testing.assert_array_equal(model.attack_present(batch), model.adversarial_images(*batch))
 
 
@@ -307,7 +298,7 @@ def test_weights_loaded_after_a_look_at_adversarial_images_are_those_of_step_0()
     x, y = images(12)
     trained = conadv()
     trained.fit(x, y, **FIT)
-    late, early = conadv(compile_arguments={"run_eagerly": True}), conadv(compile_arguments={"run_eagerly": True})
+    late, early = conadv(), conadv()
     late.adversarial_images(x, y)
     for model in (late, early):
         model.model.set_weights(trained.model.get_weights())
@@ -317,17 +308,17 @@ def test_weights_loaded_after_a_look_at_adversarial_images_are_those_of_step_0()
 
 def test_restored_weights_do_not_set_the_step_back():
     x, y = images(12)
-    model = conadv(compile_arguments={"run_eagerly": True})
+    model = conadv()
     model.fit(x, y, **FIT)
     before = model.get_weights()
     model.fit(x, y, **FIT)
     model.set_weights(before)
-    assert int(model.stale.step.numpy()) == 2
+    assert number(model.stale.step) == 2
 
 
 def test_a_warmup_of_epsilon_is_used_and_traces_nothing_anew():
     x, y = images(24)
-    model = conadv(random_start=0.0, epsilon=1.0)
+    model = conadv(random_start=0.0, epsilon=1.0, compiled=True)
     traces, update = [], model._update
     model._update = lambda *args: traces.append(1) or update(*args)
     warmup = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(model, "epsilon", 2.0 * epoch))

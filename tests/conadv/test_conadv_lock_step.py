@@ -1,4 +1,7 @@
-"""ConAdvModel against a literal transcription of Algorithm 1, step by step."""
+"""ConAdvModel against a literal transcription of Algorithm 1, step by step.
+
+TensorFlow only: the transcription uses its gradient tape. tests/jax/test_lock_step_conadv.py compares JAX with it.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,9 @@ def test_conadv_trains_as_by_kerass_fit(two_replicas, staleness):
     models = []
     for _ in range(2):
         with two_replicas.scope():
-            models.append(conadv(conadv_network(synchronized=True), lb.CLARS(0.05, eta=0.2), staleness=staleness))
+            models.append(
+                conadv(conadv_network(synchronized=True), lb.CLARS(0.05, eta=0.2), staleness=staleness, compiled=True)
+            )
     history = fit(models[0], data.repeat(2), epochs=2, steps_per_epoch=3, verbose=0).history
     # One list of batches for both epochs, as ours is, so that the last batch of an epoch looks ahead to the next.
     expected = models[1].fit(data.repeat(2), epochs=2, steps_per_epoch=3, verbose=0).history

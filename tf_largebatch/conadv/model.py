@@ -344,11 +344,6 @@ class ConAdvModel(ConAdvTrainer, LargeBatchModel):
         self.perturbation.update_state(self._image_attack().sizes(adversarial, x))
         return {**logs, **self.step_logs()}
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether `get_ready` was called since training began."""
-        return self._checked
-
     def settings(self) -> Any:
         """Returns the values of the arguments that may change without a new trace, as the step takes them."""
         return np.asarray(self._settings_values(), _settings_dtype())

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal, Primitive
 
+from tf_largebatch.backend.jax.equations import run_equation
 from tf_largebatch.norms.recorder import broadcast_message
 
 _ELEMENTWISE = {"add", "sub", "mul", "div", "max", "min", "pow", "atan2", "select_n", "add_any"}
@@ -132,7 +133,7 @@ def _run(program: Any, environment: dict[Any, Any], batch_size: int, decide: Dec
         elif any(isinstance(t, _Table) for t in operands):
             results = _on_tables(program, equation, operands, batch_size, decide)
         else:
-            results = _bound(program, equation, operands)
+            results = run_equation(program, equation, operands)
         environment.update(zip(equation.outvars, results, strict=True))
 
 
@@ -141,7 +142,9 @@ def _on_tables(program: Any, equation: Any, operands: list[Any], batch_size: int
     if decide(equation, layer) is Result.TABLE:
         axes = [0 if isinstance(t, _Table) else None for t in operands]
         values = [t.values if isinstance(t, _Table) else t for t in operands]
-        found = jax.vmap(lambda *one: tuple(_bound(program, equation, list(one))), axes, axis_size=batch_size)(*values)
+        found = jax.vmap(lambda *one: tuple(run_equation(program, equation, list(one))), axes, axis_size=batch_size)(
+            *values
+        )
         return [_Table(t, layer) for t in found]
     name = equation.primitive.name
     if name == "broadcast_in_dim":
@@ -151,7 +154,7 @@ def _on_tables(program: Any, equation: Any, operands: list[Any], batch_size: int
     rank = len(equation.outvars[0].aval.shape)
     # The table [B, 1, ...] as rows of the batch [B, ...], the first of its own axes being the batch's.
     rows = [_as_rows(t, rank, layer) if isinstance(t, _Table) else t for t in operands]
-    return _bound(program, equation, [jnp.broadcast_to(t, _with_rows(t, batch_size)) for t in rows])
+    return run_equation(program, equation, [jnp.broadcast_to(t, _with_rows(t, batch_size)) for t in rows])
 
 
 def _as_rows(table: _Table, rank: int, layer: str) -> jax.Array:
@@ -177,20 +180,6 @@ def _repeated_over_the_batch(equation: Any, operands: list[Any], layer: str) -> 
         return jax.lax.broadcast_in_dim(u, (1, *shape[1:]), axes)[0]
 
     return jax.vmap(one)(table)
-
-
-def _bound(program: Any, equation: Any, operands: list[Any]) -> list[Any]:
-    """The results of one equation of a program."""
-    values = {v: t for v, t in zip(equation.invars, operands, strict=True) if not isinstance(v, Literal)}
-    alone = program.replace(
-        constvars=[],
-        invars=list(values),
-        outvars=list(equation.outvars),
-        eqns=[equation],
-        effects=equation.effects,
-        debug_info=None,
-    )
-    return jax.core.eval_jaxpr(alone, [], *values.values())
 
 
 def _has_tables(program: Any) -> bool:

@@ -13,13 +13,13 @@ class ConAdvTrainer:
     """
 
     get_ready: Any
-    is_ready: bool
+    _checked: bool
     _in_training: bool
 
     def get_ready_in_step(self, data: Any) -> None:
         """Raises ValueError in a step for which nothing is ready."""
         del data
-        if not self.is_ready:
+        if not self._checked:
             raise ValueError(
                 "A loop of your own must call get_ready(batch) before it reads the model's variables and calls "
                 "train_step: batches are checked and snapshots of the weights are taken there."

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from tf_largebatch.backend.jax.equations import run_equation
 from tf_largebatch.core.rates import compute_dtype
 
 
@@ -93,19 +94,15 @@ def _run(closed: Any, inputs: Sequence[Made]) -> list[Made]:
         made[variable] = Made(constant, known=_known(constant))
     for equation in jaxpr.eqns:
         found = [Made(a.val, known=a.val) if isinstance(a, core.Literal) else made[a] for a in equation.invars]
-        name = equation.primitive.name
-        inner = equation.params.get("jaxpr") if name in ("jit", "pjit") else None
-        results = _one(equation, name, found) if inner is None else _run(inner, found)
+        inner = equation.params.get("jaxpr") if equation.primitive.name in ("jit", "pjit") else None
+        results = _one(jaxpr, equation, found) if inner is None else _run(inner, found)
         made.update(zip(equation.outvars, results, strict=True))
     return [Made(v.val, known=v.val) if isinstance(v, core.Literal) else made[v] for v in jaxpr.outvars]
 
 
-def _one(equation: Any, name: str, inputs: list[Made]) -> list[Made]:
-    """Runs one primitive, as a program of its own: those that hold functions are not bound like the others."""
-    invars = [atom for atom in equation.invars if not isinstance(atom, core.Literal)]
-    values = [one.value for one, atom in zip(inputs, equation.invars, strict=True) if atom in invars]
-    program = core.Jaxpr([], invars, equation.outvars, [equation], equation.effects)
-    results = core.jaxpr_as_fun(core.ClosedJaxpr(program, []))(*values)
+def _one(program: Any, equation: Any, inputs: list[Made]) -> list[Made]:
+    name = equation.primitive.name
+    results = run_equation(program, equation, [one.value for one in inputs])
     known = inputs[0].known if name in _SAME_NUMBERS and inputs else None
     return [Made(value, name, equation.params, inputs, known) for value in results]
 

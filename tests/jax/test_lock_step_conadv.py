@@ -1,0 +1,51 @@
+"""ConAdvModel on JAX against TensorFlow, step by step, from equal weights and images, with nothing random."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lock_step_conadv_run import CASES, STEPS
+
+RUN = Path(__file__).parent.parent / "lock_step_conadv_run.py"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """What each backend's run left, by case, step and tensor."""
+    directory = tmp_path_factory.mktemp("lock_step")
+    for backend in ("tensorflow", "jax"):
+        environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+        environment["PYTHONPATH"] = os.pathsep.join([str(RUN.parent.parent), os.environ.get("PYTHONPATH", "")])
+        subprocess.run([sys.executable, str(RUN), str(directory / backend)], env=environment, check=True, timeout=600)
+    return [dict(np.load(directory / f"{backend}.npz")) for backend in ("tensorflow", "jax")]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_images_are_equal_but_where_the_gradient_is_zero_to_rounding(runs, case):
+    (images, gradient), (others, _) = ([run[f"{case}:0:{name}"] for name in ("pgd", "gradient")] for run in runs)
+    clear = np.abs(gradient) > 1e-5 * np.abs(gradient).max(axis=(1, 2, 3), keepdims=True)
+    assert clear.mean() > 0.9
+    np.testing.assert_allclose(others[clear], images[clear], rtol=0, atol=1e-3)
+    assert np.abs(images).max() > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_twenty_steps(runs, case):
+    """The first step and tensor that differ are named."""
+    first, second = ({tuple(k.split(":")): v for k, v in run.items() if k.startswith(f"{case}:")} for run in runs)
+    assert first.keys() == second.keys()
+    for step in range(1, STEPS + 1):
+        here = [key for key in first if key[1] == str(step)]
+        assert len(here) > 10
+        for key in here:
+            where = f"step {step}, {key[2]}"
+            if key[2] == "images":  # a sign may turn where the gradient is zero to rounding
+                same = np.isclose(first[key], second[key], rtol=0, atol=1e-2)
+                assert same.mean() > 0.97, where
+            else:
+                np.testing.assert_allclose(second[key], first[key], rtol=1e-3, atol=1e-3, err_msg=where)
