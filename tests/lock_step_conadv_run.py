@@ -1,5 +1,7 @@
 """Runs ConAdvModel for some steps on the backend of KERAS_BACKEND and writes what each step left: OUT.npz.
 
+It also saves each model in the middle: OUT_case.keras.
+
 Nothing in it is random: the images, labels and first weights are NumPy's, the target is the true class or the only
 other one, and attacks start at the clean images.
 """
@@ -44,11 +46,16 @@ def network(classes):
     return net
 
 
-def run(case, found):
-    classes, make_optimizer, arguments = CASES[case]
+def data(case):
     rng = np.random.default_rng(0)
     x = rng.uniform(0, 255, (STEPS * BATCH, *SHAPE)).astype("float32")
-    y = rng.integers(0, classes, STEPS * BATCH)
+    return x, rng.integers(0, CASES[case][0], STEPS * BATCH)
+
+
+def run(case, found, path):
+    """Notes what each step left in `found`, and saves the model in the middle."""
+    classes, make_optimizer, arguments = CASES[case]
+    x, y = data(case)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def wrapped(**more):
@@ -70,6 +77,8 @@ def run(case, found):
                 found[f"{case}:{batch + 1}:{v.path}"] = keras.ops.convert_to_numpy(v)
         for name, value in logs.items():
             found[f"{case}:{batch + 1}:logs/{name}"] = np.asarray(value)
+        if batch + 1 == STEPS // 2:
+            model.save(f"{path}_{case}.keras")
         waiting = model._in_flight.adversarial
         if waiting is not None:
             found[f"{case}:{batch + 1}:images"] = keras.ops.convert_to_numpy(waiting)
@@ -81,5 +90,5 @@ def run(case, found):
 if __name__ == "__main__":
     everything: dict[str, np.ndarray] = {}
     for case in CASES:
-        run(case, everything)
+        run(case, everything, sys.argv[1])
     np.savez(sys.argv[1], **everything)

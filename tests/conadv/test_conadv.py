@@ -54,7 +54,10 @@ def test_kinds_of_models(make, auxiliary):
             assert np.abs(a.numpy() - b.numpy()).max() > 0, a.path
     assert model.model is inner and not any("conadv" in v.path for v in inner.weights)
     assert all("call" not in vars(layer) for layer in inner._flatten_layers())
-    np.testing.assert_array_equal(model.predict(x, verbose=0), inner.predict(x, verbose=0))
+    # XLA compiles the wrapper's program and the model's one each in its own order of sums.
+    tolerance = 0.0 if keras.backend.backend() == "tensorflow" else 1e-6
+    found, expected = model.predict(x, verbose=0), inner.predict(x, verbose=0)
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_a_sequential_model_that_does_not_know_its_input():

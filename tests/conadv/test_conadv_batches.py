@@ -143,7 +143,7 @@ def test_several_steps_per_call():
     assert_close(*models)
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 2])
+@pytest.mark.parametrize("steps_per_execution", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_it_is_traced_once(steps_per_execution):
     """Whatever the size of the last batch, and in a second fit. JAX traces each pair of sizes: 8 and 8, 8 and 6, 6."""
     x, y = images(30)
