@@ -106,9 +106,21 @@ def plain_gradients(model: keras.Model, function: Callable[[], Any]) -> tuple[An
         import jax
 
         state = state_of(model)
+        leaves: dict[int, Any] = {}
+
+        class Leaves(keras.StatelessScope):
+            """As on TensorFlow, what is assigned to a trainable variable is where its gradient is taken."""
+
+            def add_update(self, update):
+                variable, value = update
+                leaf = leaves.get(id(variable))
+                if leaf is not None:
+                    value = jax.lax.stop_gradient(value) + (leaf - jax.lax.stop_gradient(leaf))
+                super().add_update((variable, value))
 
         def target(values: Sequence[Any]) -> Any:
-            with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))) as scope:
+            leaves.update((id(v), value) for v, value in zip(variables, values, strict=True))
+            with Leaves(state_mapping=list(zip(variables, values, strict=True))) as scope:
                 scalar, outputs = function()
             return scalar, (outputs, [scope.get_current_value(v) for v in state])
 
@@ -134,8 +146,11 @@ def plain_pass(model: keras.Model, x: Any, loss: Callable[[Any], Any], training:
     return plain_gradients(model, loss_and_output)
 
 
-def run_traced(function: Callable[..., Any], *tensors: Any) -> Any:
-    """Runs a function of tensors in a compiled program; variables that it assigns have their new values after it."""
+def run_traced(function: Callable[..., Any], *tensors: Any, by_xla: bool = False) -> Any:
+    """Runs a function of tensors in a compiled program; variables that it assigns have their new values after it.
+
+    JAX compiles by XLA anyway.
+    """
     if ON_JAX:
         import jax
 
@@ -154,7 +169,7 @@ def run_traced(function: Callable[..., Any], *tensors: Any) -> Any:
         return results
     import tensorflow as tf
 
-    return tf.function(function, autograph=False)(*(tf.constant(t) for t in tensors))
+    return tf.function(function, autograph=False, jit_compile=by_xla)(*(tf.constant(t) for t in tensors))
 
 
 def assert_gradient_and_output_are_the_models_own(model, x, y, training, traced):
@@ -192,21 +207,26 @@ def dense(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient)
 
 
-def sums_of_a_traced_step(model, shape):
-    """A compiled function of x and y that gives the norm sums of all variables.
+def traced_without_sizes(function: Callable[..., Any], shape: Sequence[int | None]) -> Callable[..., Any]:
+    """A compiled function of inputs x of this shape, in which sizes may be None, and labels y.
 
-    On TensorFlow it is traced once, with this shape of x, in which sizes may be None; on JAX once for each size.
+    On TensorFlow it is traced once; on JAX, which knows all sizes, once for each.
     """
+    if ON_JAX:
+        return lambda *tensors: run_traced(function, *tensors)
+    import tensorflow as tf
+
+    return tf.function(function, input_signature=[tf.TensorSpec(shape), tf.TensorSpec([None], tf.int64)])
+
+
+def sums_of_a_traced_step(model, shape):
+    """A compiled function of x and y that gives the norm sums of all variables."""
 
     def sums(x, y):
         size = ops.shape(x)[0]
         return measured_in_training(model, x, y, size)[1].gradient_norms().unpack()
 
-    if ON_JAX:
-        return lambda x, y: run_traced(sums, x, y)
-    import tensorflow as tf
-
-    return tf.function(sums, input_signature=[tf.TensorSpec(shape), tf.TensorSpec([None], tf.int64)])
+    return traced_without_sizes(sums, shape)
 
 
 def assert_sums_agree_whatever_the_sizes(model, shape, x, y, smaller_x, smaller_y):

@@ -6,7 +6,7 @@ eager execution. Each pass runs in a scope of its own, so that no variable chang
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import keras
 
 from tf_largebatch import keras_internals
-from tf_largebatch.backend.jax.scopes import inner_scope
+from tf_largebatch.backend.jax.scopes import InnerScope, inner_scope
 from tf_largebatch.norms.layer_calls import LayerCall, floats_of, is_float, record
 from tf_largebatch.norms.registry import own_trainable_variables
 from tf_largebatch.norms.rules.generic import in_mode
@@ -47,7 +47,7 @@ def differentiated_run(
             added = iter(next(of_call))
             return keras.tree.map_structure(lambda t: _sum(t, next(added)) if is_float(t) else t, outputs)
 
-        with inner_scope(zip(variables, values, strict=True)):
+        with _LeafScope(zip(variables, values, strict=True)):
             return loss(record(model, x, training, state, with_zeros_added)[1])
 
     zeros = [[jnp.zeros_like(t) for t in call.floats] for call in calls]
@@ -59,19 +59,40 @@ def differentiated_run(
 def gradients_of(call: LayerCall, d: Sequence[Any], check: bool = False) -> list[tuple[Any, jax.Array]]:
     """The gradients of a layer's own variables against `d` at its outputs, float32, where there are any."""
     own = own_trainable_variables(call.layer)
+    state = {id(v): value for v, value in call.state}  # among it kernels to which spectral normalization assigns
 
     def outputs_on(values: list[jax.Array]) -> list[jax.Array]:
         with inner_scope([*call.state, *zip(own, values, strict=True)]):
             return floats_of(in_mode(call.training, lambda: call.layer(*call.args, **call.kwargs)))
 
     with jax.disable_jit():
-        outputs, backward = jax.vjp(outputs_on, [v.value for v in own])
+        outputs, backward = jax.vjp(outputs_on, [state.get(id(v), v.value) for v in own])
         if check:
             call.check_same(outputs)
         d = [jnp.zeros_like(y) if part is None else part.astype(y.dtype) for y, part in zip(outputs, d, strict=True)]
         (shares,) = backward(d)
     found = [(v, _unless_zero(share)) for v, share in zip(own, shares, strict=True)]
     return [(v, share.astype("float32")) for v, share in found if share is not None]
+
+
+class _LeafScope(InnerScope):
+    """A scope in which a variable's gradient is that at its present value, as on TensorFlow.
+
+    Spectral normalization assigns to a kernel and then uses it. Its gradient does not flow into the assigned value.
+    """
+
+    def __init__(self, values: Iterable[tuple[Any, jax.Array]]) -> None:
+        values = list(values)
+        super().__init__(values)
+        self._leaves = {id(v): value for v, value in values}
+
+    def add_update(self, update: tuple[Any, Any]) -> None:
+        """Assigns the value with the gradient of the variable."""
+        variable, value = update
+        leaf = self._leaves.get(id(variable))
+        if leaf is not None:
+            value = jax.lax.stop_gradient(value) + (leaf - jax.lax.stop_gradient(leaf))
+        super().add_update((variable, value))
 
 
 def _require_values(layer: Any, outputs: Any) -> Any:
