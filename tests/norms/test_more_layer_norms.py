@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from comparing import (
     CROSS_ENTROPY,
+    ON_JAX,
     assert_agrees_with_the_reference,
     assert_gradient_and_output_are_the_models_own,
     assert_norms_close,
     assert_sums_agree_whatever_the_sizes,
     batch,
+    norms_of,
     plain_gradients,
     randomize,
     sums_of_a_traced_step,
@@ -55,23 +57,42 @@ def one_example_at_a_time(model, x, y):
     return {path: np.stack(values) for path, values in norms.items()}
 
 
-@pytest.mark.parametrize("case", CASES)
+# Compiling takes most of the time on JAX; the other cases are measured by the same code.
+QUICK = (
+    *("conv2d transpose, stride 2, same", "prelu, shared axes", "spectral norm of conv", "stft", "simple rnn"),
+    *("lstm, initial state, all states", "lstm, masked, zero output", "lstm, masked, backwards", "gru"),
+    *("gru, reset before, masked", "gru, masked, unrolled", "bidirectional gru, masked, summed", "conv lstm 2d"),
+    *("stacked cells, masked", "time distributed lstm", "attention, concatenated and scaled"),
+    *("lstm, both dropouts", "gru, reset before, both dropouts", "stacked cells, dropout"),
+)
+MASKED_ON_IMAGES = "conv lstm 2d, masked"  # which Keras computes on TensorFlow only
+
+
+def in_time(cases):
+    """On JAX all but some of the cases are long ones."""
+    if not ON_JAX:
+        return list(cases)
+    cases = [case for case in cases if case != MASKED_ON_IMAGES]
+    return [pytest.param(case, marks=() if case in QUICK else pytest.mark.long) for case in cases]
+
+
+@pytest.mark.parametrize("case", in_time(CASES))
 def test_norms_agree_with_the_reference(case):
     model = classifier(case)
     x, y = batch(model, BATCH)
     assert_agrees_with_the_reference(model, x, y)
 
 
-@pytest.mark.parametrize("case", RANDOM_CASES)
+@pytest.mark.parametrize("case", in_time(RANDOM_CASES))
 def test_norms_of_layers_with_dropout(case):
     model = classifier(case)
     x, y = batch(model, BATCH)
-    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    found = norms_of(model, x, y)
     assert_norms_close(found, one_example_at_a_time(model, x, y))
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("case", [*CASES, *RANDOM_CASES])
+@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.long) if ON_JAX else False])
+@pytest.mark.parametrize("case", in_time([*CASES, *RANDOM_CASES]))
 def test_contributions_add_up_to_the_gradient_and_the_output_is_the_layers_own(case, training):
     model = classifier(case)
     x, y = batch(model, BATCH)
@@ -112,6 +133,7 @@ def test_time_distributed_within_time_distributed_over_unknown_lengths():
     assert_sums_agree_whatever_the_sizes(model, [None, None, None, 3], x, y, x[:3, :2], y[:3])
 
 
+@tensorflow_only
 @tensorflow_only
 def test_time_distributed_batch_norm_over_an_unknown_length_is_refused():
     inner = keras.Sequential([L.Dense(4), L.BatchNormalization()])
@@ -164,6 +186,15 @@ def test_cells_with_other_equations_are_refused_by_the_name_of_the_layer(cell, r
     assert str(error.value).count("(") == 3  # one layer is named; two pieces of advice
 
 
+@pytest.mark.skipif(not ON_JAX, reason="JAX only: on TensorFlow Keras computes them")
+def test_masks_that_keras_broadcasts_over_the_wrong_axes_are_refused():
+    model = classifier(MASKED_ON_IMAGES)
+    x, y = batch(model, BATCH)
+    with pytest.raises(ValueError, match="masked, and on JAX"):
+        per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+
+
+@tensorflow_only
 def test_masks_that_keras_takes_in_the_wrong_order_are_refused():
     layer = L.GRU(3, unroll=True, go_backwards=True, zero_output_for_mask=True, return_sequences=True)
     inputs = keras.Input((5, 3))
