@@ -77,17 +77,17 @@ def _curves(study: Study, rows: Rows) -> matplotlib.figure.Figure:
 
 
 def _agreement(study: Study, rows: Rows) -> matplotlib.figure.Figure:
-    """||grad|| / s over the updates: the geometric mean over the adapted tensors and the final runs."""
+    """||grad|| / s over the updates: the geometric mean over the adapted tensors and the final runs, or else all."""
     figure, axes = _panels(len(study.batch_sizes))
     for axis, batch_size in zip(axes, study.batch_sizes, strict=True):
         for number, arm in enumerate(study.arms):
-            final = [
+            mine = [
                 row
                 for row in rows
-                if (row["arm"], row["batch_size"], row["phase"]) == (arm.name, batch_size, "final")
+                if (row["arm"], row["batch_size"], row["status"]) == (arm.name, batch_size, "trained")
                 and row.get("agreements")
-                and row["status"] == "trained"
             ]
+            final = [row for row in mine if row["phase"] == "final"] or mine
             if final:
                 updates = [point[0] for point in final[0]["curve"]]
                 columns = zip(*(values for row in final for values in row["agreements"].values()), strict=True)
