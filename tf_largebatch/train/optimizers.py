@@ -40,7 +40,7 @@ class OptimizerConfig:
         None, "How the learning rate grows with the batch size; default: see train/optimizers.py.", tuple(SCALINGS)
     )
     warmup_epochs: float = flag(0.0, "Epochs of linear warmup.")
-    power: float = flag(2.0, "Power of the polynomial decay of the learning rate.")
+    power: float = flag(1.0, "Power of the polynomial decay of the learning rate.")
     end_learning_rate: float = flag(1e-4, "Learning rate at the end.")
     momentum: float | None = flag(None, "Momentum, for optimizers that have it; default: 0.9.")
     weight_decay_rate: float | None = flag(
@@ -51,7 +51,7 @@ class OptimizerConfig:
         None, "Cap on the layer-wise rates of clars and lars, inf for none; default: see train/optimizers.py."
     )
     unadapted_rate_factor: float | None = flag(
-        None, "For clars and lars: factor on the learning rate of tensors without layer adaptation; default: 1."
+        None, "For clars and lars: factor on the learning rate of tensors without layer adaptation; default: 0.2."
     )
     norm_exponent: float | None = flag(
         None,
@@ -79,6 +79,7 @@ class Defaults:
     weight_decay_rate: float | None = None
     eta: float | None = None
     max_rate: float | None = None
+    unadapted_rate_factor: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +147,8 @@ OTHER_DEFAULTS = Defaults(1e-3, "sqrt")
 OPTIMIZERS: dict[str, Optimizer] = {
     "clars": Optimizer(
         CLARS,
-        Defaults(1 / 32, "linear", 2e-4, eta=0.3, max_rate=1.0),
+        Defaults(1.0, "none", 5e-4, eta=0.25, max_rate=1.0, unadapted_rate_factor=0.2),
         {**LAYERWISE_ARGUMENTS, "norm_exponent": ("norm_exponent",)},
-        {"digits": Defaults(1.0, "linear", 2e-4, eta=0.01, max_rate=0.1)},
         # Measured norms or an error: the fallback to a replica's gradient norm would make it LARS.
         fixed={"gradient_norms": "per_example"},
         reads_norms=True,
@@ -156,9 +156,8 @@ OPTIMIZERS: dict[str, Optimizer] = {
     ),
     "lars": Optimizer(
         LARS,
-        Defaults(1 / 32, "linear", 2e-4, eta=0.03, max_rate=1.0),
+        Defaults(1.0, "none", 5e-4, eta=0.03, max_rate=1.0, unadapted_rate_factor=0.2),
         LAYERWISE_ARGUMENTS,
-        {"digits": Defaults(2.0, "linear", 2e-4, eta=0.001)},
         layerwise=True,
     ),
     **_other_keras_optimizers(),
