@@ -26,10 +26,16 @@ def optimizer_of(without_decay=(), **options):
     return build_optimizer(resolved(TrainConfig.from_flags(**options)).optimizer, 0.1, without_decay)
 
 
-def test_defaults_depend_on_the_optimizer_and_the_data_set():
+def test_defaults_of_the_optimizers():
     digits, cifar10 = (resolved(TrainConfig.from_flags(dataset=name)).optimizer for name in ("digits", "cifar10"))
-    assert digits.base_learning_rate > cifar10.base_learning_rate
-    assert (cifar10.name, cifar10.scaling, cifar10.eta, cifar10.max_rate) == ("clars", "linear", 0.3, 1.0)
+    for one in (digits, cifar10):
+        assert (one.name, one.scaling, one.eta, one.max_rate, one.unadapted_rate_factor) == (
+            "clars",
+            "none",
+            0.25,
+            1,
+            0.2,
+        )
     assert build_schedule(cifar10, 4096, 6, 12).peak_learning_rate == pytest.approx(1.0)
     adam = resolved(TrainConfig.from_flags(optimizer="Adam")).optimizer
     assert (adam.name, adam.momentum, adam.eta, adam.classic_momentum) == ("adam", None, None, None)

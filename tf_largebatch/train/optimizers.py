@@ -136,13 +136,11 @@ def _other_keras_optimizers() -> dict[str, Optimizer]:
     }
 
 
-# results/README.md says how the values were chosen. CLARS's and LARS's weight decay is that of CLARS's authors. Their
-# other values (base rate 0.1, eta 0.01, cap 0.1) are meant for 90 epochs and more: within the 72 updates of a short run
-# at batch size 4096 the kernels hardly move, while the tensors without layer adaptation take the whole learning rate. A
-# smaller learning rate with a larger eta suits both. The cap keeps a layer's rate below the plain learning rate:
-# without it, CLARS's rates grow without bound as the training loss vanishes, and the weight decay that they multiply
-# shrinks the weights. On the digits an epoch has two updates. The others have customary values; adaptive optimizers
-# scale with the square root of the batch size, as LAMB's authors do.
+# CLARS's and LARS's values are those of the studies in results/README.md: the same learning rate at every batch size,
+# a trust coefficient near the best points, a cap (without one the rates grow as the training loss vanishes), and a
+# fifth of the rate for tensors without layer adaptation. The papers' values (base rate 0.1 with linear scaling, eta
+# 0.01 and 0.001, cap 0.1, power 2) are meant for 90 epochs and more. The others have customary values; adaptive
+# optimizers scale with the square root of the batch size, as LAMB's authors do.
 OTHER_DEFAULTS = Defaults(1e-3, "sqrt")
 OPTIMIZERS: dict[str, Optimizer] = {
     "clars": Optimizer(
@@ -188,7 +186,9 @@ def with_defaults(config: OptimizerConfig, dataset: str) -> OptimizerConfig:
     """
     row = OPTIMIZERS[config.name]
     defaults = dataclasses.asdict(row.defaults_on(dataset))
-    defaults |= {name: value for name, value in _COMMON_DEFAULTS.items() if name in row.arguments}
+    for name, value in _COMMON_DEFAULTS.items():
+        if name in row.arguments and defaults.get(name) is None:
+            defaults[name] = value
     missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
 
