@@ -57,7 +57,9 @@ class MicroBatchLosses:
         return [keras.losses.get(loss) for loss in keras.tree.flatten(self._wrapper.loss) if loss is not None]
 
     def needs_a_sample(self) -> bool:
-        """Whether it takes some examples to find out if the loss is a mean over them."""
+        """Whether it takes some examples to find out if the loss, or what layers add to it, is a mean over them."""
+        if "add_loss" not in self._found and any(_is_own(layer) for layer in self._wrapper.model._flatten_layers()):
+            return True
         keys = [None] if self._own_loss else [_key(loss) for loss in self._compiled() if _function(loss) is None]
         return any(key not in self._found for key in keys)
 
@@ -333,12 +335,20 @@ def _couples_examples(loss: Any, y_pred: Any) -> bool:
 def _makes_masks(model: keras.Model) -> bool:
     """Whether a layer may make a mask that is not another one's."""
     for layer in model._flatten_layers():
-        own = not type(layer).__module__.startswith("keras.") and not isinstance(layer, keras.Model)
         if isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False):
             return True
-        if own and type(layer).compute_mask is not keras.layers.Layer.compute_mask:
+        if (
+            _is_own(layer)
+            and not isinstance(layer, keras.Model)
+            and type(layer).compute_mask is not keras.layers.Layer.compute_mask
+        ):
             return True
     return False
+
+
+def _is_own(layer: Any) -> bool:
+    """Whether a layer's or model's class is none of Keras's."""
+    return not type(layer).__module__.startswith("keras.")
 
 
 def _coupled(wrapper: Any, name: str) -> ValueError:
