@@ -50,7 +50,7 @@ TEXTS = {
         exclude_from_weight_decay: Tensors without weight decay, given in the same way, with the same default.
         jit_compile: Whether XLA compiles the update of all tensors into one program. For GPUs under
             `MirroredStrategy`, where Keras cannot compile the whole step. A step that is compiled anyway gains
-            nothing, and neither does a CPU, whose own kernels are faster.
+            nothing, and neither does a CPU, whose own kernels are faster. On JAX it changes nothing.
         {{clipping_arguments}}
         use_ema: Whether to keep an exponential moving average of the weights.
         ema_momentum: Momentum of that average.

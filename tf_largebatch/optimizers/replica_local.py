@@ -5,6 +5,6 @@ import keras
 if keras.backend.backend() == "jax":
     from tf_largebatch.backend.jax.replica_local import ReplicaLocal
 else:
-    from tf_largebatch.backend.tensorflow.replica_local import ReplicaLocal
+    from tf_largebatch.backend.tensorflow.replica_local import ReplicaLocal  # type: ignore[assignment]
 
 __all__ = ["ReplicaLocal"]
