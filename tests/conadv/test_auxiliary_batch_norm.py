@@ -17,7 +17,8 @@ from tf_largebatch.conadv.auxiliary_batch_norm import (
     variables_without_decay,
 )
 
-# Keras has it from 3.13 on.
+# Keras has renorm from 3.13 on, and synchronized on TensorFlow alone.
+SYNCHRONIZED = {"synchronized": True} if keras.backend.backend() == "tensorflow" else {}
 RENORM = {"renorm": True} if "renorm" in inspect.signature(L.BatchNormalization).parameters else {}
 
 
@@ -47,7 +48,7 @@ def test_found_wherever_they_are():
     [
         lambda: L.BatchNormalization(axis=1, momentum=0.7, epsilon=0.1),
         lambda: L.BatchNormalization(center=False, scale=False),
-        lambda: L.BatchNormalization(synchronized=True, gamma_initializer="zeros", beta_regularizer="l2"),
+        lambda: L.BatchNormalization(**SYNCHRONIZED, gamma_initializer="zeros", beta_regularizer="l2"),
         lambda: L.BatchNormalization(**RENORM),
         lambda: Doubling(),
     ],

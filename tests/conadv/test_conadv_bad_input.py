@@ -106,13 +106,13 @@ def test_a_range_that_is_not_the_datas_is_warned_of_once(scale, value_range, wor
     with pytest.warns(UserWarning, match=words):
         model.fit(X * scale, Y, verbose=0)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         model.fit(X * scale, Y, verbose=0)
 
 
 def test_no_warning_for_data_in_range():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         conadv(value_range=(0, 255)).fit(X, Y, verbose=0)
         conadv().fit(X.astype("uint8"), Y, verbose=0)
 

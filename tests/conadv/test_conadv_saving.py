@@ -81,6 +81,8 @@ class SaveAfter(keras.callbacks.Callback):
             self.way.save(self.model, self.path)
 
 
+# XLA compiles the wrapper's program and the model's one each in its own order of sums.
+PREDICTIONS = 0.0 if keras.backend.backend() == "tensorflow" else 1e-6
 ON_TENSORFLOW = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's own file format")
 
 
@@ -118,7 +120,8 @@ def test_the_model_is_itself(tmp_path):
     net.save(tmp_path / "net.keras")
     loaded = keras.models.load_model(tmp_path / "net.keras")
     for other in (plain, loaded):
-        np.testing.assert_array_equal(other.predict(X, verbose=0), model.predict(X, verbose=0))
+        found, expected = other.predict(X, verbose=0), model.predict(X, verbose=0)
+        np.testing.assert_allclose(found, expected, rtol=PREDICTIONS, atol=PREDICTIONS)
     assert "tf_largebatch" not in net.to_json()
 
 

@@ -99,7 +99,7 @@ class StaleWeights(keras.layers.Layer):
     def save_own_variables(self, store: Any) -> None:
         """Saves the snapshots and the step."""
         super().save_own_variables(store)
-        store["step"] = ops.convert_to_numpy(self.step)
+        store["step"] = ops.convert_to_numpy(self.step.value)
 
     def load_own_variables(self, store: Any) -> None:
         """Loads the snapshots and the step."""
