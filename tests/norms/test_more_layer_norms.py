@@ -177,7 +177,12 @@ class MyCell(L.LSTMCell):
 
 
 @pytest.mark.parametrize(
-    "cell, reason", [(MyCell(3), "MyCell are not known"), (L.GRUCell(3, dtype="float16"), "float16")]
+    "cell, reason",
+    [
+        (MyCell(3), "MyCell are not known"),
+        # Keras's own loop on JAX fails where a cell computes in another dtype than the layer.
+        pytest.param(L.GRUCell(3, dtype="float16"), "float16", marks=tensorflow_only),
+    ],
 )
 def test_cells_with_other_equations_are_refused_by_the_name_of_the_layer(cell, reason):
     model = keras.Sequential([keras.Input((5, 3)), L.RNN(cell, name="mine"), L.Dense(3)])

@@ -1,4 +1,7 @@
-"""Sparse and ragged inputs: measured exactly where Keras trains on them, else refused in one sentence."""
+"""Sparse and ragged inputs: measured exactly where Keras trains on them, else refused in one sentence.
+
+TensorFlow only: on JAX every sparse input is refused (tests/jax/test_sparse_arrays.py).
+"""
 
 from __future__ import annotations
 
