@@ -33,6 +33,8 @@ setup(
         # The command line: its default data set (digits) and its curves.
         "scikit-learn",
         "matplotlib",
+        # Folders of images.
+        "pillow",
         # Studies: their configuration and their search.
         "pyyaml",
         "scipy",
