@@ -4,8 +4,8 @@ To add a network, write a function of the image shape and the number of classes,
 
 Every network is made of plain `keras.layers`, so that a saved `.keras` file loads without this package. It returns
 logits of shape `(batch, num_classes)`, without a softmax: train with `from_logits=True`, and apply `keras.ops.softmax`
-for probabilities. Inputs are standardized images (see `tf_largebatch.data`); those of a network that brings weights or
-comes from a file are pixels, which it prepares in its own way.
+for probabilities. Inputs are standardized images (see `tf_largebatch.data`). `pretrained` has the networks that bring
+their weights.
 
 The moving averages of all batch norms have momentum 0.9: a run with large batches has few updates, and with Keras's
 0.99 (0.999 in MobileNets) they would still contain the initial values when it ends.
@@ -16,9 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import os
 import re
-import sys
 from collections.abc import Callable
 
 import keras
@@ -67,27 +65,12 @@ def build(name: str, image_shape: ImageShape, num_classes: int) -> keras.Model:
     key = canonical_name(name)
     if key in NETWORKS and not (key == "mobilenetv2" and min(image_shape[:2]) >= MOBILENET_FULL_SIZE):
         return NETWORKS[key](image_shape, num_classes)
-    return _application(_applications()[key], image_shape, num_classes)
-
-
-def takes_pixels(name: str, weights: str | None = None) -> bool:
-    """Whether a network takes pixels as they are stored in place of standardized images.
-
-    Args:
-        name: Name of a network, or the path of a .keras file.
-        weights: Its weights; see `pretrained`.
-    """
-    return is_file(name) or weights is not None
+    return _application(applications()[key], image_shape, num_classes)
 
 
 def is_application(name: str) -> bool:
     """Whether a network's canonical name is one of keras.applications."""
-    return name in _applications()
-
-
-def is_file(name: str) -> bool:
-    """Whether a network's name is that of a .keras file."""
-    return name.lower().endswith(".keras")
+    return name in applications()
 
 
 def canonical_name(name: str) -> str:
@@ -97,13 +80,13 @@ def canonical_name(name: str) -> str:
         ValueError: For an unknown name; the message lists the known ones.
     """
     key = re.sub("[-_ ]", "", name).lower()
-    applications = _applications()
-    if key in NETWORKS or key in applications:
+    known = applications()
+    if key in NETWORKS or key in known:
         return key
-    near = difflib.get_close_matches(key, [*NETWORKS, *applications], n=1)
+    near = difflib.get_close_matches(key, [*NETWORKS, *known], n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(
-        f"model must be one of {', '.join(NETWORKS)} or of keras.applications ({', '.join(applications)}); "
+        f"model must be one of {', '.join(NETWORKS)} or of keras.applications ({', '.join(known)}); "
         f"received model={name!r}{hint}."
     )
 
@@ -134,7 +117,7 @@ def resnet(depth: int, image_shape: ImageShape, num_classes: int) -> keras.Model
             if stride != 1:
                 x = _conv_norm(x, filters, kernel=1, strides=stride, name=f"{prefix}_shortcut")
             x = layers.ReLU(name=f"{prefix}_relu")(layers.Add(name=f"{prefix}_add")([x, y]))
-    return _classifier(inputs, x, num_classes, f"resnet{depth}")
+    return classifier(inputs, x, num_classes, f"resnet{depth}")
 
 
 def conv4(image_shape: ImageShape, num_classes: int) -> keras.Model:
@@ -149,7 +132,7 @@ def conv4(image_shape: ImageShape, num_classes: int) -> keras.Model:
     x = inputs = keras.Input(image_shape)
     for number, (filters, stride) in enumerate(((8, 1), (16, 2), (16, 1), (32, 2)), start=1):
         x = _conv_norm_relu(x, filters, strides=stride, name=f"layer{number}")
-    return _classifier(inputs, x, num_classes, "conv4")
+    return classifier(inputs, x, num_classes, "conv4")
 
 
 def vgg11(image_shape: ImageShape, num_classes: int) -> keras.Model:
@@ -172,7 +155,7 @@ def vgg11(image_shape: ImageShape, num_classes: int) -> keras.Model:
             x = _conv_norm_relu(x, width, name=f"layer{convolution}")
         elif min(x.shape[1:3]) > 1:
             x = layers.MaxPooling2D(2, name=f"pool_after{convolution}")(x)
-    return _classifier(inputs, x, num_classes, "vgg11")
+    return classifier(inputs, x, num_classes, "vgg11")
 
 
 def densenet40(image_shape: ImageShape, num_classes: int, growth: int = 12) -> keras.Model:
@@ -198,7 +181,7 @@ def densenet40(image_shape: ImageShape, num_classes: int, growth: int = 12) -> k
             name = f"transition{block}"
             x = _conv(_norm_relu(x, name), x.shape[-1], kernel=1, name=f"{name}_conv")
             x = layers.AveragePooling2D(2, name=f"{name}_pool")(x) if min(x.shape[1:3]) > 1 else x
-    return _classifier(inputs, _norm_relu(x, "head"), num_classes, "densenet40")
+    return classifier(inputs, _norm_relu(x, "head"), num_classes, "densenet40")
 
 
 def mobilenetv2_small(image_shape: ImageShape, num_classes: int) -> keras.Model:
@@ -227,7 +210,7 @@ def mobilenetv2_small(image_shape: ImageShape, num_classes: int) -> keras.Model:
             same = stride == 1 and x.shape[-1] == filters
             x = layers.Add(name=f"{name}_add")([x, y]) if same else y
     x = _conv_norm_relu(x, 1280, kernel=1, name="head", cap=6)
-    return _classifier(inputs, x, num_classes, "mobilenetv2")
+    return classifier(inputs, x, num_classes, "mobilenetv2")
 
 
 def _conv(x: keras.KerasTensor, filters: int, *, name: str, kernel: int = 3, strides: int = 1) -> keras.KerasTensor:
@@ -259,14 +242,23 @@ def _conv_norm_relu(
     return _norm_relu(x, name, cap)
 
 
-def _classifier(inputs: keras.KerasTensor, x: keras.KerasTensor, num_classes: int, name: str) -> keras.Model:
+def classifier(inputs: keras.KerasTensor, x: keras.KerasTensor, num_classes: int, name: str) -> keras.Model:
+    """Returns the model that averages features `x` over the positions and maps them to logits.
+
+    Args:
+        inputs: Images.
+        x: Their features, `(batch, height, width, channels)`.
+        num_classes: Number of logits.
+        name: Name of the model.
+    """
     x = layers.GlobalAveragePooling2D(name="average")(x)
     # float32 under every mixed precision policy, since the loss is computed from these numbers.
     logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
     return keras.Model(inputs, logits, name=name)
 
 
-def _applications() -> dict[str, Callable[..., keras.Model]]:
+def applications() -> dict[str, Callable[..., keras.Model]]:
+    """Returns the networks of keras.applications by their canonical names."""
     found: dict[str, Callable[..., keras.Model]] = {}
     for name, function in vars(keras.applications).items():
         if inspect.isfunction(function) and "classifier_activation" in inspect.signature(function).parameters:
@@ -274,88 +266,8 @@ def _applications() -> dict[str, Callable[..., keras.Model]]:
     return found
 
 
-def pretrained(
-    name: str, weights: str, image_shape: ImageShape, num_classes: int, pixel_scale: float = 255.0
-) -> keras.Model:
-    """Builds a network of keras.applications with weights, and a new dense layer in place of its classifier.
-
-    It takes pixels and prepares them as the network's own `preprocess_input` does. Grey images become RGB.
-
-    Args:
-        name: Its name; see `build`.
-        weights: `"imagenet"`, which Keras keeps in ~/.keras/models and fetches from the network otherwise, or the
-            path of a .weights.h5 file of the network without its classifier (`include_top=False`).
-        image_shape: `(height, width, channels)`, channels 1 or 3.
-        num_classes: Number of logits.
-        pixel_scale: The largest pixel value.
-
-    Raises:
-        ValueError: If the network has no such weights, they cannot be read, or the images are too small for it.
-    """
-    function = _applications()[canonical_name(name)]
-    if image_shape[2] not in (1, 3):
-        raise ValueError(f"weights={weights!r} must go with grey or RGB images; received images of {image_shape}.")
-    pixels = keras.Input(image_shape, name="pixels")
-    x = pixels
-    if pixel_scale != 255:
-        x = layers.Rescaling(255 / pixel_scale, name="to_255")(x)
-    if image_shape[2] == 1:
-        x = layers.Concatenate(name="to_rgb")([x, x, x])
-    if "include_preprocessing" not in inspect.signature(function).parameters:
-        x = sys.modules[function.__module__].preprocess_input(x)
-    try:
-        network = function(include_top=False, weights=weights, input_shape=(*image_shape[:2], 3))
-    except Exception as error:  # of the network, of HDF5 and of Keras, by what is wrong
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(
-            f"model {function.__name__} cannot be built with weights={weights!r} for images of shape {image_shape}: "
-            f"{reason}. Check the file of weights, or choose another model or image_size."
-        ) from error
-    _quicken_averages(network)
-    return _classifier(pixels, network(x), num_classes, f"{network.name}_pretrained")
-
-
-def from_file(path: str, image_shape: ImageShape, num_classes: int) -> keras.Model:
-    """Loads a classifier to go on training.
-
-    Args:
-        path: A .keras file.
-        image_shape: `(height, width, channels)` of the images.
-        num_classes: Number of classes.
-
-    Raises:
-        ValueError: If the file cannot be loaded, or holds no classifier of such images.
-    """
-    if not os.path.isfile(path):
-        raise ValueError(f"model must be a file that exists; received model={path!r}.")
-    try:
-        model = keras.models.load_model(path, compile=False)
-    except Exception as error:  # whatever a damaged archive or an unknown class makes Keras raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"{path} is damaged, or no model that Keras can load: {reason}.") from error
-    for given, wanted, what, remedy in (
-        (model.input_shape, image_shape, "inputs", "pass image_size, or another model"),
-        (model.output_shape, (num_classes,), "outputs", "choose a model with an output for each class"),
-    ):
-        fits = isinstance(given, tuple) and len(given) == len(wanted) + 1
-        if not fits or any(one not in (None, size) for one, size in zip(given[1:], wanted, strict=True)):
-            raise ValueError(
-                f"model must have {what} of shape {tuple(wanted)} for this data set; received model={path!r} with "
-                f"{given}: {remedy}."
-            )
-    return model
-
-
-def returns_logits(model: keras.Model) -> bool:
-    """Whether a classifier returns logits: unless its last layer is a softmax."""
-    last = model.layers[-1]
-    if isinstance(last, keras.Model):
-        return returns_logits(last)
-    softmax = getattr(last, "activation", None) is keras.activations.softmax
-    return not (softmax or isinstance(last, layers.Softmax))
-
-
-def _quicken_averages(model: keras.Model) -> None:
+def quicken_averages(model: keras.Model) -> None:
+    """Gives all batch norms the momentum that suits runs of few updates."""
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
             layer.momentum = BATCH_NORM_MOMENTUM
@@ -379,7 +291,7 @@ def _application(function: Callable[..., keras.Model], image_shape: ImageShape, 
             f"model {name} cannot be built for images of shape {image_shape}: {str(error).splitlines()[0]} "
             f"Choose another model or a larger image_size."
         ) from error
-    _quicken_averages(model)
+    quicken_averages(model)
     return model
 
 

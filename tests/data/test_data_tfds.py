@@ -79,7 +79,7 @@ def labels_of(batches):
 
 @pytest.mark.parametrize(("name", "image_size"), [("tiny_jpegs", 24), ("tiny_pngs", None)])
 def test_streamed_sets(name, image_size, data_dir, monkeypatch):
-    monkeypatch.setattr("tf_largebatch.data.loading.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("tf_largebatch.data.memory.IN_MEMORY_BYTES", 0)
     dataset = data.load(name, data_dir=data_dir, image_size=image_size)
     assert (dataset.train_size, dataset.eval_size, dataset.num_classes) == (25, 7, 25)
     assert dataset.image_shape == (image_size or 16, image_size or 16, 3) and dataset.augment == "inception"

@@ -74,7 +74,7 @@ def test_resizing_keeps_proportions(tmp_path):
 def test_a_folder_too_large_for_memory_is_streamed(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow")
     write_images(tmp_path, per_class=10)
-    monkeypatch.setattr("tf_largebatch.data.loading.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("tf_largebatch.data.memory.IN_MEMORY_BYTES", 0)
     dataset = data.load("folder", data_dir=str(tmp_path), image_size=8, augment="none", validation_examples=6)
     assert dataset.image_shape == (8, 8, 3) and (dataset.train_size, dataset.eval_size) == (24, 6)
     pixels, labels = pixels_of(dataset, dataset.train(8, seed=1, epochs=2))
@@ -85,7 +85,7 @@ def test_a_folder_too_large_for_memory_is_streamed(tmp_path, monkeypatch):
     ]
     assert len(seen[0]) == 24 and seen[0] == seen[1]
     assert not np.array_equal(labels[:24], labels[24:])
-    monkeypatch.setattr("tf_largebatch.data.loading.tensorflow_is_installed", lambda: False)
+    monkeypatch.setattr("tf_largebatch.data.own_images.tensorflow_is_installed", lambda: False)
     with pytest.raises(ValueError, match="dataset=folder must fit in 0 GiB where TensorFlow is not installed"):
         data.load("folder", data_dir=str(tmp_path))
 

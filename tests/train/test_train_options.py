@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from train_runs import add_networks, arrays_of, command_line, rows_of
 
-from tf_largebatch import data, models
+from tf_largebatch import data, pretrained
 from tf_largebatch.evaluate import evaluate
 from tf_largebatch.train import final_model, run_directory
 from tf_largebatch.train.config import FLAGS, NOT_STORED
@@ -135,7 +135,7 @@ def test_a_model_from_a_file_goes_on_training(run, tmp_path, capsys):
     pixels = keras.Input((8, 8, 1))
     x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 16)(pixels))
     model = keras.Model(pixels, keras.layers.Dense(10, activation="softmax")(x))
-    assert not models.returns_logits(model)
+    assert not pretrained.returns_logits(model)
     model.save(tmp_path / "softmax.keras")
     options = (f"--model={tmp_path / 'softmax.keras'}", "--optimizer=sgd", "--epochs=5", "--batch_size=128")
     assert command_line(*options, "--verbose=0", f"--output_dir={tmp_path / 'run'}") == 0
@@ -158,7 +158,9 @@ def test_a_model_from_a_file_goes_on_training(run, tmp_path, capsys):
 def test_weights_of_an_application(tmp_path):
     network = keras.applications.MobileNet(weights=None, include_top=False, input_shape=(32, 32, 3))
     network.save_weights(tmp_path / "network.weights.h5")
-    model = models.pretrained("mobilenet", str(tmp_path / "network.weights.h5"), (32, 32, 1), 10, pixel_scale=16.0)
+    model = pretrained.with_weights(
+        "mobilenet", str(tmp_path / "network.weights.h5"), (32, 32, 1), 10, pixel_scale=16.0
+    )
     images = np.random.default_rng(0).uniform(0, 16, (2, 32, 32, 1)).astype(np.float32)
     prepared = keras.applications.mobilenet.preprocess_input(np.repeat(images * 255 / 16, 3, axis=-1))
     features = np.asarray(network(prepared, training=False)).mean(axis=(1, 2))
@@ -167,4 +169,4 @@ def test_weights_of_an_application(tmp_path):
     with pytest.raises(
         ValueError, match=r"model MobileNet cannot be built with weights='none\.weights\.h5' for images"
     ):
-        models.pretrained("mobilenet", "none.weights.h5", (32, 32, 3), 10)
+        pretrained.with_weights("mobilenet", "none.weights.h5", (32, 32, 3), 10)

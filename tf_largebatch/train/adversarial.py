@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch import data, models
+from tf_largebatch import data, pretrained
 from tf_largebatch.check import require
 from tf_largebatch.conadv import ConAdvModel, accuracy_under_attack
 from tf_largebatch.train.flag import flag
@@ -159,7 +159,7 @@ def robust_accuracy(
     return accuracy_under_attack(
         model,
         dataset.evaluation(batch_size),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=models.returns_logits(model)),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=pretrained.returns_logits(model)),
         epsilon=config.eval_epsilon,
         value_range=dataset.value_range(),
         targeted=config.eval_attack == "targeted",

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch import data, models
+from tf_largebatch import data, pretrained
 from tf_largebatch.callbacks import (
     AdversarialPictures,
     LayerwiseRateRecorder,
@@ -192,7 +192,7 @@ def _finish(run: Run, result: Result) -> Result:
         result = dataclasses.replace(result, attack=attack, attacked_accuracy=accuracy)
     if result.complete and run.finished is None:
         final_model.save(
-            run.output_dir / run_directory.FINAL_MODEL, run.inner, run.dataset, models.returns_logits(run.inner)
+            run.output_dir / run_directory.FINAL_MODEL, run.inner, run.dataset, pretrained.returns_logits(run.inner)
         )
     if result.complete and result != run.finished:
         result.write(run.output_dir)

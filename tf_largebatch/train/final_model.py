@@ -9,7 +9,7 @@ import zipfile
 
 import keras
 
-from tf_largebatch import data, models
+from tf_largebatch import data, pretrained
 from tf_largebatch.files import replacing
 
 # A member of the .keras archive, which Keras ignores.
@@ -38,7 +38,7 @@ def returns_logits(model: keras.Model, information: Information | None = None) -
         model: The classifier.
         information: What its file says, if anything.
     """
-    return models.returns_logits(model) if information is None else information.logits
+    return pretrained.returns_logits(model) if information is None else information.logits
 
 
 def of_pixels(inner: keras.Model, dataset: data.Dataset) -> keras.Model:

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch import data, models
+from tf_largebatch import data, models, pretrained
 from tf_largebatch.callbacks import GradientNoiseScale, load_checkpoint
 from tf_largebatch.callbacks.checkpoint import DamagedCheckpoint, list_checkpoints
 from tf_largebatch.callbacks.metrics import read_metrics
@@ -92,7 +92,7 @@ def prepare(config: TrainConfig) -> Run:
     scope, replicas = strategies.scope(settings.strategy, settings.replicas, settings.tpu)
     if settings.strategy != "one_device":
         strategies.check_batch(settings.batch_size, replicas, settings.micro_batch_size)
-    pixels = models.takes_pixels(config.model.name, config.model.weights)
+    pixels = pretrained.takes_pixels(config.model.name, config.model.weights)
     dataset = data.load(**vars(config.data), standardize=not pixels)
     require(
         settings.batch_size <= dataset.train_size,
@@ -179,10 +179,10 @@ def _built(config: TrainConfig, dataset: data.Dataset, schedule: Any) -> tuple[k
 
 def _network(config: ModelConfig, dataset: data.Dataset) -> keras.Model:
     shape, classes = dataset.image_shape, dataset.num_classes
-    if models.is_file(config.name):
-        return models.from_file(config.name, shape, classes)
+    if pretrained.is_file(config.name):
+        return pretrained.from_file(config.name, shape, classes)
     if config.weights is not None:
-        return models.pretrained(config.name, config.weights, shape, classes, dataset.pixel_scale)
+        return pretrained.with_weights(config.name, config.weights, shape, classes, dataset.pixel_scale)
     return models.build(config.name, shape, classes)
 
 
@@ -199,7 +199,7 @@ def _compiled(config: TrainConfig, inner: keras.Model, dataset: data.Dataset, sc
         model = adversarial.wrapped(config.adversarial, inner, dataset, seed=settings.seed, **options)
     elif measures or scaled or settings.micro_batch_size is not None:
         model = LargeBatchModel(inner, **options)
-    logits = models.returns_logits(inner)
+    logits = pretrained.returns_logits(inner)
     if has_soft_labels(settings):
         loss = keras.losses.CategoricalCrossentropy(from_logits=logits, label_smoothing=settings.label_smoothing)
     else:

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch import models
+from tf_largebatch import pretrained
 from tf_largebatch.callbacks.noise_scale import readable_noise_scale
 from tf_largebatch.train import adversarial
 from tf_largebatch.train.prepare import Run
@@ -29,7 +29,7 @@ def description(run: Run) -> dict[str, Any]:
             "name": run.inner.name,
             "parameters": run.inner.count_params(),
             "trainable_parameters": trainable,
-            "output": "logits" if models.returns_logits(run.inner) else "probabilities",
+            "output": "logits" if pretrained.returns_logits(run.inner) else "probabilities",
         },
         "optimizer": keras.saving.serialize_keras_object(optimizer),
         "layout": {

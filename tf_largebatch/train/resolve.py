@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from tf_largebatch import data, models
+from tf_largebatch import data, models, pretrained
 from tf_largebatch.check import require
 from tf_largebatch.data.npz import is_npz
 from tf_largebatch.distribute import strategies
@@ -103,7 +103,7 @@ APPLIES = (
     ),
     Applies(
         ("weights", "mixed_precision"),
-        lambda c: not models.is_file(c.model.name),
+        lambda c: not pretrained.is_file(c.model.name),
         "model",
         "models by name; a file has weights and dtypes of its own",
     ),
@@ -183,7 +183,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
     network = config.model.name
     # Absolute, so that the run can be repeated from another directory.
     network = (
-        str(local_path(network, "model").absolute()) if models.is_file(network) else models.canonical_name(network)
+        str(local_path(network, "model").absolute()) if pretrained.is_file(network) else models.canonical_name(network)
     )
     config = config.with_flags(model=network, optimizer=optimizers.canonical_name(config.optimizer.name))
     _check_applicable(config)

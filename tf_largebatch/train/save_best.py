@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch import data, models
+from tf_largebatch import data, pretrained
 from tf_largebatch.callbacks.metrics import read_metrics, updates_taken
 from tf_largebatch.train import final_model, run_directory
 
@@ -45,4 +45,4 @@ class SaveBest(keras.callbacks.Callback):
         if value > self._best:
             self._best = value
             path = self.output_dir / run_directory.BEST_MODEL
-            final_model.save(path, self.inner, self.dataset, models.returns_logits(self.inner))
+            final_model.save(path, self.inner, self.dataset, pretrained.returns_logits(self.inner))
