@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from comparing import assert_norms_close, norm_of, norms_of, plain_pass, tensorflow_only
+from comparing import ON_JAX, assert_norms_close, norm_of, norms_of, plain_pass, tensorflow_only
 from keras import layers as L
 
 from tf_largebatch.norms import KERAS, brute_force_gradient_norms, measure, per_example_gradient_norms, use_generic
@@ -213,3 +213,14 @@ def test_the_generic_rule_hands_masks_on():
     x, y = np.array([[1, 2, 0, 0], [3, 0, 0, 0], [4, 4, 1, 2]]), np.ones((3, 2), "float32")
     found = per_example_gradient_norms(model, x, y, "mse")
     np.testing.assert_allclose(np.stack(list(found.values())), _alone(model, lambda i: x[i : i + 1], y, 3), rtol=1e-5)
+
+
+@pytest.mark.skipif(not ON_JAX, reason="JAX only: TensorFlow's sparse tensors are measured")
+@pytest.mark.parametrize("layer", [L.Dense(2), L.EinsumDense("ab,bc->ac", 2)])
+def test_sparse_arrays_are_refused_on_jax(layer):
+    from jax.experimental.sparse import BCOO
+
+    model = keras.Sequential([keras.Input((4,)), layer])
+    x, y = BCOO.fromdense(keras.ops.eye(3, 4)), np.ones((3, 2), "float32")
+    with pytest.raises(ValueError, match=r"received a BCOO of shape .*on JAX only dense arrays are measured"):
+        per_example_gradient_norms(model, x, y, "mse")

@@ -85,7 +85,7 @@ def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callabl
     def call(*args: Any, **kwargs: Any) -> Any:
         with recorder.in_layer(layer):
             if REFUSES_COMPOSITE:
-                _refuse_composite(layer, (args, kwargs))
+                refuse_composite(layer, (args, kwargs))
             try:
                 outputs = rule(layer, recorder, *args, **kwargs)
             except (ValueError, TypeError, AttributeError, INVALID_ARGUMENT) as error:
@@ -95,7 +95,8 @@ def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callabl
     return call
 
 
-def _refuse_composite(layer: Any, arguments: Any) -> None:
+def refuse_composite(layer: Any, arguments: Any) -> None:
+    """Raises ValueError if one of a layer's arguments is sparse, on a backend where no rule measures that."""
     for t in filter(is_composite, keras.tree.flatten(arguments)):
         raise ValueError(composite_message(layer_path(layer), t, "on JAX only dense arrays are measured"))
 

@@ -15,7 +15,7 @@ import numpy as np
 from tf_largebatch.backend.jax.broadcast import Decisions, run
 from tf_largebatch.backend.jax.recorder import Recorder
 from tf_largebatch.backend.jax.scopes import inner_scope
-from tf_largebatch.norms.intercept import original_call, recorded_call, recording
+from tf_largebatch.norms.intercept import original_call, recorded_call, recording, refuse_composite
 from tf_largebatch.norms.recorder import BatchAxisError, Structure, refusal_in
 from tf_largebatch.norms.registry import Registry
 from tf_largebatch.norms.structure import PRIMES, foreign_prime, no_batch_message, untraceable_message, without_trace
@@ -42,9 +42,10 @@ def structure_of(
         kwargs: those by name.
 
     Raises:
-        ValueError: if a layer's first axis is not the batch, or the model cannot be measured for another reason that
-            its forward pass shows; if the model works for no other batch size.
+        ValueError: if an argument is sparse, a layer's first axis is not the batch, or the model cannot be measured for
+            another reason that its forward pass shows; if the model works for no other batch size.
     """
+    refuse_composite(model, (args, kwargs))
     flat, tree = jax.tree_util.tree_flatten((args, kwargs), is_leaf=lambda t: t is None)
     batched = [i for i, t in enumerate(flat) if _has_batch_axis(t, batch_size)]
     if not batched:
