@@ -151,3 +151,14 @@ def test_the_default_of_jit_compile():
     net.compile("sgd", "mse", jit_compile="auto")
     found = keras_internals.default_jit_compile(net)
     assert net.get_compile_config()["jit_compile"] == found, "Keras no longer saves what jit_compile='auto' means"
+
+
+def test_keras_on_jax_takes_the_values_of_variables_as_before():
+    pytest.importorskip("jax")
+    from keras.src.backend.jax.trainer import JAXTrainer
+
+    parameters = list(inspect.signature(JAXTrainer._get_jax_state).parameters)[1:]
+    expected = list(inspect.signature(keras_internals.handed_out_state).parameters)[1:]
+    assert parameters == expected, "_get_jax_state has other parameters: LargeBatchModel keeps values for a failed step"
+    source = inspect.getsource(JAXTrainer.jax_state_sync)
+    assert all(f'"{name}"' in source for name in expected[:-1]), "jax_state_sync reads other groups of _jax_state"

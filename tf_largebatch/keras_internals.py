@@ -171,6 +171,30 @@ def default_jit_compile(model: Any) -> bool:
     return model._resolve_auto_jit_compile()
 
 
+def handed_out_state(
+    state: Sequence[Any],
+    trainable_variables: bool = False,
+    non_trainable_variables: bool = False,
+    optimizer_variables: bool = False,
+    metrics_variables: bool = False,
+    purge_model_variables: bool = False,
+) -> dict[str, Any] | None:
+    """Returns what Keras's trainer on JAX took from the variables, as `jax_state_sync` gives it back; None if nothing.
+
+    `_get_jax_state`, with these parameters, and `_jax_state`: before its first step the trainer empties the variables,
+    and it notes their values after a step only. If the first step is refused, they would be lost.
+    """
+    if not purge_model_variables:
+        return None
+    groups = {
+        "trainable_variables": trainable_variables,
+        "non_trainable_variables": non_trainable_variables,
+        "optimizer_variables": optimizer_variables,
+        "metrics_variables": metrics_variables,
+    }
+    return dict(zip((name for name, taken in groups.items() if taken), state, strict=True))
+
+
 # Losses.
 
 

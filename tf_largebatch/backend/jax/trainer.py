@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from tf_largebatch import keras_internals
 from tf_largebatch.backend.jax.distribution import (
     devices_of_a_batch,
     explaining_indivisible_batches,
@@ -85,18 +86,36 @@ class Trainer:
         """As `keras.Model.fit`."""
         arguments = delegation.fit_arguments(args, kwargs)
         check_divisible(arguments["x"], arguments["batch_size"], arguments["steps_per_epoch"])
-        with explaining_indivisible_batches():
+        with explaining_indivisible_batches(), self._giving_values_back():
             return super().fit(*args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`."""
-        with explaining_indivisible_batches():
+        with explaining_indivisible_batches(), self._giving_values_back():
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.predict`."""
-        with explaining_indivisible_batches():
+        with explaining_indivisible_batches(), self._giving_values_back():
             return super().predict(*args, **kwargs)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _giving_values_back(self) -> Iterator[None]:
+        """Within it an error leaves the variables with the values that they had before the step that failed."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # values that a failed step has consumed
+                self.jax_state_sync()  # type: ignore[attr-defined]
+            raise
+
+    def _get_jax_state(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As Keras's, which empties the variables before the first step; see `keras_internals.handed_out_state`."""
+        state = super()._get_jax_state(*args, **kwargs)  # type: ignore[misc]
+        handed_out = keras_internals.handed_out_state(state, *args, **kwargs)
+        if handed_out is not None:
+            self._jax_state = handed_out
+        return state
 
     def stateless(self, function: Callable[..., Any], state: Any, *args: Any) -> tuple[Any, Any]:
         """Calls a function that reads and assigns variables as a function of their values.
