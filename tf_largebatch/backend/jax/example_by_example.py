@@ -70,7 +70,7 @@ def require_rows(found: Size, rows: Size, message: str) -> None:
         raise ValueError(message)
 
 
-def identity(d: jax.Array) -> jax.Array:
+def identity(d: jax.Array) -> Any:
     """Returns the array, which is handed from one variable of a layer to the next in the backward pass."""
     return d
 

@@ -105,9 +105,10 @@ def require_rows(found: Size, rows: Size, message: str) -> None:
     tf.debugging.assert_equal(found, rows, message)
 
 
-def identity(d: tf.Tensor) -> None:
+def identity(d: tf.Tensor) -> Any:
     """Returns None: the gradient at a layer's outputs is the same for all its variables, in tensors of its own."""
     del d
+    return None
 
 
 def split_columns(t: tf.Tensor, sizes: list[Size]) -> list[tf.Tensor]:

@@ -48,7 +48,9 @@ def spectral_normalization(layer: Any, recorder: Recorder, inputs: Tensor, train
 
     Keras assigns `W / sigma` to the variable and then calls the inner layer. The gradient therefore is taken at the
     assigned kernel and does not flow through sigma: it, and each example's contribution to it, is the inner layer's.
-    So the assignment is hidden from the tape and the inner layer measured by its own rule.
+    So the assignment is hidden from the tape and the inner layer measured by its own rule. This is what Keras does on
+    TensorFlow. On JAX its trainer differentiates through the division and drops the assigned kernel; here both
+    backends train alike.
     """
     if training:
         with recorder.unseen():
