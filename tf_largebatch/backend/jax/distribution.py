@@ -25,6 +25,11 @@ def devices_of_a_batch() -> int:
     return math.prod(sharding.mesh.shape[axis] for axis in axes if axis is not None)
 
 
+def devices_of_a_process() -> int:
+    """Returns among how many of its devices a process splits its share of a batch, which is what `fit` gets."""
+    return max(devices_of_a_batch() // jax.process_count(), 1)
+
+
 @contextlib.contextmanager
 def explaining_indivisible_batches() -> Iterator[None]:
     """Within it a batch that the devices do not divide raises a ValueError that says what to do."""
@@ -39,7 +44,7 @@ def explaining_indivisible_batches() -> Iterator[None]:
 def indivisible_message(received: str) -> str:
     """The sentence for a batch that the devices do not divide."""
     return (
-        f"Every batch must have a multiple of {devices_of_a_batch()} examples, the number of devices among which "
+        f"Every batch must have a multiple of {devices_of_a_process()} examples, the number of devices among which "
         f"keras.distribution splits it; received {received}: choose another batch size, and drop the last, smaller "
         "batch or fill it up."
     )

@@ -10,7 +10,7 @@ import keras
 
 from tf_largebatch import keras_internals
 from tf_largebatch.backend.jax.distribution import (
-    devices_of_a_batch,
+    devices_of_a_process,
     explaining_indivisible_batches,
     indivisible_message,
 )
@@ -163,7 +163,7 @@ class Trainer:
 def check_divisible(x: Any, batch_size: int | None, steps: int | None) -> None:
     """Raises ValueError if the devices divide not every batch that arrays make."""
     leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
-    devices = devices_of_a_batch()
+    devices = devices_of_a_process()
     if devices == 1 or not leaves or not all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
         return
     size, examples = batch_size or 32, int(leaves[0].shape[0])
