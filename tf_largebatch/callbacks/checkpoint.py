@@ -118,6 +118,8 @@ def _state(model: keras.Model) -> dict[str, list[Any]]:
 
 
 def _to_array(variable: Any) -> np.ndarray:
-    array = keras.ops.convert_to_numpy(variable.value)
+    value = variable.value
+    # Of a variable of several replicas Keras cannot make an array.
+    array = value.numpy() if hasattr(value, "numpy") else keras.ops.convert_to_numpy(value)
     # NumPy files know no bfloat16; float32 holds each of its values.
     return array.astype(np.float32) if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array

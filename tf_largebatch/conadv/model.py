@@ -438,7 +438,9 @@ class ConAdvModel(ConAdvTrainer, LargeBatchModel):
         require(count == 0, "augment", augment, f"a layer without weights to train (it has {count})", "freeze it")
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
-        if int(ops.convert_to_numpy(self.stale.step.value)):
+        step = self.stale.step.value
+        # Of a variable of several replicas Keras cannot make an array.
+        if int(step.numpy() if hasattr(step, "numpy") else ops.convert_to_numpy(step)):
             self._has_trained = True
             return
         for batch_norms in self._auxiliary_batch_norms():

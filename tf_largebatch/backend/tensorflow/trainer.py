@@ -60,6 +60,10 @@ def outside_of_the_step() -> Iterator[None]:
 @contextlib.contextmanager
 def in_strategy(model: keras.Model) -> Iterator[None]:
     """Within it variables are those of the strategy under which the model trains."""
+    if tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context():
+        # A replica's step belongs to the strategy already, and cannot enter its scope again.
+        yield
+        return
     with tf.distribute.get_strategy().scope() if tf.distribute.has_strategy() else model.distribute_strategy.scope():
         yield
 
