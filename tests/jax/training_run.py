@@ -32,8 +32,9 @@ def run(micro_batch_size: int | None = None, norm_examples: int | None = None) -
     rng = np.random.default_rng(0)
     net = network()
     for v in net.weights:
-        normal = rng.normal(size=v.shape) / np.sqrt(np.prod(v.shape[:-1]))
-        v.assign(rng.uniform(0.5, 1.5, v.shape) if "norm" in v.path else normal)
+        is_norm = "norm" in v.path
+        scale = np.sqrt(np.prod(v.shape[:-1]))
+        v.assign(rng.uniform(0.5, 1.5, v.shape) if is_norm else rng.normal(size=v.shape) / scale)
     means = rng.normal(size=(4, 8, 8, 3))
     model = lb.LargeBatchModel(net, norm_examples=norm_examples, micro_batch_size=micro_batch_size)
     optimizer = lb.CLARS(0.5, eta=0.02, weight_decay_rate=1e-3, gradient_norms="per_example")
