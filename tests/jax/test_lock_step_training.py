@@ -26,7 +26,7 @@ def on_tensorflow(path, *arguments):
     [(7, None), *(pytest.param(*case, marks=pytest.mark.long) for case in ((None, None), (None, 6)))],
 )
 def test_fifty_steps_equal_those_of_tensorflow(tmp_path, micro_batch_size, norm_examples):
-    """Float32 sums in another order differ by 1e-7; fifty steps with batch norm and ReLU make a thousand of it."""
+    """Float32 sums in another order make 1e-6; a ReLU whose input is about 0 could make more, so there is none."""
     expected = on_tensorflow(tmp_path / "run.npz", micro_batch_size or 0, norm_examples or 0)
     found = training_run.run(micro_batch_size, norm_examples)
     assert list(found) == list(expected)

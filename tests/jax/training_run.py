@@ -23,7 +23,7 @@ def network():
     for number, (channels, stride) in enumerate(((6, 1), (8, 2))):
         t = layers.Conv2D(channels, 3, stride, "same", use_bias=False, name=f"conv_{number}")(t)
         t = layers.BatchNormalization(momentum=0.9, name=f"norm_{number}")(t)
-        t = layers.ReLU(name=f"relu_{number}")(t)
+        t = layers.Activation("gelu", name=f"gelu_{number}")(t)
     return keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D(name="pool")(t)), name="net")
 
 
