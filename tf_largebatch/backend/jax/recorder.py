@@ -272,6 +272,7 @@ class Recorder(base.Recorder):
             return d, found.squares, share, None
 
         seen.defvjp(forward, backward)
+        assert self._arguments is not None  # the caller has checked
         slots = self._arguments.squares[use.number], self._arguments.shares[use.number]
         return seen(output, *slots, arrays)
 
