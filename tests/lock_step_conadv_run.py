@@ -55,6 +55,7 @@ def data(case):
 def run(case, found, path):
     """Notes what each step left in `found`, and saves the model in the middle."""
     classes, make_optimizer, arguments = CASES[case]
+    keras.utils.clear_session()  # layers are numbered from 1, whatever ran before
     x, y = data(case)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tf_largebatch import models
 from tf_largebatch.backend.jax import study_runs
-from tf_largebatch.study import arrays, jobs, run
+from tf_largebatch.study import arrays, execution, jobs, run
 from tf_largebatch.study.config import make_study
 
 RATES = {"learning_rate": {"log": [0.05, 1.0]}, "power": [0.5, 2]}
@@ -62,7 +62,7 @@ def job(study, name, seed=5):
 
 @pytest.mark.parametrize("name", CONTENT["arms"])
 def test_the_curve_is_that_of_fit(study, name):
-    found, expected = (train(study, job(study, name)) for train in (run.train, run.train_with_fit))
+    found, expected = (train(study, job(study, name)) for train in (execution.train, run.train_with_fit))
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(
         [loss for _, loss, _ in found["curve"]], [loss for _, loss, _ in expected["curve"]], rtol=1e-4
@@ -84,7 +84,7 @@ def test_arms_that_differ_in_numbers_alone_share_a_program(study):
 
 def test_a_run_that_diverges_ends_there(study):
     point = {**jobs.all_points(study)["sgd"][1], "learning_rate": 1e30}
-    row = run.train(study, jobs.Job("sgd", 32, "final", 1, 5, point))
+    row = execution.train(study, jobs.Job("sgd", 32, "final", 1, 5, point))
     assert (
         row["status"] == "diverged"
         and row["validation_accuracy"] == row["test_accuracy"] == 0
@@ -95,9 +95,9 @@ def test_a_run_that_diverges_ends_there(study):
 def test_what_cannot_be_compiled_fails_in_its_own_runs_alone(study):
     point = {**jobs.all_points(study)["sample"][1], "norm_examples": -1}
     broken = jobs.Job("sample", 32, "search", 1, 5, point)
-    run.prepare(study, [broken])
+    execution.prepare(study, [broken])
     with pytest.raises(ValueError, match="norm_examples must be"):
-        run.train(study, broken)
+        execution.train(study, broken)
 
 
 def test_crops_on_the_device_are_those_of_the_host():

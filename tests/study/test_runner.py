@@ -11,7 +11,7 @@ from study_cases import CONTENT, row, study
 
 from tf_largebatch import models
 from tf_largebatch.study import __main__ as command_line
-from tf_largebatch.study import run, runner
+from tf_largebatch.study import execution, run, runner
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def fake_training(monkeypatch):
         trained.append(job)
         return row(job, 0.5 + 0.1 * job.trial, status="diverged" if job.trial == 0 else "trained")
 
-    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(execution, "train", train)
     monkeypatch.setattr(run, "prepare", lambda study, jobs: None)
     return trained
 
@@ -50,20 +50,20 @@ def test_minutes_stop_before_a_run_that_would_end_too_late(tmp_path, fake_traini
 
 
 def test_an_arm_that_fails_is_left_out_and_tried_again_by_the_next_call(tmp_path, fake_training, monkeypatch):
-    works, said = run.train, []
+    works, said = execution.train, []
 
     def fails(study, job):
         if job.arm == "clars" and job.batch_size == 128:
             raise RuntimeError("out of memory")
         return works(study, job)
 
-    monkeypatch.setattr(run, "train", fails)
+    monkeypatch.setattr(execution, "train", fails)
     assert not runner.run_study(study(), tmp_path, say=said.append)
     assert len(fake_training) == 15
     assert [line for line in said if "failed" in line] == [
         "clars, batch 128 failed and is left out: RuntimeError: out of memory"
     ]
-    monkeypatch.setattr(run, "train", works)
+    monkeypatch.setattr(execution, "train", works)
     assert runner.run_study(study(), tmp_path, say=said.append, first=["adamw"])
     assert len(fake_training) == 20
     with pytest.raises(ValueError, match=r"first must be among clars, adamw; received first=\['sgd'\]"):

@@ -60,4 +60,4 @@ def _of_jax() -> Device:
     import jax
 
     kind = jax.default_backend()
-    return kind if kind in ("gpu", "tpu") else "cpu"
+    return "gpu" if kind == "gpu" else "tpu" if kind == "tpu" else "cpu"

@@ -185,7 +185,7 @@ class Added:
         contractions, ds = zip(*self.parts, strict=True)
         total = ops.zeros(self.shape, "float32")
         for at in range(start, stop, chunk):
-            ds = after(ds, total)  # one chunk in memory at a time
+            ds = tuple(after(ds, total))  # one chunk in memory at a time
             parts = Added(tuple(zip(contractions, ds, strict=True)), self.shape)
             found, gradient = squared_norms_and_sum(parts.contributions(d, slice(at, min(at + chunk, stop))))
             squares.append(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,33 +22,6 @@ from tf_largebatch.study.schedules import ShapedSchedule
 from tf_largebatch.training import LargeBatchModel
 
 EVALUATION_BATCH_SIZE = 1000
-
-
-def prepare(study: Study, jobs: Iterable[Job]) -> None:
-    """Compiles what these runs need, on JAX."""
-    if keras.backend.backend() == "jax":
-        _jax_runs(study).prepare(jobs)
-
-
-def train(study: Study, job: Job) -> dict[str, Any]:
-    """Trains once and returns the row of the run; on JAX with programs that many runs share.
-
-    Args:
-        study: The study.
-        job: The run.
-
-    Returns:
-        See `row_of`.
-    """
-    if keras.backend.backend() == "jax":
-        return _jax_runs(study).train(job)
-    return train_with_fit(study, job)
-
-
-def _jax_runs(study: Study) -> Any:
-    from tf_largebatch.backend.jax.study_runs import runs_of
-
-    return runs_of(study)
 
 
 def train_with_fit(study: Study, job: Job) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import yaml
 
 from tf_largebatch.check import require
 from tf_largebatch.files import replacing
+from tf_largebatch.study import execution
 from tf_largebatch.study import jobs as planning
-from tf_largebatch.study import run
 from tf_largebatch.study.config import Study, make_study
 from tf_largebatch.study.jobs import Job
 
@@ -64,7 +64,7 @@ def run_study(
     total, began, done_before = planning.total(study), time.monotonic(), len(rows)
     failed: set[tuple[str, int]] = set()
     if processes == 1 and len(rows) < total:
-        run.prepare(study, planning.pending(study, rows, first))
+        execution.prepare(study, planning.pending(study, rows, first))
     with _pool(processes) as pool:
         running: dict[concurrent.futures.Future[dict[str, Any]], Job] = {}
         try:
@@ -205,7 +205,7 @@ def _limit_threads(threads: int) -> None:
 
 
 def _work(study: Study, job: Job) -> dict[str, Any]:
-    return run.train(study, job)
+    return execution.train(study, job)
 
 
 def main_line(text: str) -> None:

@@ -277,6 +277,7 @@ class LargeBatchModel(Trainer, keras.Model):
         size = self._size_of_micro_batches(batch_size)
         totals = None
         if self.micro_batch_size is not None:
+            assert size is not None  # it is that of the micro-batches
             totals = self._micro_batch_losses.totals(
                 MicroBatches((streams[0].inputs, y, sample_weight), batch_size, size)
             )

@@ -12,7 +12,7 @@ if keras.backend.backend() == "jax":
         unless_empty,
     )
 else:
-    from tf_largebatch.backend.tensorflow.micro_batches import (
+    from tf_largebatch.backend.tensorflow.micro_batches import (  # type: ignore[assignment]
         MicroBatches,
         batch_size_of,
         composite_examples,

@@ -13,7 +13,7 @@ if keras.backend.backend() == "jax":
         synchronize,
     )
 else:
-    from tf_largebatch.backend.tensorflow.trainer import (
+    from tf_largebatch.backend.tensorflow.trainer import (  # type: ignore[assignment]
         Trainer,
         in_strategy,
         number_of_replicas,

@@ -71,12 +71,14 @@ class Decisions:
                 raise ValueError(broadcast_message([layer]))
             self._next += 1
             return self.taken[self._next - 1][1]
-        results = set()
+        results: set[Result] = set()
         for out in equation.outvars:
             axes = [axis for axis, size in enumerate(out.aval.shape) if size and size % self.batch_size == 0]
             whole = axes == [0] and out.aval.shape[0] == self.batch_size
-            results.add(Result.TABLE if not axes else Result.BATCH if whole else None)
-        if len(results) != 1 or None in results:
+            if axes and not whole:
+                raise ValueError(broadcast_message([layer]))
+            results.add(Result.BATCH if axes else Result.TABLE)
+        if len(results) != 1:
             raise ValueError(broadcast_message([layer]))
         result = results.pop()
         self.taken.append((name, result))

@@ -68,7 +68,7 @@ class Trainer:
         if not delegation.overrides(self.model, "test_step"):
             return super().test_step(state, data)  # type: ignore[misc]
         own = self.trainable_variables, self.non_trainable_variables, self.metrics_variables
-        with delegation.compiled_as(self.model, self) as model:  # type: ignore[arg-type]
+        with delegation.compiled_as(self.model, self) as model:
             theirs = model.trainable_variables, model.non_trainable_variables, model.metrics_variables
             logs, new = model.test_step(_rearranged(state, own, theirs), data)
         return logs, _updated(state, own, theirs, new)

@@ -71,7 +71,7 @@ class TrainFunction:
         if self._in_flight.aside:
             return self._alone(self._drawn(iterator))
         held = self._in_flight
-        spec = keras.tree.map_structure(_none_for_optional, iterator.element_spec)
+        spec = keras.tree.map_structure(_none_for_optional, iterator.element_spec)  # type: ignore[attr-defined]
         if held.iterator is not iterator:
             batch = self._drawn(iterator)
             held.hold(iterator, batch, self._first(batch, spec) if self._ahead else None)

@@ -36,7 +36,7 @@ class Trainer:
         """One batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
         if not delegation.overrides(self.model, "test_step"):
             return super().test_step(data)  # type: ignore[misc]
-        with delegation.compiled_as(self.model, self) as model:  # type: ignore[arg-type]
+        with delegation.compiled_as(self.model, self) as model:
             return model.test_step(data)
 
     def predict_step(self, data: Any) -> Any:
