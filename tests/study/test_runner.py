@@ -23,7 +23,7 @@ def fake_training(monkeypatch):
         return row(job, 0.5 + 0.1 * job.trial, status="diverged" if job.trial == 0 else "trained")
 
     monkeypatch.setattr(execution, "train", train)
-    monkeypatch.setattr(run, "prepare", lambda study, jobs: None)
+    monkeypatch.setattr(execution, "prepare", lambda study, jobs: None)
     return trained
 
 

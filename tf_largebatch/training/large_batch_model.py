@@ -300,7 +300,7 @@ class LargeBatchModel(Trainer, keras.Model):
                         part = self._micro_batch_losses.of_part(y, y_pred, sample_weight, share, totals)
                         factor = stack.enter_context(part)
                     value = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
-                return value if factor == 1.0 else value * factor
+                return value if isinstance(factor, float) and factor == 1.0 else value * factor
 
             def scale(loss: Any) -> Any:
                 return self.optimizer.scale_loss(loss if is_first else ops.cast(stream.weight, loss.dtype) * loss)
