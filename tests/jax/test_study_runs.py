@@ -38,11 +38,37 @@ CONTENT = {
         "sgd": {"optimizer": "sgd", "space": RATES},
     },
 }
+OTHERS = {
+    "signal": {
+        "optimizer": "clars",
+        "fixed": {"denominator": "signal", "norm_exponent": 0.5, "unadapted_rate_factor": 0.3},
+        "space": LAYERWISE,
+    },
+    "root mean square": {
+        "optimizer": "clars",
+        "fixed": {"denominator": "root_mean_square", "micro_batch_size": 16},
+        "space": LAYERWISE,
+    },
+    "parts": {"optimizer": "sgd", "scaling": "sqrt", "fixed": {"micro_batch_size": 8}, "space": RATES},
+    "conadv": {
+        "optimizer": "adamw",
+        "augment": "none",
+        "adversarial": {"epsilon": 8.0, "staleness": 2, "random_start": 0.0, "targeted": False},
+        "space": {"learning_rate": {"log": [0.001, 0.01]}},
+    },
+    "long": {"optimizer": "sgd", "passes": 2, "augment": "none", "space": RATES},
+}
 
 
 @pytest.fixture(scope="module")
 def study():
-    return make_study(CONTENT)
+    return make_study({**CONTENT, "arms": {**CONTENT["arms"], **OTHERS}})
+
+
+@pytest.fixture(scope="module")
+def measuring_study():
+    arms = {name: OTHERS[name] for name in ("conadv", "long")}
+    return make_study({**CONTENT, "robustness": 8.0, "sharpness_examples": 64, "arms": arms})
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +86,7 @@ def job(study, name, seed=5):
     return jobs.Job(name, 32, "final", 1, seed, jobs.all_points(study)[name][1])
 
 
-@pytest.mark.parametrize("name", CONTENT["arms"])
+@pytest.mark.parametrize("name", [*CONTENT["arms"], *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
 def test_the_curve_is_that_of_fit(study, name):
     found, expected = (train(study, job(study, name)) for train in (execution.train, run.train_with_fit))
     assert found.keys() == expected.keys()
@@ -69,17 +95,30 @@ def test_the_curve_is_that_of_fit(study, name):
     )
     for value in ("validation_accuracy", "test_accuracy"):
         assert found[value] == pytest.approx(expected[value], abs=0.01)
-    assert ("agreements" in found) == (name in ("clars", "half", "sample"))
+    assert ("agreements" in found) == ((OTHERS | CONTENT["arms"])[name]["optimizer"] == "clars")
+    np.testing.assert_allclose(found.get("at_cap", []), expected.get("at_cap", []))
     for label, values in expected.get("agreements", {}).items():
         np.testing.assert_allclose(found["agreements"][label], values, rtol=2e-3)
     assert found["status"] == expected["status"] == "trained"
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["conadv", "long"])
+def test_final_runs_are_measured_alike(measuring_study, name):
+    of_job = job(measuring_study, name)
+    found, expected = (train(measuring_study, of_job) for train in (execution.train, run.train_with_fit))
+    for value in ("test_accuracy", "train_accuracy", "robust_accuracy_1_step", "robust_accuracy_10_steps"):
+        assert found[value] == pytest.approx(expected[value], abs=0.02)
+    assert found["sharpness"] == pytest.approx(expected["sharpness"], rel=0.02)
+    assert found["robust_accuracy_10_steps"] <= found["robust_accuracy_1_step"] + 0.02 <= found["test_accuracy"] + 0.04
+
+
 def test_arms_that_differ_in_numbers_alone_share_a_program(study):
     runs = study_runs.runs_of(study)
     runs.prepare([job(study, name) for name in CONTENT["arms"]])
-    assert {key[0] for key in runs._programs} == {"clars", "lars", "adamw", "sgd"}
-    assert sum(key[0] == "clars" for key in runs._programs) == 2  # all norms, or those of a sample
+    optimizers = [setting[0] for setting, length in runs._programs]
+    assert set(optimizers) == {"clars", "lars", "adamw", "sgd"}
+    assert optimizers.count("clars") == 2  # all norms, or those of a sample
 
 
 def test_a_run_that_diverges_ends_there(study):

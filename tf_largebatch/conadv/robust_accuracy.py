@@ -78,44 +78,84 @@ def accuracy_under_attack(
         >>> 0 <= accuracy_under_attack(net, batches, loss, epsilon=8.0, value_range=(0.0, 1.0)) <= 1
         True
     """
-    check_arguments(
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        staleness=0,
-        targeted=targeted,
-        random_start=random_start,
-        adversarial_weight=1.0,
-        augment=None,
-        num_classes=None,
-        attack="pgd",
-        norm=norm,
-        seed=seed,
+    measured = RobustAccuracy(
+        model, loss, epsilon, value_range, num_steps, step_size, targeted, random_start, norm=norm, seed=seed
     )
-    attack = ImageAttack(epsilon, plain_range(value_range), step_size, num_steps, targeted, random_start, norm=norm)
-    loss = classification_loss(loss)
-    image_checks.check_accepts_floating(model)
-    counts: Any = None
-    right = without_gradient = total = 0
-    for number, batch in enumerate(batches):
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        image_checks.check_are_images(x)
-        image_checks.check_channels(attack.value_range, x)
+    return measured(batches)
+
+
+class RobustAccuracy:
+    """Measures `accuracy_under_attack` of a model again and again, as its weights change, with one compiled program.
+
+    Args:
+        model: As in `accuracy_under_attack`, as are the others.
+        loss: See there.
+        epsilon: See there.
+        value_range: See there.
+        num_steps: See there.
+        step_size: See there.
+        targeted: See there.
+        random_start: See there.
+        norm: See there.
+        seed: See there.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        loss: Any,
+        epsilon: float = 4.0,
+        value_range: Sequence[Any] = (0.0, 255.0),
+        num_steps: int = 1,
+        step_size: float | None = None,
+        targeted: bool = False,
+        random_start: float = 0.0,
+        norm: str = "linf",
+        seed: int = 0,
+    ) -> None:
+        check_arguments(
+            epsilon=epsilon,
+            step_size=step_size,
+            num_steps=num_steps,
+            staleness=0,
+            targeted=targeted,
+            random_start=random_start,
+            adversarial_weight=1.0,
+            augment=None,
+            num_classes=None,
+            attack="pgd",
+            norm=norm,
+            seed=seed,
+        )
+        limits = plain_range(value_range)
+        self._attack = ImageAttack(epsilon, limits, step_size, num_steps, targeted, random_start, norm=norm)
+        self._model, self._loss, self._seed = model, classification_loss(loss), seed
+        image_checks.check_accepts_floating(model)
+        self._counts: Any = None
+
+    def __call__(self, batches: Iterable[tuple[Any, Any]]) -> float:
+        """The accuracy on these batches after the attack, with the model's present weights."""
+        right = without_gradient = total = 0
+        for number, batch in enumerate(batches):
+            x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            image_checks.check_are_images(x)
+            image_checks.check_channels(self._attack.value_range, x)
+            if not total:
+                image_checks.warn_unless_in_range(x, self._attack.value_range)
+            if self._counts is None:
+                if not self._model.built:
+                    self._model(image_checks.as_floating(x[:1]))
+                self._counts = _counts_function(self._model, self._attack, self._loss, self._seed)
+            arguments = ops.convert_to_tensor(y), ops.convert_to_tensor(number, "int32")
+            found = self._counts(image_checks.as_floating(x), *arguments)
+            right += int(found[0])
+            without_gradient += int(found[1])
+            total += int(x.shape[0])
         if not total:
-            image_checks.warn_unless_in_range(x, attack.value_range)
-        if counts is None:
-            if not model.built:
-                model(image_checks.as_floating(x[:1]))
-            counts = _counts_function(model, attack, loss, seed)
-        found = counts(image_checks.as_floating(x), ops.convert_to_tensor(y), ops.convert_to_tensor(number, "int32"))
-        right += int(found[0])
-        without_gradient += int(found[1])
-        total += int(x.shape[0])
-    if not total:
-        raise ValueError("batches must hold at least one image; received none: was a generator used up?")
-    if epsilon > 0:
-        image_checks.warn_without_gradient(without_gradient, total)
-    return right / total
+            raise ValueError("batches must hold at least one image; received none: was a generator used up?")
+        if self._attack.epsilon > 0:
+            image_checks.warn_without_gradient(without_gradient, total)
+        return right / total
 
 
 def _counts_function(model: keras.Model, attack: ImageAttack, loss: Any, seed: int) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.optimizers import CLARS, LARS
+from tf_largebatch.study.denominators import make_clars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Row:
     """How a study makes an optimizer.
 
     Attributes:
-        make: From the hyper-parameters and the learning-rate schedule.
+        make: From the hyper-parameters, the learning-rate schedule and the batch size.
         parameters: Names of the hyper-parameters that `make` and the schedule understand.
         required: Those without a default.
         either: Those of which exactly one must be given.
@@ -27,7 +28,7 @@ class Row:
         measures_norms: Whether the optimizer needs per-example gradient norms.
     """
 
-    make: Callable[[Mapping[str, Any], Any], keras.optimizers.Optimizer]
+    make: Callable[[Mapping[str, Any], Any, int], keras.optimizers.Optimizer]
     parameters: frozenset[str]
     required: frozenset[str]
     either: tuple[str, ...] = ()
@@ -36,8 +37,16 @@ class Row:
     measures_norms: bool = False
 
 
-_COMMON = frozenset({"learning_rate", "power", "weight_decay"})
-_LAYERWISE = _COMMON | {"adapted_learning_rate", "eta", "max_rate", "momentum", "nesterov", "classic_momentum"}
+_COMMON = frozenset({"learning_rate", "power", "weight_decay", "micro_batch_size"})
+_LAYERWISE = _COMMON | {
+    "adapted_learning_rate",
+    "eta",
+    "max_rate",
+    "unadapted_rate_factor",
+    "momentum",
+    "nesterov",
+    "classic_momentum",
+}
 
 
 def _eta(point: Mapping[str, Any]) -> float:
@@ -53,46 +62,47 @@ def _given(name: str, default: float) -> Callable[[Mapping[str, Any]], float]:
     return lambda point: float(point.get(name, default))
 
 
-def _layerwise(cls: type) -> Callable[[Mapping[str, Any], Any], keras.optimizers.Optimizer]:
+def _layerwise(cls: type) -> Callable[[Mapping[str, Any], Any, int], keras.optimizers.Optimizer]:
     """An optimizer with layer-wise rates.
 
-    `learning_rate` is that of the tensors without adaptation, `adapted_learning_rate` the product of learning rate and
-    `eta` that the adapted tensors take: the two are searched apart. With `eta` in its place they move together.
+    `learning_rate` times `unadapted_rate_factor`, 1 unless given, is the rate of the tensors without adaptation,
+    `adapted_learning_rate` the product of learning rate and `eta` that the adapted tensors take: the two are searched
+    apart. With `eta` in its place they move together.
     """
 
-    def make(point: Mapping[str, Any], schedule: Any) -> keras.optimizers.Optimizer:
-        extra = {}
-        if cls is CLARS:
-            extra = {"gradient_norms": "per_example", "norm_exponent": point.get("norm_exponent", 1.0)}
-        return cls(
+    def make(point: Mapping[str, Any], schedule: Any, batch_size: int) -> keras.optimizers.Optimizer:
+        return (make_clars(point, batch_size) if cls is CLARS else cls)(
             schedule,
             eta=_eta(point),
             max_rate=_cap(point) if _cap(point) < math.inf else None,
+            unadapted_rate_factor=point.get("unadapted_rate_factor", 1.0),
             momentum=point.get("momentum", 0.9),
             nesterov=point.get("nesterov", False),
             classic_momentum=point.get("classic_momentum", True),
             weight_decay_rate=point.get("weight_decay", 0.0),
-            **extra,
         )
 
     return make
 
 
-def _sgd(point: Mapping[str, Any], schedule: Any) -> keras.optimizers.Optimizer:
+def _sgd(point: Mapping[str, Any], schedule: Any, batch_size: int) -> keras.optimizers.Optimizer:
+    del batch_size
     return keras.optimizers.SGD(
         schedule, momentum=point.get("momentum", 0.9), nesterov=True, weight_decay=point.get("weight_decay", 0.0)
     )
 
 
-def _adaptive(cls: type) -> Callable[[Mapping[str, Any], Any], keras.optimizers.Optimizer]:
-    def make(point: Mapping[str, Any], schedule: Any) -> keras.optimizers.Optimizer:
+def _adaptive(cls: type) -> Callable[[Mapping[str, Any], Any, int], keras.optimizers.Optimizer]:
+    def make(point: Mapping[str, Any], schedule: Any, batch_size: int) -> keras.optimizers.Optimizer:
+        del batch_size
         moments = {name: point[name] for name in ("beta_1", "beta_2", "epsilon") if name in point}
         return cls(schedule, weight_decay=point.get("weight_decay", 0.0), **moments)
 
     return make
 
 
-def _muon(point: Mapping[str, Any], schedule: Any) -> keras.optimizers.Optimizer:
+def _muon(point: Mapping[str, Any], schedule: Any, batch_size: int) -> keras.optimizers.Optimizer:
+    del batch_size
     # Keras's Muon updates tensors of two axes alone; convolution kernels and vectors take its AdamW.
     return keras.optimizers.Muon(
         schedule,
@@ -110,6 +120,7 @@ _LAYERWISE_TRACED = {
     "eta": _eta,
     "max_rate": _cap,
     "weight_decay_rate": _given("weight_decay", 0.0),
+    "unadapted_rate_factor": _given("unadapted_rate_factor", 1.0),
 }
 _ADAPTIVE_TRACED = {**_DECAY, "beta_1": _given("beta_1", 0.9), "beta_2": _given("beta_2", 0.999)}
 _MUON_TRACED = {
@@ -117,8 +128,6 @@ _MUON_TRACED = {
     "adam_weight_decay": _given("weight_decay", 0.0),
     "adam_lr_ratio": _given("adam_lr_ratio", 1.0),
 }
-# How `LargeBatchModel` measures.
-MEASUREMENT = frozenset({"norm_examples", "micro_batch_size"})
 _STRUCTURE = frozenset({"momentum", "nesterov", "classic_momentum"})
 
 OPTIMIZERS: dict[str, Row] = {
@@ -126,11 +135,11 @@ OPTIMIZERS: dict[str, Row] = {
     "lars": Row(_layerwise(LARS), _LAYERWISE, _RATE, _ADAPTED, _LAYERWISE_TRACED, _STRUCTURE),
     "clars": Row(
         _layerwise(CLARS),
-        _LAYERWISE | {"norm_exponent", *MEASUREMENT},
+        _LAYERWISE | {"norm_exponent", "norm_examples", "denominator", "signal_floor"},
         _RATE,
         _ADAPTED,
         {**_LAYERWISE_TRACED, "norm_exponent": _given("norm_exponent", 1.0)},
-        _STRUCTURE | MEASUREMENT,
+        _STRUCTURE | {"norm_examples", "denominator", "signal_floor"},
         measures_norms=True,
     ),
     "lamb": Row(
@@ -144,10 +153,10 @@ OPTIMIZERS: dict[str, Row] = {
 
 
 def make_optimizer(
-    name: str, point: Mapping[str, Any], schedule: Any, model: keras.Model
+    name: str, point: Mapping[str, Any], schedule: Any, model: keras.Model, batch_size: int
 ) -> keras.optimizers.Optimizer:
     """The optimizer of a trial; tensors of fewer than two dimensions get no weight decay from any optimizer."""
-    optimizer = OPTIMIZERS[name].make(point, schedule)
+    optimizer = OPTIMIZERS[name].make(point, schedule, batch_size)
     if not isinstance(optimizer, (LARS, CLARS)):
         optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])
     return optimizer

@@ -32,12 +32,14 @@ class Data:
         validation: Images and labels to choose hyper-parameters on.
         test: Images and labels for the final runs alone.
         num_classes: Number of classes.
+        value_range: Lowest and highest value of each channel, of pixels that are black and white.
     """
 
     training: Labelled
     validation: Labelled
     test: Labelled
     num_classes: int
+    value_range: tuple[tuple[float, float], ...]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -70,6 +72,8 @@ def load(dataset: str, data_dir: str | None, validation_examples: int, image_siz
     if image_size is not None:
         training, test = ((_averaged(x, image_size), y) for x, y in (training, test))
     x, y = training
+    lowest, highest = PIXEL_RANGES.get(dataset) or (float(x.min()), float(x.max()))
+    pixel_range = [np.full(x.shape[-1], value, np.float32) for value in (lowest, highest)]
     require(
         validation_examples < len(y) // 2,
         "validation_examples",
@@ -94,6 +98,7 @@ def load(dataset: str, data_dir: str | None, validation_examples: int, image_siz
         (scaled(x[held_out]), labels[held_out]),
         (scaled(test[0]), test[1].astype(np.int32)),
         int(labels.max()) + 1,
+        tuple((float(low), float(high)) for low, high in zip(*map(scaled, pixel_range), strict=True)),
     )
 
 
@@ -144,6 +149,8 @@ def _digits(data_dir: str | None) -> tuple[Labelled, Labelled]:
 def _fashion_mnist(data_dir: str | None) -> tuple[Labelled, Labelled]:
     require(data_dir is not None, "data_dir", data_dir, "the directory of Fashion-MNIST's four idx files (.gz)")
     directory = pathlib.Path(str(data_dir)).expanduser()
+    if (directory / "fashion_mnist.npz").exists():
+        return _npz(str(directory / "fashion_mnist.npz"))
     parts = []
     for prefix in ("train", "t10k"):
         images = _idx(directory / f"{prefix}-images-idx3-ubyte.gz")
@@ -187,6 +194,8 @@ def _npz(path: str) -> tuple[Labelled, Labelled]:
     return (images["x_train"], arrays["y_train"]), (images["x_test"], arrays["y_test"])
 
 
+# Of other data sets the range is that of the training images.
+PIXEL_RANGES = {"digits": (0.0, 16.0), "fashion_mnist": (0.0, 255.0), "cifar10": (0.0, 255.0)}
 DATASETS: dict[str, Callable[[str | None], tuple[Labelled, Labelled]]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,

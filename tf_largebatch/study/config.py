@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
@@ -15,7 +15,9 @@ from tf_largebatch import models
 from tf_largebatch.check import message, require
 from tf_largebatch.study.arms import OPTIMIZERS
 from tf_largebatch.study.arrays import AUGMENTATIONS
+from tf_largebatch.study.denominators import DENOMINATORS, MEAN, denominator_of
 from tf_largebatch.study.schedules import SHAPES
+from tf_largebatch.study.wrappers import check_adversarial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Dimension:
         return self.low + (self.high - self.low) * u
 
 
+BASE_BATCH_SIZE = 128
+SCALINGS: dict[str, Callable[[float], float]] = {"none": lambda times: 1.0, "sqrt": math.sqrt, "linear": float}
+
+
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One contestant: an optimizer with a schedule, fixed hyper-parameters and a search space.
@@ -52,14 +58,23 @@ class Arm:
         optimizer: A row of `arms.OPTIMIZERS`.
         warmup: Share of the updates in which the learning rate grows linearly from 0; 0 for none.
         schedule: A row of `schedules.SHAPES`, the shape of the decay after the warmup.
+        scaling: A row of `SCALINGS`: how the learning rate grows with the batch size from `BASE_BATCH_SIZE`, for which
+            it is given.
+        passes: How many times the study's updates the arm makes.
+        augment: In place of the study's.
+        adversarial: Arguments of `ConAdvModel`, which then trains on adversarial images; see `adversarial.ARGUMENTS`.
         fixed: Hyper-parameters that all trials share.
-        space: Hyper-parameters to search.
+        space: Hyper-parameters to search. Without any, the search is one run.
     """
 
     name: str
     optimizer: str
     warmup: float = 0.0
     schedule: str = "polynomial"
+    scaling: str = "none"
+    passes: int = 1
+    augment: str | None = None
+    adversarial: Mapping[str, Any] | None = None
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     space: Mapping[str, Dimension] = dataclasses.field(default_factory=dict)
 
@@ -86,6 +101,12 @@ class Study:
         trains_at: Validation accuracy from which a trial counts as one that trains.
         mixed_precision: Keras dtype policy.
         norm_examples: Examples of a batch whose norms CLARS measures; None for all.
+        micro_batch_size: Every arm runs larger batches in micro-batches of this many examples, which is what batch
+            normalization sees; None for no split. A point may have a `micro_batch_size` of its own.
+        robustness: Radius, in units of 1/255, of the attacks of one step and of ten that the final runs are tested
+            with; None for none.
+        sharpness_examples: Training images of which the final runs report the sharpness of the loss, the largest
+            eigenvalue of its Hessian; None to leave it out.
         record_agreement: Whether the rows of CLARS hold ||grad|| / s of every adapted tensor at each evaluation.
         seed: Seed of all searches: of the sequence of points, the initial weights and the order of the images.
     """
@@ -107,12 +128,33 @@ class Study:
     trains_at: float = 0.5
     mixed_precision: str = "float32"
     norm_examples: int | None = None
+    micro_batch_size: int | None = None
+    robustness: float | None = None
+    sharpness_examples: int | None = None
     record_agreement: bool = False
     seed: int = 0
 
     def arm(self, name: str) -> Arm:
         """The arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def trials_of(self, arm: str) -> int:
+        """Number of trials of an arm at a batch size: one where nothing is searched."""
+        return self.trials if self.arm(arm).space else 1
+
+    def updates_of(self, arm: str) -> int:
+        """Number of updates of an arm's runs."""
+        return self.updates * self.arm(arm).passes
+
+    def augment_of(self, arm: str) -> str:
+        """How an arm augments the images."""
+        own = self.arm(arm).augment
+        return self.augment if own is None else own
+
+    def micro_batch_size_of(self, point: Mapping[str, Any], batch_size: int) -> int | None:
+        """Examples that run at a time, of a point at a batch size; None for the whole batch."""
+        size = point.get("micro_batch_size", self.micro_batch_size)
+        return None if size is None or size >= batch_size else int(size)
 
     def records_agreement_of(self, arm: str) -> bool:
         """Whether the runs of an arm record the agreement of the examples' gradients."""
@@ -211,6 +253,16 @@ def _check(study: Study) -> None:
         require(arm.optimizer in OPTIMIZERS, f"{where}.optimizer", arm.optimizer, f"one of {', '.join(OPTIMIZERS)}")
         require(arm.schedule in SHAPES, f"{where}.schedule", arm.schedule, f"one of {', '.join(SHAPES)}")
         require(0 <= arm.warmup < 1, f"{where}.warmup", arm.warmup, "a share of the updates from 0 to below 1")
+        require(arm.scaling in SCALINGS, f"{where}.scaling", arm.scaling, f"one of {', '.join(SCALINGS)}")
+        whole = isinstance(arm.passes, int) and arm.passes > 0
+        require(whole, f"{where}.passes", arm.passes, "a whole number above 0")
+        augmentations = (None, *AUGMENTATIONS)
+        require(arm.augment in augmentations, f"{where}.augment", arm.augment, f"one of {', '.join(AUGMENTATIONS)}")
+        check_adversarial(f"{where}.adversarial", arm.adversarial)
+        denominator = denominator_of(arm.fixed)
+        require(denominator in DENOMINATORS, f"{where}.denominator", denominator, f"one of {', '.join(DENOMINATORS)}")
+        alone = arm.adversarial is None or denominator == MEAN
+        require(alone, f"{where}.denominator", denominator, f"{MEAN} with adversarial images")
         given, row = {*arm.fixed, *arm.space}, OPTIMIZERS[arm.optimizer]
         both = sorted(set(arm.fixed) & set(arm.space))
         require(not both, where, both, "free of hyper-parameters that are both fixed and searched")
@@ -227,5 +279,8 @@ def _plain_arm(arm: Arm) -> dict[str, Any]:
     space = {
         name: list(d.choices) if d.scale == "choice" else {d.scale: [d.low, d.high]} for name, d in arm.space.items()
     }
-    plain = {"optimizer": arm.optimizer, "warmup": arm.warmup, "schedule": arm.schedule}
+    plain: dict[str, Any] = {"optimizer": arm.optimizer, "warmup": arm.warmup, "schedule": arm.schedule}
+    own = {"scaling": arm.scaling, "passes": arm.passes, "augment": arm.augment, "adversarial": arm.adversarial}
+    defaults = {field.name: field.default for field in dataclasses.fields(Arm)}
+    plain |= {name: value for name, value in own.items() if value != defaults[name]}
     return {**plain, "fixed": dict(arm.fixed), "space": space}

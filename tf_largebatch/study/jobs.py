@@ -47,7 +47,7 @@ def points(study: Study, arm: Arm) -> list[dict[str, Any]]:
     Halton, "On the efficiency of certain quasi-random sequences of points", 1960, scrambled by the study's seed.
     """
     if not arm.space:
-        return [dict(arm.fixed) for _ in range(study.trials)]
+        return [dict(arm.fixed)]
     cube = qmc.Halton(len(arm.space), scramble=True, seed=study.seed).random(study.trials)
     return [
         {
@@ -72,6 +72,7 @@ def search_jobs(study: Study) -> tuple[Job, ...]:
         for trial in range(study.trials)
         for batch_size in study.batch_sizes
         for arm in study.arms
+        if trial < study.trials_of(arm.name)
     )
 
 
@@ -81,7 +82,7 @@ def best_job(study: Study, arm: str, batch_size: int, rows: Iterable[Mapping[str
     Of equal accuracies the first trial is the best.
     """
     found = [r for r in rows if (r["arm"], r["batch_size"], r["phase"]) == (arm, batch_size, "search")]
-    if len({row["trial"] for row in found}) < study.trials:
+    if len({row["trial"] for row in found}) < study.trials_of(arm):
         return None
     return max(found, key=lambda row: (row["validation_accuracy"], -row["trial"]))
 
@@ -116,4 +117,5 @@ def pending(study: Study, rows: Iterable[Mapping[str, Any]], first: Sequence[str
 
 def total(study: Study) -> int:
     """How many runs the whole study has."""
-    return len(study.arms) * len(study.batch_sizes) * (study.trials + len(study.final_seeds))
+    trials = sum(study.trials_of(arm.name) for arm in study.arms)
+    return len(study.batch_sizes) * (trials + len(study.arms) * len(study.final_seeds))

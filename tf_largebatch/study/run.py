@@ -14,12 +14,14 @@ import numpy as np
 from tf_largebatch import models
 from tf_largebatch.callbacks.layerwise_values import layerwise_values
 from tf_largebatch.norms.device import device
+from tf_largebatch.optimizers.update import LayerwiseUpdate
 from tf_largebatch.study import arrays
-from tf_largebatch.study.arms import MEASUREMENT, OPTIMIZERS, make_optimizer
-from tf_largebatch.study.config import Study
+from tf_largebatch.study.arms import OPTIMIZERS, make_optimizer
+from tf_largebatch.study.config import BASE_BATCH_SIZE, SCALINGS, Study
+from tf_largebatch.study.final_measures import FinalMeasures
 from tf_largebatch.study.jobs import Job
 from tf_largebatch.study.schedules import ShapedSchedule
-from tf_largebatch.training import LargeBatchModel
+from tf_largebatch.study.wrappers import wrapped
 
 EVALUATION_BATCH_SIZE = 1000
 
@@ -35,14 +37,14 @@ def train_with_fit(study: Study, job: Job) -> dict[str, Any]:
         See `row_of`.
     """
     began = time.monotonic()
-    data = arrays.load(study.dataset, study.data_dir, study.validation_examples, study.image_size)
+    data = load(study)
     keras.utils.clear_session()  # of the run before
     network = make_network(study, data, job.seed)
     schedule = make_schedule(study, job)
     model = compiled(study, job, network, schedule)
-    batches = Batches(data.training, job.batch_size, study.augment, job.seed)
+    batches = Batches(data.training, job.batch_size, study.augment_of(job.arm), job.seed)
     progress = Progress()
-    for first, last in segments(study.updates, study.evaluations):
+    for first, last in segments(study.updates_of(job.arm), study.evaluations):
         start = time.monotonic()
         batches.select(first, last)
         history = model.fit(batches, epochs=1, shuffle=False, verbose=0).history
@@ -54,10 +56,18 @@ def train_with_fit(study: Study, job: Job) -> dict[str, Any]:
             progress.add_agreements(
                 {label: v.gradient_agreement for label, v in layerwise_values(model).items() if v.rate is not None}
             )
+        if isinstance(model.optimizer, LayerwiseUpdate):
+            adapted = set(model.optimizer.adapted_tensors())
+            rates = [rate for label, rate in model.optimizer.layerwise_rates().items() if label in adapted]
+            progress.add_rates(rates, model.optimizer.max_rate)
         if not progress.trains:
             break
-    tested = job.phase == "final" and progress.trains
-    return row_of(job, progress, _accuracy(model, data.test) if tested else 0.0, device(), began)
+    found: dict[str, float | None] = {"test_accuracy": 0.0}
+    if job.phase == "final" and progress.trains:
+        found["test_accuracy"] = _accuracy(model, data.test)
+        measures = FinalMeasures(study, data, make_network(study, data, study.seed, "float32"))
+        found |= measures.of([keras.ops.convert_to_numpy(v) for v in network.variables])
+    return row_of(job, progress, found, device(), began)
 
 
 @dataclasses.dataclass
@@ -68,11 +78,13 @@ class Progress:
         curve: Updates, training loss and validation accuracy at each evaluation.
         durations: Seconds of an update before each evaluation.
         agreements: For each adapted tensor ||grad|| / s at each evaluation, where the study records it.
+        at_cap: Share of the adapted tensors whose rate is at the cap, at each evaluation, where there is a cap.
     """
 
     curve: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
     durations: list[float] = dataclasses.field(default_factory=list)
     agreements: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
+    at_cap: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def trains(self) -> bool:
@@ -91,16 +103,30 @@ class Progress:
             known = value is not None and np.isfinite(value)
             self.agreements.setdefault(label, []).append(float(f"{value:.4g}") if known else None)
 
+    def add_rates(self, rates: Sequence[float], cap: float | None) -> None:
+        """Adds the layer-wise rates of the adapted tensors at an evaluation."""
+        if rates and cap is not None and np.isfinite(cap):
+            self.at_cap.append(float(np.mean(np.asarray(rates) >= 0.9999 * cap)))
 
-def row_of(job: Job, progress: Progress, test_accuracy: float, device_name: str, began: float) -> dict[str, Any]:
+
+def row_of(
+    job: Job, progress: Progress, found: Mapping[str, float | None], device_name: str, began: float
+) -> dict[str, Any]:
     """The row of a run.
+
+    Args:
+        job: The run.
+        progress: What it reached.
+        found: `test_accuracy` and what `FinalMeasures` returns; used of a final run alone.
+        device_name: Where it ran.
+        began: When, by `time.monotonic`.
 
     Returns:
         The job's fields, `status` ("trained" or "diverged": a loss that is not finite), `validation_accuracy` at the
         end (0 if diverged), `best_validation_accuracy`, `curve` (a list of updates, training loss, validation
         accuracy), `seconds_per_update` (median over the segments between evaluations, the first left out, which may
-        compile), `seconds` of the whole run, `backend`, `device`, for a final run `test_accuracy`, and `agreements`
-        where they are recorded.
+        compile), `seconds` of the whole run, `backend`, `device`, for a final run `found`, and where there are
+        any `agreements` and `at_cap`.
     """
     row = {
         "key": job.key,
@@ -120,27 +146,35 @@ def row_of(job: Job, progress: Progress, test_accuracy: float, device_name: str,
     }
     if progress.agreements:
         row["agreements"] = progress.agreements
+    if progress.at_cap:
+        row["at_cap"] = progress.at_cap
     if job.phase == "final":
-        row["test_accuracy"] = test_accuracy
+        row |= found
     return {**row, "seconds": round(time.monotonic() - began, 2)}
 
 
-def make_network(study: Study, data: arrays.Data, seed: int) -> keras.Model:
-    """The network of a run, with the initial weights of its seed."""
+def load(study: Study) -> arrays.Data:
+    """The data of a study."""
+    return arrays.load(study.dataset, study.data_dir, study.validation_examples, study.image_size)
+
+
+def make_network(study: Study, data: arrays.Data, seed: int, policy: str | None = None) -> keras.Model:
+    """The network of a run, with the initial weights of its seed; its dtype policy is by default the study's."""
     keras.utils.set_random_seed(seed)
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(study.mixed_precision)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy or study.mixed_precision)
     try:
         return models.build(study.model, data.image_shape, data.num_classes)
     finally:
-        keras.config.set_dtype_policy(policy)
+        keras.config.set_dtype_policy(before)
 
 
 def make_schedule(study: Study, job: Job) -> ShapedSchedule:
     """The learning rate of a run."""
     arm = study.arm(job.arm)
-    warmup = round(arm.warmup * study.updates)
-    return ShapedSchedule(job.point["learning_rate"], study.updates, warmup, arm.schedule, job.point.get("power", 1.0))
+    updates = study.updates_of(job.arm)
+    peak = job.point["learning_rate"] * SCALINGS[arm.scaling](job.batch_size / BASE_BATCH_SIZE)
+    return ShapedSchedule(peak, updates, round(arm.warmup * updates), arm.schedule, job.point.get("power", 1.0))
 
 
 def compiled(
@@ -160,13 +194,19 @@ def compiled(
         metrics: What Keras reports beside the loss.
     """
     arm = study.arm(job.arm)
-    optimizer = make_optimizer(arm.optimizer, job.point, learning_rate, network)
-    model = network
+    optimizer = make_optimizer(arm.optimizer, job.point, learning_rate, network, job.batch_size)
     if study.records_agreement_of(arm.name):
         optimizer.keep_batch_gradient_norms()
-    if OPTIMIZERS[arm.optimizer].measures_norms:
-        chosen = {name: job.point[name] for name in MEASUREMENT if name in job.point}
-        model = LargeBatchModel(network, **{"norm_examples": study.norm_examples, **chosen})
+    model = wrapped(
+        network,
+        job.point,
+        OPTIMIZERS[arm.optimizer].measures_norms,
+        job.point.get("norm_examples", study.norm_examples),
+        study.micro_batch_size_of(job.point, job.batch_size),
+        arm.adversarial,
+        load(study).value_range,
+        study.seed,
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     # TensorFlow's XLA makes convolutions on a CPU several times slower; JAX always compiles.
     jit = "auto" if keras.backend.backend() == "jax" else False

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,18 +21,21 @@ import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
+from tf_largebatch.conadv import ConAdvModel
 from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.keras_internals import trained_variables
+from tf_largebatch.optimizers.update import LayerwiseUpdate
 from tf_largebatch.study import arrays, run
 from tf_largebatch.study.arms import OPTIMIZERS
 from tf_largebatch.study.config import Study
+from tf_largebatch.study.final_measures import FinalMeasures
 from tf_largebatch.study.jobs import Job
 
 # Images of an evaluation at a time.
 EVALUATION_BATCH_SIZE = 5000
 
-# Optimizer, batch size, hyper-parameters that are compiled in, updates of a segment.
-Key = tuple[str, int, tuple[tuple[str, Any], ...], int]
+# What a program is made for: the optimizer first, then all that is compiled in.
+Setting = tuple[Any, ...]
 State = tuple[list[Any], list[Any], list[Any]]
 
 
@@ -45,6 +49,30 @@ def runs_of(study: Study) -> StudyRuns:
     return _kept[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Beginning:
+    """The state of a setting before its first update.
+
+    Attributes:
+        model: The model that is trained; its network's variables are shared with other settings.
+        slots: Values of the optimizer's variables.
+        places: Where the values of the network's trainable and other variables are in the lists of a state.
+        reads_agreement: Reads ||grad|| / s of every adapted tensor from a state, where the study records it.
+        reads_rates: Reads the layer-wise rates of the adapted tensors, where there are any.
+    """
+
+    model: Any
+    slots: list[Any]
+    places: tuple[list[int], list[int]]
+    reads_agreement: Callable[[State], dict[str, float | None]] | None
+    reads_rates: Callable[[State], list[float]] | None
+
+    def network_values(self, state: State) -> tuple[list[Any], list[Any]]:
+        """The values of the network's own variables, out of a state."""
+        trainable, others = ([values[k] for k in ks] for values, ks in zip(state[:2], self.places, strict=True))
+        return trainable, others
+
+
 class StudyRuns:
     """Trains the runs of one study.
 
@@ -54,22 +82,20 @@ class StudyRuns:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        data = arrays.load(study.dataset, study.data_dir, study.validation_examples, study.image_size)
-        self._data = data
+        data = self._data = run.load(study)
         self._training = jax.device_put(data.training)
         self._validation, self._test = (
             [jax.device_put(part) for part in _parts(labelled)] for labelled in (data.validation, data.test)
         )
-        self._segments = run.segments(study.updates, study.evaluations)
-        self._programs: dict[Key, concurrent.futures.Future[Any]] = {}
-        self._beginnings: dict[Key, list[Any]] = {}
-        self._agreements: dict[Key, Callable[[State], dict[str, float | None]]] = {}
+        self._programs: dict[tuple[Setting, int], concurrent.futures.Future[Any]] = {}
+        self._beginnings: dict[Setting, _Beginning] = {}
         self._weights: dict[int, tuple[list[Any], list[Any]]] = {}
-        self._batches: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._batches: dict[tuple[Any, ...], tuple[Any, Any]] = {}
         self._compilers = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
         with _on_cpu():
             keras.utils.clear_session()
             self._network = run.make_network(study, data, study.seed)
+            self._measures = FinalMeasures(study, data, run.make_network(study, data, study.seed, "float32"))
         self._evaluations: dict[int, concurrent.futures.Future[Any]] = {}
 
     def prepare(self, jobs: Iterable[Job]) -> None:
@@ -80,7 +106,7 @@ class StudyRuns:
                 lowered = jax.jit(self._correct).lower(*weights, images, labels)
                 self._evaluations[len(labels)] = self._compilers.submit(lowered.compile)
         for job in jobs:
-            for first, last in self._segments:
+            for first, last in self._segments(job):
                 self._program(job, last - first)
 
     def train(self, job: Job) -> dict[str, Any]:
@@ -90,39 +116,74 @@ class StudyRuns:
         """
         study, row = self.study, OPTIMIZERS[self.study.arm(job.arm).optimizer]
         self.prepare([job])
-        programs = [self._program(job, last - first).result() for first, last in self._segments]
+        segments = self._segments(job)
+        programs = [self._program(job, last - first).result() for first, last in segments]
+        beginning = self._beginnings[self._setting(job)]
         concurrent.futures.wait(self._evaluations.values())
         began = time.monotonic()
         order, crops = self._order(job)
         with _on_cpu():
-            rates = np.asarray(run.make_schedule(study, job)(np.arange(study.updates)), np.float32)
+            rates = np.asarray(run.make_schedule(study, job)(np.arange(study.updates_of(job.arm))), np.float32)
         hyper = {name: np.float32(value(job.point)) for name, value in row.traced.items()}
-        trainable, others = self._initial_weights(job.seed)
-        state: State = (trainable, others, self._beginnings[self._key(job, 0)])
+        state = self._first_state(beginning, job.seed)
         progress = run.Progress()
-        for program, (first, last) in zip(programs, self._segments, strict=True):
+        for program, (first, last) in zip(programs, segments, strict=True):
             start = time.monotonic()
             state, loss = program(state, hyper, rates, order, crops, np.int32(first), *self._training)
             loss = float(loss)
             seconds = time.monotonic() - start
-            accuracy = self._accuracy(state, self._validation) if np.isfinite(loss) else 0.0
+            network = beginning.network_values(state)
+            accuracy = self._accuracy(network, self._validation) if np.isfinite(loss) else 0.0
             progress.add(last, loss, accuracy, seconds)
-            if study.records_agreement_of(job.arm):
-                progress.add_agreements(self._agreements[self._key(job, 0)](state))
+            if beginning.reads_agreement is not None:
+                progress.add_agreements(beginning.reads_agreement(state))
+            if beginning.reads_rates is not None:
+                progress.add_rates(beginning.reads_rates(state), float(hyper["max_rate"]))
             if not progress.trains:
                 break
-        tested = job.phase == "final" and progress.trains
-        test = self._accuracy(state, self._test) if tested else 0.0
-        return run.row_of(job, progress, test, jax.devices()[0].device_kind, began)
+        found: dict[str, float | None] = {"test_accuracy": 0.0}
+        if job.phase == "final" and progress.trains:
+            network = beginning.network_values(state)
+            found = {"test_accuracy": self._accuracy(network, self._test), **self._measured(network)}
+        return run.row_of(job, progress, found, jax.devices()[0].device_kind, began)
 
-    def _key(self, job: Job, length: int) -> Key:
-        name = self.study.arm(job.arm).optimizer
-        compiled_in = OPTIMIZERS[name].compiled_in
-        return name, job.batch_size, tuple(sorted((k, v) for k, v in job.point.items() if k in compiled_in)), length
+    def _segments(self, job: Job) -> list[tuple[int, int]]:
+        return run.segments(self.study.updates_of(job.arm), self.study.evaluations)
+
+    def _measured(self, network: tuple[list[Any], list[Any]]) -> dict[str, float | None]:
+        groups = self._network.trainable_variables, self._network.non_trainable_variables
+        pairs = (zip(*group, strict=True) for group in zip(groups, network, strict=True))
+        value_of = {id(variable): value for group in pairs for variable, value in group}
+        return self._measures.of([value_of[id(variable)] for variable in self._network.variables])
+
+    def _setting(self, job: Job) -> Setting:
+        study, arm = self.study, self.study.arm(job.arm)
+        compiled_in = OPTIMIZERS[arm.optimizer].compiled_in | {"micro_batch_size"}
+        named = tuple(sorted((k, v) for k, v in job.point.items() if k in compiled_in))
+        adversarial = None if arm.adversarial is None else tuple(sorted(arm.adversarial.items()))
+        updates, augment = study.updates_of(arm.name), study.augment_of(arm.name)
+        return arm.optimizer, job.batch_size, named, updates, augment, adversarial
+
+    def _first_state(self, beginning: _Beginning, seed: int) -> State:
+        """The state before the first update of a run with this seed."""
+        weights = self._initial_weights(seed)
+        if not isinstance(beginning.model, ConAdvModel):
+            return (*weights, beginning.slots)
+        # Snapshots of stale weights begin as the network's; auxiliary batch norms as batch norms do.
+        with _on_cpu():
+            for variables, values in zip(
+                (self._network.trainable_variables, self._network.non_trainable_variables), weights, strict=True
+            ):
+                for variable, value in zip(variables, values, strict=True):
+                    variable.assign(np.asarray(value))
+            beginning.model.forget()
+            groups = beginning.model.trainable_variables, beginning.model.non_trainable_variables
+            trainable, others = ([np.asarray(v) for v in variables] for variables in groups)
+        return (*jax.device_put((trainable, others)), beginning.slots)
 
     def _program(self, job: Job, length: int) -> concurrent.futures.Future[Any]:
         """The program of the updates between two evaluations."""
-        key = self._key(job, length)
+        key = self._setting(job), length
         if key not in self._programs:
             try:
                 program = self._compilers.submit(self._lowered(job, length).compile)
@@ -134,12 +195,15 @@ class StudyRuns:
 
     def _lowered(self, job: Job, length: int) -> Any:
         study, row = self.study, OPTIMIZERS[self.study.arm(job.arm).optimizer]
+        augment = study.augment_of(job.arm)
         with _on_cpu():
             model = run.compiled(study, job, self._network, learning_rate=1.0, metrics=None)
             optimizer = model.optimizer
+            if isinstance(model, ConAdvModel):
+                model.get_ready(tuple(array[:2] for array in self._data.training))
             optimizer.build(model.trainable_variables)
             metrics = [np.asarray(v) for v in model.metrics_variables]
-        learning_rate = [v is optimizer.learning_rate for v in optimizer.variables].index(True)
+        (learning_rate,) = _places([optimizer.learning_rate], optimizer.variables)
 
         def segment(
             state: State,
@@ -157,7 +221,7 @@ class StudyRuns:
                 slots[learning_rate] = rates[number]
                 chosen = order[number]
                 batch = images[chosen]
-                if study.augment == "crop_flip":
+                if augment == "crop_flip":
                     batch = crop_and_flip(batch, crops[number])
                 logs, carry = model.train_step((trainable, others, slots, metrics), (batch, labels[chosen]))
                 return tuple(map(list, carry)), logs["loss"]
@@ -166,13 +230,19 @@ class StudyRuns:
                 carry, losses = lax.scan(update, (*state, list(metrics)), first + jnp.arange(length))
             return carry[:3], losses[-1]  # the mean over the segment, as `fit` reports it
 
-        if study.records_agreement_of(job.arm):
-            self._agreements[self._key(job, 0)] = _reader_of_agreements(optimizer)
-        slots = jax.device_put([np.asarray(v) for v in optimizer.variables])
-        self._beginnings[self._key(job, 0)] = slots
-        example = (*self._initial_weights(study.seed), slots)
+        beginning = self._beginnings[self._setting(job)] = _Beginning(
+            model,
+            jax.device_put([np.asarray(v) for v in optimizer.variables]),
+            (
+                _places(self._network.trainable_variables, model.trainable_variables),
+                _places(self._network.non_trainable_variables, model.non_trainable_variables),
+            ),
+            _reader_of_agreements(optimizer) if study.records_agreement_of(job.arm) else None,
+            _reader_of_rates(optimizer) if isinstance(optimizer, LayerwiseUpdate) else None,
+        )
+        example = self._first_state(beginning, study.seed)
         hyper = {name: np.float32(0) for name in row.traced}
-        rates = np.zeros(study.updates, np.float32)
+        rates = np.zeros(study.updates_of(job.arm), np.float32)
         return jax.jit(segment).lower(example, hyper, rates, *self._order(job), np.int32(0), *self._training)
 
     def _initial_weights(self, seed: int) -> tuple[list[Any], list[Any]]:
@@ -188,13 +258,14 @@ class StudyRuns:
 
     def _order(self, job: Job) -> tuple[Any, Any]:
         """Indices of the examples of all batches, [updates, batch_size], and how they are cropped."""
-        key = job.batch_size, job.seed
+        updates, augment = self.study.updates_of(job.arm), self.study.augment_of(job.arm)
+        key = job.batch_size, job.seed, updates, augment
         if key not in self._batches:
-            batches = run.Batches(self._data.training, job.batch_size, self.study.augment, job.seed)
-            numbers = range(self.study.updates)
+            batches = run.Batches(self._data.training, job.batch_size, augment, job.seed)
+            numbers = range(updates)
             order = np.stack([batches.examples(number) for number in numbers]).astype(np.int32)
-            crops = np.zeros((self.study.updates, 0, 3), np.int8)
-            if self.study.augment == "crop_flip":
+            crops = np.zeros((updates, 0, 3), np.int8)
+            if augment == "crop_flip":
                 crops = np.stack([batches.crops(number) for number in numbers])
             self._batches[key] = jax.device_put((order, crops))
         return self._batches[key]
@@ -203,8 +274,8 @@ class StudyRuns:
         logits, _ = self._network.stateless_call(trainable, others, images, training=False)
         return jnp.sum(jnp.argmax(logits, -1) == labels)
 
-    def _accuracy(self, state: State, parts: list[tuple[Any, Any]]) -> float:
-        correct = [self._evaluations[len(y)].result()(*state[:2], x, y) for x, y in parts]
+    def _accuracy(self, network: tuple[list[Any], list[Any]], parts: list[tuple[Any, Any]]) -> float:
+        correct = [self._evaluations[len(y)].result()(*network, x, y) for x, y in parts]
         return float(sum(correct)) / sum(len(y) for _, y in parts)
 
 
@@ -215,11 +286,25 @@ def _parts(labelled: tuple[Any, Any]) -> list[tuple[Any, Any]]:
     return [tuple(array[start : start + EVALUATION_BATCH_SIZE] for array in (images, labels)) for start in starts]
 
 
+def _places(variables: Sequence[Any], among: Sequence[Any]) -> list[int]:
+    """Where variables are in a list."""
+    place_of = {id(variable): place for place, variable in enumerate(among)}
+    return [place_of[id(variable)] for variable in variables]
+
+
+def _reader_of_rates(optimizer: Any) -> Callable[[State], list[float]]:
+    """Returns a function that reads the rates of the adapted tensors from a state."""
+    labels, adapted = variable_labels(trained_variables(optimizer)), set(optimizer.adapted_tensors())
+    (place,) = _places([optimizer._packed_rates], optimizer.variables)
+    wanted = np.asarray([label in adapted for label in labels])
+    return lambda state: list(np.asarray(state[2][place])[wanted].tolist())
+
+
 def _reader_of_agreements(optimizer: Any) -> Callable[[State], dict[str, float | None]]:
     """Returns a function that reads ||grad|| / s of every adapted tensor from a state."""
     labels, adapted = variable_labels(trained_variables(optimizer)), set(optimizer.adapted_tensors())
     packed = optimizer._packed_batch_norms, optimizer._packed_norms
-    places = [[v is wanted for v in optimizer.variables].index(True) for wanted in packed]
+    places = _places(packed, optimizer.variables)
 
     def read(state: State) -> dict[str, float | None]:
         pairs = zip(labels, *(np.asarray(state[2][place]).tolist() for place in places), strict=True)
