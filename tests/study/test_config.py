@@ -51,6 +51,39 @@ def test_what_cannot_be_run_is_refused_by_name(changes, message):
         make_study({**CONTENT, **changes})
 
 
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"scaling": "cubic"}, r"arms\.a\.scaling must be one of none, sqrt, linear"),
+        ({"passes": 0}, r"arms\.a\.passes must be a whole number above 0"),
+        ({"augment": "all"}, r"arms\.a\.augment must be one of none, crop_flip"),
+        ({"adversarial": {"radius": 4}}, r"arms\.a\.adversarial must be made of epsilon"),
+        (
+            {"optimizer": "clars", "fixed": {"learning_rate": 1, "eta": 1, "denominator": "median"}},
+            "denominator must be",
+        ),
+    ],
+)
+def test_what_an_arm_cannot_be_is_refused(arm, message):
+    with pytest.raises(ValueError, match=message):
+        study(arms={"a": {"optimizer": "sgd", "fixed": {"learning_rate": 1}, **arm}})
+
+
+def test_what_an_arm_has_of_its_own_is_written_and_read_again():
+    own = {"scaling": "sqrt", "passes": 3, "augment": "crop_flip", "adversarial": {"epsilon": 8.0, "staleness": 2}}
+    made = study(arms={"a": {"optimizer": "sgd", "fixed": {"learning_rate": 1}, **own}, **CONTENT["arms"]})
+    assert make_study(made.describe()).describe() == made.describe()
+    assert (made.updates_of("a"), made.updates_of("adamw"), made.augment_of("a")) == (24, 8, "crop_flip")
+    assert (made.trials_of("a"), made.trials_of("adamw")) == (1, 3)
+    assert set(made.describe()["arms"]["adamw"]) == {"optimizer", "warmup", "schedule", "fixed", "space"}
+
+
+def test_a_point_may_have_a_micro_batch_size_of_its_own():
+    made = study(micro_batch_size=32)
+    assert [made.micro_batch_size_of({}, batch_size) for batch_size in (16, 32, 64)] == [None, None, 32]
+    assert made.micro_batch_size_of({"micro_batch_size": 8}, 64) == 8
+
+
 def test_a_file_that_is_no_yaml_is_named(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"config must be a readable YAML file.*bad\.yaml"):

@@ -37,6 +37,14 @@ def test_final_runs_wait_for_the_search_and_take_its_best_point():
     assert jobs.pending(made, [*rows, *(row(job, 0.8) for job in final)]) == []
 
 
+def test_an_arm_without_a_space_is_run_once_and_then_with_new_seeds():
+    fixed = {"optimizer": "sgd", "fixed": {"learning_rate": 1.0}}
+    made = study(batch_sizes=[64], arms={"a": fixed})
+    (search,) = jobs.search_jobs(made)
+    final = jobs.pending(made, [row(search, 0.5)])
+    assert [job.seed for job in final] == [1, 2] and jobs.total(made) == 3
+
+
 def test_another_setting_is_another_run():
     made, other = study(), study(seed=7)
     assert not {job.key for job in jobs.search_jobs(made)} & {job.key for job in jobs.search_jobs(other)}

@@ -38,6 +38,23 @@ def test_the_table_ranks_the_arms_and_names_what_is_missing(done):
     assert "Not complete: adamw." in markdown(made, [r for r in rows if r["arm"] == "clars"])
 
 
+def test_what_final_runs_are_measured_for_is_in_the_table_and_in_a_picture(done, tmp_path):
+    made, rows = done
+    found = {
+        "train_accuracy": 0.9,
+        "robust_accuracy_1_step": 0.3,
+        "robust_accuracy_10_steps": 0.2,
+        "at_cap": [0.5, 1.0],
+    }
+    rows = [{**r, **found, "sharpness": 41.5} if r["phase"] == "final" and r["arm"] == "clars" else r for r in rows]
+    table = markdown(made, rows)
+    assert "| training accuracy | after 1 step | after 10 steps | sharpness |" in table
+    assert "| 0.9 | 0.3 | 0.2 | 41.5 |" in table and "| 0.75 |" in table
+    measured = study(robustness=4.0)
+    write_plots(measured, rows, tmp_path)
+    assert (tmp_path / "robustness.png").stat().st_size > 5000
+
+
 def test_files(done, tmp_path):
     made, rows = done
     write_report(made, rows, tmp_path)

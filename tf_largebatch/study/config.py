@@ -17,7 +17,7 @@ from tf_largebatch.study.arms import OPTIMIZERS
 from tf_largebatch.study.arrays import AUGMENTATIONS
 from tf_largebatch.study.denominators import DENOMINATORS, MEAN, denominator_of
 from tf_largebatch.study.schedules import SHAPES
-from tf_largebatch.study.wrappers import check_adversarial
+from tf_largebatch.study.wrapping import check_adversarial
 
 
 @dataclasses.dataclass(frozen=True)

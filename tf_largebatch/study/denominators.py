@@ -42,7 +42,7 @@ class SignalCLARS(CLARS):
         signal  = max(||g||^2 - (S - ||g||^2) / (B - 1), floor * ||g||^2)
         S       = (1/B) sum_i ||g_i||^2
 
-    Without the floor `signal` is an unbiased estimate of the squared norm of the expected gradient, which can be negative.
+    Without the floor `signal` is an unbiased estimate of the squared norm of the expected gradient; it may be negative.
     `RootMeanSquareModel` measures `sqrt(S)`. For studies: it is not saved.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 import statistics
@@ -13,7 +14,7 @@ import matplotlib.ticker
 
 from tf_largebatch.files import replacing
 from tf_largebatch.study.config import Study
-from tf_largebatch.study.report import Rows, summary
+from tf_largebatch.study.report import MEASURES, Rows, summary
 
 # Told apart in grey by their markers and dashes.
 MARKERS = "osD^vPX*<>hd"
@@ -29,6 +30,8 @@ def write_plots(study: Study, rows: Rows, directory: str | os.PathLike[str]) -> 
     _save(_trials(study, rows), directory / "trials.png")
     if any("agreements" in row for row in rows):
         _save(_agreement(study, rows), directory / "agreement.png")
+    if study.robustness is not None:
+        _save(_robustness(study, rows), directory / "robustness.png")
     if _ranges(study):
         _save(_search(study, rows), directory / "search.png")
     if len(study.batch_sizes) > 1:
@@ -101,6 +104,24 @@ def _agreement(study: Study, rows: Rows) -> matplotlib.figure.Figure:
     return figure
 
 
+def _robustness(study: Study, rows: Rows) -> matplotlib.figure.Figure:
+    """Accuracy on test images as they are and after attacks, and on training images: means of the final runs."""
+    figure, axes = _panels(len(study.batch_sizes))
+    series = {"test_accuracy": "test images", **{name: MEASURES[name] for name in MEASURES if "accuracy" in name}}
+    series["train_accuracy"] = "training images"
+    for axis, batch_size in zip(axes, study.batch_sizes, strict=True):
+        final = [row for row in rows if (row["batch_size"], row["phase"]) == (batch_size, "final")]
+        arms = [arm.name for arm in study.arms if any(row["arm"] == arm.name for row in final)][::-1]
+        for number, (key, label) in enumerate(series.items()):
+            found = [[row[key] for row in final if row["arm"] == arm and row.get(key) is not None] for arm in arms]
+            means = [100 * statistics.mean(values) if values else math.nan for values in found]
+            axis.plot(means, arms, label=label, **{**_style(number), "linestyle": "none", "markersize": 7})
+        axis.set_title(f"batch {batch_size}, attacks of radius {study.robustness:g}/255")
+        axis.set_xlabel("accuracy, %")
+        _legend(axis)
+    return figure
+
+
 def _trials(study: Study, rows: Rows) -> matplotlib.figure.Figure:
     """Validation accuracies of all trials in falling order: how much of the search space trains."""
     figure, axes = _panels(len(study.batch_sizes))
@@ -143,7 +164,7 @@ def _search(study: Study, rows: Rows) -> matplotlib.figure.Figure:
         axis.set_title(f"batch {batch_size}")
         axis.set_xlabel(name)
         axis.set_ylabel("validation accuracy, %")
-    _legend(axes[0])
+        _legend(axis)  # not every arm searches every hyper-parameter
     return figure
 
 

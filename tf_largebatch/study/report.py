@@ -14,6 +14,13 @@ from tf_largebatch.study.config import Arm, Study
 from tf_largebatch.study.jobs import best_job
 
 Rows = Sequence[Mapping[str, Any]]
+# What `FinalMeasures` adds to the rows of final runs, and what tables call it.
+MEASURES = {
+    "train_accuracy": "training accuracy",
+    "robust_accuracy_1_step": "after 1 step",
+    "robust_accuracy_10_steps": "after 10 steps",
+    "sharpness": "sharpness",
+}
 
 
 def write_report(study: Study, rows: Rows, directory: str | os.PathLike[str]) -> None:
@@ -30,7 +37,8 @@ def write_report(study: Study, rows: Rows, directory: str | os.PathLike[str]) ->
         "validation_accuracy",
         "best_validation_accuracy",
     )
-    last = ("test_accuracy", "seconds_per_update", "seconds", "backend", "device")
+    measures = [name for name in MEASURES if any(name in row for row in rows)]
+    last = ("test_accuracy", *measures, "seconds_per_update", "seconds", "backend", "device")
     with replacing(directory / "runs.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([*columns, *last, *hyper_parameters])
@@ -54,13 +62,16 @@ def summary(study: Study, arm: Arm, batch_size: int, rows: Rows) -> dict[str, An
         `point` and `validation_accuracy` of the best trial, `trains` (share of the trials with a validation accuracy
         of `trains_at` or more), and of the final runs `test` (their accuracies), `first_eighth` (mean validation
         accuracy after an eighth of the updates), `updates_to` (for each target the median of the updates needed, None
-        unless all seeds reach it) and `seconds_per_update` (median).
+        unless all seeds reach it), `seconds_per_update` (median), `at_cap` (mean share of the rates at the cap, None
+        without a cap) and `measures` (means of what `FinalMeasures` found, by name).
     """
     best = best_job(study, arm.name, batch_size, rows)
     if best is None:
         return None
     mine = [row for row in rows if row["arm"] == arm.name and row["batch_size"] == batch_size]
     search, final = ([row for row in mine if row["phase"] == phase] for phase in ("search", "final"))
+    at_cap = [share for row in final for share in row.get("at_cap", ())]
+    measured = {name: [row[name] for row in final if row.get(name) is not None] for name in MEASURES}
     eighth = [_accuracy_after(row, study.updates / 8) for row in final]
     return {
         "point": best["point"],
@@ -70,6 +81,8 @@ def summary(study: Study, arm: Arm, batch_size: int, rows: Rows) -> dict[str, An
         "first_eighth": statistics.mean(eighth) if eighth else None,
         "updates_to": {target: _median_updates(final, target) for target in study.targets},
         "seconds_per_update": statistics.median(row["seconds_per_update"] for row in mine),
+        "at_cap": statistics.mean(at_cap) if at_cap else None,
+        "measures": {name: statistics.mean(values) for name, values in measured.items() if values},
     }
 
 
@@ -88,18 +101,21 @@ def markdown(study: Study, rows: Rows) -> str:
         found = [(arm, summary(study, arm, batch_size, rows)) for arm in study.arms]
         lines += ["", f"## Batch {batch_size}", ""]
         header = ["arm", "test accuracy", "seeds", "best validation", "after 1/8", "trains"]
-        header += [f"updates to {target:g}" for target in study.targets] + ["ms an update", "best point"]
-        lines += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         known = [(arm, values) for arm, values in found if values is not None]
+        measures = [name for name in MEASURES if any(name in values["measures"] for _, values in known)]
+        header += [MEASURES[name] for name in measures]
+        header += [f"updates to {target:g}" for target in study.targets]
+        header += ["at the cap", "ms an update", "best point"]
+        lines += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         for arm, values in sorted(known, key=lambda pair: -_mean(pair[1]["test"])):
-            lines.append(f"| {' | '.join(_cells(study, arm, values))} |")
+            lines.append(f"| {' | '.join(_cells(study, arm, values, measures))} |")
         missing = [arm.name for arm, values in found if values is None or len(values["test"]) < len(study.final_seeds)]
         if missing:
             lines += ["", f"Not complete: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
-def _cells(study: Study, arm: Arm, values: Mapping[str, Any]) -> list[str]:
+def _cells(study: Study, arm: Arm, values: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
     test = values["test"]
     spread = f" ({statistics.stdev(test):.4f})" if len(test) > 1 else ""
     point = ", ".join(f"{name} {_short(values['point'][name])}" for name in arm.space)
@@ -110,7 +126,9 @@ def _cells(study: Study, arm: Arm, values: Mapping[str, Any]) -> list[str]:
         f"{values['validation_accuracy']:.4f}",
         "" if values["first_eighth"] is None else f"{values['first_eighth']:.4f}",
         f"{values['trains']:.2f}",
+        *(f"{values['measures'][name]:.4g}" if name in values["measures"] else "" for name in measures),
         *("not reached" if n is None else f"{n:g}" for n in values["updates_to"].values()),
+        "" if values["at_cap"] is None else f"{values['at_cap']:.2f}",
         f"{1000 * values['seconds_per_update']:.0f}",
         point,
     ]

@@ -21,7 +21,7 @@ from tf_largebatch.study.config import BASE_BATCH_SIZE, SCALINGS, Study
 from tf_largebatch.study.final_measures import FinalMeasures
 from tf_largebatch.study.jobs import Job
 from tf_largebatch.study.schedules import ShapedSchedule
-from tf_largebatch.study.wrappers import wrapped
+from tf_largebatch.study.wrapping import wrapped
 
 EVALUATION_BATCH_SIZE = 1000
 
