@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import inspect
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from typing import Any
 
 import keras
-from keras import ops
 
 from tf_largebatch.check import require
-from tf_largebatch.keras_internals import default_jit_compile
-from tf_largebatch.norms import KERAS, Registry, check_supported
-from tf_largebatch.norms.shapes import Size
-from tf_largebatch.optimizers import CLARS
-from tf_largebatch.training import delegation, loss_scaling
+from tf_largebatch.norms import check_supported
+from tf_largebatch.training import delegation, fit_data
 from tf_largebatch.training.loss_terms import MicroBatchLosses, spread_examples
-from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, number_of_micro_batches
+from tf_largebatch.training.micro_batches import batch_size_of
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
-from tf_largebatch.training.step import Measuring, Pass, Stream, passes_over, run_pass
-from tf_largebatch.training.trainer import (
-    Trainer,
-    in_strategy,
-    number_of_replicas,
-    outside_of_the_step,
-    replica_may_be_empty,
-)
+from tf_largebatch.training.step import Stream
+from tf_largebatch.training.trainer import in_strategy, number_of_replicas
+from tf_largebatch.training.updating_wrapper import UpdatingWrapper, meets_other_replicas
 
 # Read while the step is traced: a new value traces it anew.
 _TRACED = ("norm_examples", "micro_batch_size", "allow_generic")
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
-class LargeBatchModel(Trainer, keras.Model):
+class LargeBatchModel(UpdatingWrapper):
     """Wraps a Keras model so that training measures the per-example gradient norms which CLARS divides by.
 
     For each trainable tensor `w_k` the training step measures
@@ -107,22 +95,15 @@ class LargeBatchModel(Trainer, keras.Model):
         if changes:
             self._trace_anew()
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """The wrapped model's output."""
-        del training  # the call context passes it on
-        if mask is not None and "mask" in inspect.signature(self.model.call).parameters:
-            return self.model(inputs, mask=mask)
-        return self.model(inputs)
-
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `keras.Model.fit` does, with its arguments, after checks that need no step to fail."""
         arguments = delegation.fit_arguments(args, kwargs)
         x, y, sample_weight = (arguments[name] for name in ("x", "y", "sample_weight"))
-        self._check_before_training(_known_batch_size(x, arguments["batch_size"]))
+        self._check_before_training(fit_data.known_batch_size(x, arguments["batch_size"]))
         if self.compiled and self.micro_batch_size is not None:
             if isinstance(x, Generator) and self._micro_batch_losses.needs_a_sample():
                 first = next(x)
-                args, kwargs = (), {**arguments, "x": _chained(first, x)}
+                args, kwargs = (), {**arguments, "x": fit_data.chained(first, x)}
                 x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(first)
             self._check_losses(x, y, sample_weight)
         try:
@@ -157,46 +138,11 @@ class LargeBatchModel(Trainer, keras.Model):
             self._build_wrapped(data[0])
             self._micro_batch_losses.check(*data)
 
-    def export(self, *args: Any, **kwargs: Any) -> Any:
-        """Exports the wrapped model: `keras.Model.export` of `.model`."""
-        return self.model.export(*args, **kwargs)
-
     def training_step(self, data: Any) -> dict[str, Any]:
         """One update, which reads and assigns variables; see the class. `train_step` is made of it on each backend."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._build_wrapped(x)
         return self._update([Stream(x)], y, sample_weight)
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        """The compiled loss and the layers' losses, or the wrapped model's own `compute_loss`."""
-        arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight, "training": training}
-        if not delegation.overrides(self.model, "compute_loss"):
-            return super().compute_loss(**arguments)
-        return delegation.compute_loss(self.model, self, arguments)
-
-    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
-        """Updates the metrics, by the wrapped model's own `compute_metrics` if it has one, and returns the logs."""
-        if not delegation.overrides(self.model, "compute_metrics"):
-            return super().compute_metrics(x, y, y_pred, sample_weight)
-        with delegation.compiled_as(self.model, self) as model:
-            return model.compute_metrics(x, y, y_pred, sample_weight)
-
-    def get_metrics_result(self) -> dict[str, Any]:
-        """The metrics' values by name."""
-        if not delegation.overrides(self.model, "get_metrics_result"):
-            return super().get_metrics_result()
-        with delegation.compiled_as(self.model, self) as model:
-            return model.get_metrics_result()
-
-    @property
-    def metrics(self) -> list[Any]:
-        """The loss, the compiled metrics and the wrapped model's own ones."""
-        if not hasattr(self, "model"):  # while the constructor runs
-            return super().metrics
-        with delegation.compiled_as(self.model, self) as model:
-            return list(model.metrics)
 
     @property
     def noise_scale_averages(self) -> NoiseScaleAverages | None:
@@ -225,19 +171,14 @@ class LargeBatchModel(Trainer, keras.Model):
 
     def _check_losses(self, x: Any, y: Any, sample_weight: Any) -> None:
         """Checks the losses on some of the data given to `fit`; reads a batch of a dataset only if it must."""
-        if _is_dataset(x) or isinstance(x, keras.utils.PyDataset):
+        if fit_data.is_dataset(x) or isinstance(x, keras.utils.PyDataset):
             if not self._micro_batch_losses.needs_a_sample():
                 return
-            batch = next(iter(x)) if _is_dataset(x) else x[0]
+            batch = next(iter(x)) if fit_data.is_dataset(x) else x[0]
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         leaves = [leaf for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None]
         if all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
             self.check_micro_batches(x, y, sample_weight)
-
-    def _trace_anew(self) -> None:
-        """Has the next step traced anew, also in the middle of a `fit`."""
-        if getattr(self, "train_function", None) is not None:
-            self.make_train_function(force=True)
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -249,176 +190,11 @@ class LargeBatchModel(Trainer, keras.Model):
             "name": self.name,
         }
 
-    def get_compile_config(self) -> dict[str, Any]:
-        """Arguments of `compile`. The default of `jit_compile` stays "auto", so that another backend has its own."""
-        config = super().get_compile_config()
-        if config and not self.run_eagerly and config.get("jit_compile") == default_jit_compile(self):
-            config["jit_compile"] = "auto"
-        return config
-
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> LargeBatchModel:
         """The inverse of `get_config`."""
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
         return cls(**{**config, "model": model})
-
-    def _build_wrapped(self, x: Any) -> None:
-        """Builds a model that `fit` got unbuilt, under its own names, before its variables are listed."""
-        if not all(layer.built for layer in self.model._flatten_layers()):
-            self.model(
-                keras.tree.map_structure(
-                    lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x
-                )
-            )
-
-    def _update(self, streams: Sequence[Stream], y: Any, sample_weight: Any) -> dict[str, Any]:
-        """One update on the streams of a batch; returns the logs."""
-        batch_size = batch_size_of(streams[0].inputs)
-        size = self._size_of_micro_batches(batch_size)
-        totals = None
-        if self.micro_batch_size is not None:
-            assert size is not None  # it is that of the micro-batches
-            totals = self._micro_batch_losses.totals(
-                MicroBatches((streams[0].inputs, y, sample_weight), batch_size, size)
-            )
-        measuring = self._measuring(batch_size, size)
-        variables = self.trainable_variables
-        logs: dict[str, Any] = {}
-
-        def run(stream: Stream, x: Any, targets: tuple[Any, Any]) -> Pass:
-            y, sample_weight = targets
-            is_first = stream is streams[0]
-
-            def loss(y_pred: Any) -> Any:
-                with contextlib.ExitStack() as stack:
-                    factor = 1.0
-                    if not is_first:
-                        stack.enter_context(self._without_weight_regularizers())
-                    if self.micro_batch_size is not None:
-                        share = ops.cast(batch_size, "float32") / ops.cast(batch_size_of(x), "float32")
-                        self._micro_batch_losses.check_additional()
-                        part = self._micro_batch_losses.of_part(y, y_pred, sample_weight, share, totals)
-                        factor = stack.enter_context(part)
-                    value = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
-                return value if isinstance(factor, float) and factor == 1.0 else value * factor
-
-            def scale(loss: Any) -> Any:
-                return self.optimizer.scale_loss(loss if is_first else ops.cast(stream.weight, loss.dtype) * loss)
-
-            one = run_pass(
-                lambda: self(x, training=True),
-                loss,
-                scale,
-                variables,
-                batch_size_of(x),
-                measuring,
-                stream.replacements,
-            )
-            found = self._update_metrics(stream, x, y, one.outputs[0], sample_weight)
-            if size is None:
-                logs.update(found)
-            return one
-
-        replica_norms = self._clars() is not None and not self._reads_norms()
-        state = [*self.non_trainable_variables, *self.metrics_variables]
-        result = passes_over(streams, (y, sample_weight), run, variables, batch_size, size, replica_norms, state=state)
-        self._record_noise_scale(result, batch_size)
-        self._update_losses(streams, result, batch_size)
-        self._apply(result)
-        return {**logs, **self.get_metrics_result()}
-
-    def _without_weight_regularizers(self) -> contextlib.AbstractContextManager[None]:
-        return delegation.without_weight_regularizers(self, self.model)
-
-    def _update_metrics(self, stream: Stream, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
-        """Updates the metrics by what a stream's pass over a batch or micro-batch gave; returns logs."""
-        del stream  # the only one
-        return self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-
-    def _update_losses(self, streams: Sequence[Stream], result: Pass, batch_size: Size) -> None:
-        """Updates the loss that `fit` shows."""
-        losses = _undo_replica_share(result.losses)
-        weights = [ops.cast(stream.weight, "float32") for stream in streams[1:]]
-        total = ops.sum(ops.stack([ops.ones((), "float32"), *weights]) * losses) if weights else losses[0]
-        self._loss_tracker.update_state(total, sample_weight=batch_size)
-
-    def _measuring(self, batch_size: Size, size: Size | None) -> Measuring | None:
-        """How the passes measure norms; None if neither the optimizer nor the noise scale reads them."""
-        if self._noise_scale is None and not self._reads_norms():
-            return None
-        examples = self.norm_examples
-        if examples is not None and self.micro_batch_size is not None:
-            examples = -(-examples // number_of_micro_batches(batch_size, self.micro_batch_size))
-        return Measuring(self.model, self._registry, examples, self._noise_scale is not None)
-
-    def _size_of_micro_batches(self, batch_size: Size) -> Size | None:
-        """How many examples run at a time; None for all, without a loop."""
-        if self.micro_batch_size is not None:
-            return self.micro_batch_size
-        # The loop does not run on a replica without examples, which adds nothing then.
-        return ops.maximum(batch_size, 1) if self._may_be_empty(batch_size) else None
-
-    def _may_be_empty(self, batch_size: Size) -> bool:
-        """Whether a last, small batch may leave this replica without examples, which many kernels cannot do with."""
-        return replica_may_be_empty(batch_size) and not _meets_other_replicas(self.model)
-
-    def _record_noise_scale(self, result: Pass, batch_size: Size) -> None:
-        """Adds a batch to the averages; before the update, which may change the loss scale."""
-        if self._noise_scale is not None:
-            if result.mean_squares is None:
-                raise ValueError(
-                    f"The gradient noise scale is not available for {type(self).__name__}, whose examples have several "
-                    "gradients each: measure it with LargeBatchModel."
-                )
-            with outside_of_the_step():  # of a model that this step has just built
-                self._build_untracked()
-            unit = self._loss_scale() / number_of_replicas()
-            self._noise_scale.update(result.mean_squares, result.gradients, batch_size, unit)
-
-    def _apply(self, result: Pass) -> None:
-        """Passes gradients and norms to the optimizer."""
-        variables, gradients = result.variables, result.gradients
-        clars = self._clars()
-        norms = None if clars is None else result.norms
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            # It unscales the gradients itself and knows nothing of the norms. A contribution that overflows where the
-            # gradient does not must skip the step all the same.
-            if norms is not None:
-                norms = dataclasses.replace(norms, values=norms.values / self._loss_scale())
-            gradients = loss_scaling.agree_on_overflow(gradients, norms)
-        if clars is None or norms is None:
-            loss_scaling.apply(self.optimizer, gradients, variables)
-            return
-        with clars.measured_gradient_norms(norms, variables):
-            loss_scaling.apply(self.optimizer, gradients, variables)
-
-    def _loss_scale(self) -> Any:
-        """The factor by which the optimizer has the loss multiplied."""
-        return self.optimizer.scale_loss(ops.ones((), "float32"))
-
-    def _untracked_variables(self) -> list[Any]:
-        """What steps assign and Keras does not know of, since it is not saved with the model."""
-        averages = getattr(self, "_noise_scale", None)
-        return [] if averages is None else averages.variables
-
-    def _build_untracked(self) -> None:
-        """Creates the variables of `_untracked_variables`, once the model has its own."""
-        if self._noise_scale is not None:
-            self._noise_scale.build(self.trainable_variables)
-
-    @property
-    def _registry(self) -> Registry:
-        return KERAS.allowing_generic() if self.allow_generic else KERAS
-
-    def _clars(self) -> CLARS | None:
-        """The optimizer if it is one that takes gradient norms, out of its loss-scaling wrapper."""
-        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
-        return optimizer if isinstance(optimizer, CLARS) else None
-
-    def _reads_norms(self) -> bool:
-        """Whether the optimizer reads per-example norms."""
-        clars = self._clars()
-        return clars is not None and clars.reads_per_example_norms
 
     def _check_before_training(self, batch_size: int | None) -> None:
         """Checks what can be checked without data. A model that is not compiled is left to Keras's own message."""
@@ -432,7 +208,7 @@ class LargeBatchModel(Trainer, keras.Model):
             alone = self.micro_batch_size is None or number_of_replicas() == 1
         rule = "None with synchronized batch normalization on several replicas, which cannot meet inside a loop"
         require(
-            alone or not _meets_other_replicas(self.model),
+            alone or not meets_other_replicas(self.model),
             "micro_batch_size",
             self.micro_batch_size,
             rule,
@@ -445,34 +221,3 @@ class LargeBatchModel(Trainer, keras.Model):
 def _check_positive_integer(name: str, value: Any) -> None:
     valid = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
     require(valid, name, value, "a positive integer or None")
-
-
-def _meets_other_replicas(model: keras.Model) -> bool:
-    """Whether a layer communicates in the middle of the forward pass."""
-    return any(getattr(layer, "synchronized", False) for layer in model._flatten_layers())
-
-
-def _chained(first: Any, rest: Generator[Any, None, None]) -> Generator[Any, None, None]:
-    yield first
-    yield from rest
-
-
-def _known_batch_size(x: Any, batch_size: int | None) -> int | None:
-    """The batch size of `fit`'s data where it is known without drawing a batch."""
-    if _is_dataset(x):
-        shape = getattr(keras.tree.flatten(x.element_spec)[0], "shape", None)
-        return shape[0] if shape is not None and shape.rank else None
-    leaves = keras.tree.flatten(x)
-    if leaves and all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
-        return min(batch_size or 32, int(leaves[0].shape[0]))
-    return None
-
-
-def _is_dataset(x: Any) -> bool:
-    """Whether data for `fit` are a tf.data.Dataset."""
-    return hasattr(x, "element_spec")
-
-
-def _undo_replica_share(loss: Any) -> Any:
-    """Under tf.distribute Keras divides each replica's loss by their number; metrics show the undivided loss."""
-    return loss * number_of_replicas()
