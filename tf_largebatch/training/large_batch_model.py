@@ -10,7 +10,8 @@ import keras
 from tf_largebatch.check import require
 from tf_largebatch.norms import check_supported
 from tf_largebatch.training import delegation, fit_data
-from tf_largebatch.training.loss_terms import MicroBatchLosses, spread_examples
+from tf_largebatch.training.loss_kind import spread_examples
+from tf_largebatch.training.loss_terms import MicroBatchLosses
 from tf_largebatch.training.micro_batches import batch_size_of
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
 from tf_largebatch.training.step import Stream

@@ -17,22 +17,19 @@ for a mean over all elements. Losses that couple examples have no such n_j and a
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from tf_largebatch import keras_internals
-from tf_largebatch.training import delegation
-from tf_largebatch.training.differentiate import gradients_at
-from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, composite_examples
+from tf_largebatch.training import delegation, loss_kind
+from tf_largebatch.training.loss_divisor import couples_examples, depends_on_the_data, divisor, is_own, keras_function
+from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of
 from tf_largebatch.training.trainer import number_of_replicas, scratch_scope
 
-_MEANS = ("sum_over_batch_size", "mean")
-_SAMPLE = 8  # examples
-_TOLERANCE = 1e-3  # float32 sums of losses and gradients in another order; coupled losses differ by percents
 _REMEDY = "pass micro_batch_size=None and a smaller batch"
 
 
@@ -58,9 +55,9 @@ class MicroBatchLosses:
 
     def needs_a_sample(self) -> bool:
         """Whether it takes some examples to find out if the loss, or what layers add to it, is a mean over them."""
-        if "add_loss" not in self._found and any(_is_own(layer) for layer in self._wrapper.model._flatten_layers()):
+        if "add_loss" not in self._found and any(is_own(layer) for layer in self._wrapper.model._flatten_layers()):
             return True
-        keys = [None] if self._own_loss else [_key(loss) for loss in self._compiled() if _function(loss) is None]
+        keys = [None] if self._own_loss else [_key(loss) for loss in self._compiled() if keras_function(loss) is None]
         return any(key not in self._found for key in keys)
 
     def check(self, x: Any, y: Any, sample_weight: Any = None) -> None:
@@ -78,68 +75,26 @@ class MicroBatchLosses:
         with scratch_scope():
             y_pred = wrapper(x, training=False)
         if self._own_loss:
-            self._found[None] = self._kind(
-                _own_loss(wrapper), (x, y, y_pred, sample_weight), "the model's compute_loss"
-            )
+            data = x, y, y_pred, sample_weight
+            self._found[None] = self._kind_of_own(_own_loss(wrapper), data, "the model's compute_loss")
         else:
             self._build(y, y_pred, sample_weight)
             for term, arguments in self._calls(y, y_pred, sample_weight):
-                if _function(term.loss) is None:
-                    self._found[_key(term.loss)] = self._kind_of_own(term.loss, arguments)
+                if keras_function(term.loss) is None:
+                    loss = functools.partial(_of_data, term.loss)
+                    self._found[_key(term.loss)] = self._kind_of_own(loss, (None, *arguments), _name(term.loss))
                 else:
                     self._kind_of(term.loss, arguments[1])
-        self._check_additional(x)
-
-    def _kind_of_own(self, loss: Any, arguments: tuple[Any, Any, Any]) -> str:
-        return self._kind(lambda data: loss(*data[1:]), (None, *arguments), _name(loss))
-
-    def _check_additional(self, x: Any) -> None:
-        """Raises ValueError unless what the layers add to the loss (`add_loss`) are means over the examples."""
-        model, size = self._wrapper.model, int(batch_size_of(x))
         self._found["add_loss"] = "mean"
+        if not loss_kind.adds_means(wrapper.model, x):
+            raise _coupled(wrapper, "what a layer adds by add_loss")
 
-        def additional(start: int, stop: int) -> float:
-            with scratch_scope(collect_losses=True):
-                model(examples(x, start, stop), training=False)
-                with delegation.without_weight_regularizers(model):
-                    return sum(float(ops.sum(loss)) for loss in model.losses)
-
-        cut = size // 3 + 1
-        whole = additional(0, size)
-        mean = (cut * additional(0, cut) + (size - cut) * additional(cut, size)) / size if whole else 0.0
-        if abs(whole - mean) > _TOLERANCE * max(abs(whole), abs(mean)):
-            raise _coupled(self._wrapper, "what a layer adds by add_loss")
-
-    def _kind(
-        self,
-        loss: Callable[[Any], Any],
-        data: tuple[Any, ...],
-        name: str,
-        divisor: Callable[[Any], Any] = lambda data: None,
-    ) -> str:
-        """Finds whether the parts' losses average or add up to the whole's, at the predictions and near them."""
-        x, y, y_pred, sample_weight = data
-        size = int(batch_size_of(y_pred))
-        cut = size // 3 + 1
-        kinds = {"mean", "sum"}
-        for factors in (np.ones(size), np.random.default_rng(1).uniform(0.5, 1.0, size)):
-            nearby = keras.tree.map_structure(lambda t, factors=factors: _scaled(t, factors), y_pred)
-            data = x, y, nearby, sample_weight
-            ranges = (0, size), (0, cut), (cut, size)
-            whole, first, second = (_value_and_gradient(loss, data, *part) for part in ranges)
-            divisors = [divisor(examples(data, *part)) for part in ranges]
-            n = [
-                float(end - start) if d is None else float(d) for d, (start, end) in zip(divisors, ranges, strict=True)
-            ]
-            for kind, weights in {"mean": (n[1] / max(n[0], 1e-9), n[2] / max(n[0], 1e-9)), "sum": (1.0, 1.0)}.items():
-                value, gradient = (
-                    ops.concatenate([weights[0] * a, weights[1] * b]) for a, b in zip(first, second, strict=True)
-                )
-                if not (_close(whole[0], ops.sum(value)) and _close(whole[1], gradient)):
-                    kinds.discard(kind)
-        if not kinds:
+    def _kind_of_own(self, loss: Callable[[Any], Any], data: tuple[Any, ...], name: str) -> str:
+        """Finds out from a sample whether a loss that is not Keras's own is a "mean" or a "sum"."""
+        kind = loss_kind.kind_of_loss(loss, data)
+        if kind is None:
             raise _coupled(self._wrapper, name)
-        return "mean" if "mean" in kinds else "sum"
+        return kind
 
     @contextlib.contextmanager
     def of_part(self, y: Any, y_pred: Any, sample_weight: Any, share: Any, totals: list[Any] | None) -> Iterator[Any]:
@@ -188,7 +143,9 @@ class MicroBatchLosses:
         Args:
             batches: Micro-batches of `(x, y, sample_weight)`.
         """
-        if self._own_loss or self._wrapper._compile_loss is None or not self._depends_on_the_data():
+        if self._own_loss or self._wrapper._compile_loss is None:
+            return None
+        if not depends_on_the_data(self._compiled(), self._wrapper.model):
             return None
         (x, y, sample_weight) = batches.data
         if not self._wrapper._compile_loss.built:
@@ -200,17 +157,11 @@ class MicroBatchLosses:
             with scratch_scope():
                 y_pred = self._wrapper(x, training=False)
                 calls = self._calls(y, y_pred, sample_weight)
-            found = [_divisor(term.loss, *arguments) for term, arguments in calls]
+            found = [divisor(term.loss, *arguments) for term, arguments in calls]
             return [ops.stack([ops.zeros((), "float32") if n is None else n for n in found])], ()
 
         (sums,), _ = batches.added(divisors, [ops.zeros([len(terms)], "float32")])
         return list(ops.unstack(sums, len(terms)))
-
-    def _depends_on_the_data(self) -> bool:
-        losses = self._compiled()
-        weighted = any(getattr(loss, "reduction", None) == "mean_with_sample_weight" for loss in losses)
-        ignoring = any(keras_internals.wrapped_function(loss)[1].get("ignore_class") is not None for loss in losses)
-        return weighted or ignoring or _makes_masks(self._wrapper.model)
 
     def _weighted(self, loss: Any, share: Any, total: Any) -> Callable[..., Any]:
         def weighted(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
@@ -218,8 +169,8 @@ class MicroBatchLosses:
             value = loss(y_true, y_pred, sample_weight)
             if kind == "sum":
                 return value * ops.cast(share, value.dtype)
-            divisor = _divisor(loss, y_true, y_pred, sample_weight)
-            if divisor is None:
+            n = divisor(loss, y_true, y_pred, sample_weight)
+            if n is None:
                 return value
             if total is None:
                 name, model = _capital(_name(loss)), self._wrapper.model.name
@@ -227,7 +178,7 @@ class MicroBatchLosses:
                     f"{name} got predictions with a mask that no layer of {model!r} is known to make, so that "
                     f"micro-batches cannot be weighted: {_REMEDY}."
                 )
-            return value * ops.cast(ops.divide_no_nan(divisor, total) * share, value.dtype)
+            return value * ops.cast(ops.divide_no_nan(n, total) * share, value.dtype)
 
         return weighted
 
@@ -255,11 +206,11 @@ class MicroBatchLosses:
                 f"micro_batch_size={self._wrapper.micro_batch_size}; received reduction={loss.reduction!r}: "
                 "use 'sum_over_batch_size' or 'sum'."
             )
-        if _function(loss) is None:
+        if keras_function(loss) is None:
             self._require_known(_key(loss), _name(loss))
             # Keras sums or averages the values of a loss that has some; a scalar is the loss's own affair.
             return self._found[_key(loss)]
-        if _couples_examples(loss, y_pred):
+        if couples_examples(loss, y_pred):
             raise _coupled(self._wrapper, _name(loss))
         return "sum" if loss.reduction == "sum" else "mean"
 
@@ -292,70 +243,16 @@ class MicroBatchLosses:
         return list(zip(terms, calls, strict=True))
 
 
-def _divisor(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
-    """What Keras divides a loss by, up to a factor that is the same for all micro-batches; None for the examples."""
-    mask = keras_internals.keras_mask(y_pred)
-    if keras_internals.wrapped_function(loss)[1].get("ignore_class") is not None:
-        values = loss.call(ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred))
-        own = keras_internals.keras_mask(values)
-        mask = own if mask is None else mask & own
-    if loss.reduction in _MEANS:
-        return None if mask is None else ops.sum(ops.cast(mask, "float32"))
-    if mask is None and sample_weight is None:
-        return None
-    weights = None if sample_weight is None else ops.cast(sample_weight, "float32")
-    if mask is None:
-        return ops.sum(weights)
-    mask = ops.cast(mask, "float32")
-    if weights is not None:
-        mask, weights = keras_internals.of_same_rank(mask, weights)
-        mask = mask * weights
-    return ops.sum(mask)
-
-
-def _function(loss: Any) -> Any:
-    """The function of Keras's behind one of Keras's own losses; None for other losses."""
-    if isinstance(loss, keras.losses.Loss) and not type(loss).__module__.startswith("keras."):
-        return None
-    wrapped, _ = keras_internals.wrapped_function(loss)
-    function = loss if wrapped is None else wrapped
-    return function if (getattr(function, "__module__", None) or "").startswith("keras.") else None
-
-
-def _couples_examples(loss: Any, y_pred: Any) -> bool:
-    """Whether one of Keras's own losses reduces over axis 0, the examples, or compares them."""
-    name = _function(loss).__name__
-    axis = keras_internals.wrapped_function(loss)[1].get("axis", None if name in ("dice", "tversky") else -1)
-    if name == "circle" or axis is None:
-        return True
-    rank = len(y_pred.shape)
-    return any(one % rank == 0 for one in (axis if isinstance(axis, tuple | list) else [axis])) and rank > 1
-
-
-def _makes_masks(model: keras.Model) -> bool:
-    """Whether a layer may make a mask that is not another one's."""
-    for layer in model._flatten_layers():
-        if isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False):
-            return True
-        if (
-            _is_own(layer)
-            and not isinstance(layer, keras.Model)
-            and type(layer).compute_mask is not keras.layers.Layer.compute_mask
-        ):
-            return True
-    return False
-
-
-def _is_own(layer: Any) -> bool:
-    """Whether a layer's or model's class is none of Keras's."""
-    return not type(layer).__module__.startswith("keras.")
-
-
 def _coupled(wrapper: Any, name: str) -> ValueError:
     return ValueError(
         f"{_capital(name)} couples the examples of a batch: it is no mean over them, and micro-batches of "
         f"micro_batch_size={wrapper.micro_batch_size} would train with another loss: {_REMEDY}."
     )
+
+
+def _of_data(loss: Any, data: tuple[Any, ...]) -> Any:
+    """A compiled loss of targets, predictions and weights, as a loss of all data."""
+    return loss(*data[1:])
 
 
 def _own_loss(wrapper: Any) -> Callable[[Any], Any]:
@@ -367,85 +264,9 @@ def _own_loss(wrapper: Any) -> Callable[[Any], Any]:
     return loss
 
 
-def _value_and_gradient(loss: Callable[[Any], Any], data: tuple[Any, ...], start: int, stop: int) -> tuple[Any, Any]:
-    """The loss of some examples, [1], and its gradient by their predictions, [examples, values], float32."""
-    x, y, y_pred, sample_weight = examples(data, start, stop)
-    flat = keras.tree.flatten(y_pred)
-    places = [i for i, t in enumerate(flat) if t is not None]
-
-    def of_predictions(*predictions: Any) -> Any:
-        arguments = list(flat)
-        for i, t in zip(places, predictions, strict=True):
-            _copy_mask(flat[i], t)
-            arguments[i] = t
-        return ops.sum(loss((x, y, keras.tree.pack_sequence_as(y_pred, arguments), sample_weight)))
-
-    value, gradients = gradients_at(of_predictions, [flat[i] for i in places])
-    rows = [ops.cast(ops.reshape(g, [stop - start, -1]), "float32") for g in gradients]
-    return ops.reshape(ops.cast(value, "float32"), [1]), ops.concatenate(rows, axis=1)
-
-
-def _close(a: Any, b: Any) -> bool:
-    """Whether two tensors are equal but for rounding, relative to the largest entry."""
-    scale = ops.maximum(ops.max(ops.abs(a)), ops.max(ops.abs(b)))
-    return bool(ops.max(ops.abs(a - b)) <= _TOLERANCE * scale)
-
-
-def _scaled(t: Any, factors: np.ndarray) -> Any:
-    """Predictions, each example's multiplied by its factor: probabilities stay in [0, 1]."""
-    if t is None:
-        return None
-    scaled = t * ops.cast(np.reshape(factors, [-1, *(1,) * (len(t.shape) - 1)]), t.dtype)
-    _copy_mask(t, scaled)
-    return scaled
-
-
-def _copy_mask(source: Any, target: Any) -> None:
-    """Gives a tensor the mask of another one."""
-    mask = keras_internals.keras_mask(source)
-    if mask is not None and target is not source:
-        keras_internals.set_keras_mask(target, mask)
-
-
-def examples(data: Any, start: int, stop: int) -> Any:
-    """Some examples of nested eager tensors, with their masks."""
-
-    def cut(t: Any) -> Any:
-        if t is None:
-            return None
-        part = composite_examples(t, start, stop)
-        if part is not None:
-            return part
-        mask = keras_internals.keras_mask(t)
-        part = t[start:stop]
-        if mask is not None:
-            keras_internals.set_keras_mask(part, mask[start:stop])
-        return part
-
-    return keras.tree.map_structure(cut, data)
-
-
-def spread_examples(data: Any) -> Any:
-    """At most 8 examples, spread over nested arrays or tensors with the examples on axis 0, as tensors."""
-
-    def take(t: Any) -> Any:
-        if t is None:
-            return None
-        part = composite_examples(t, 0, _SAMPLE)
-        if part is not None:
-            return part
-        array = t if ops.is_tensor(t) else np.asarray(t)
-        rows = np.unique(np.linspace(0, len(array) - 1, _SAMPLE).astype(int))
-        found = ops.take(array, rows, axis=0)
-        floating = keras.backend.is_float_dtype(keras.backend.standardize_dtype(found.dtype))
-        return ops.cast(found, keras.config.floatx()) if floating else found
-
-    return keras.tree.map_structure(take, data)
-
-
 def _key(loss: Any) -> Any:
     """What stays the same of a loss from `compile` to the step: the function that Keras wraps, or the object."""
-    wrapped, _ = keras_internals.wrapped_function(loss)
+    wrapped, _ = keras_internals.wrappedkeras_function(loss)
     return id(loss if wrapped is None else wrapped)
 
 
