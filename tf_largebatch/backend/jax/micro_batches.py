@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from tf_largebatch.backend.jax.distribution import devices_of_a_batch, sharding_of_data
 from tf_largebatch.backend.jax.scopes import assign, inner_scope
+from tf_largebatch.training.splitting import SplitBatch
 
 
 def batch_size_of(data: Any) -> int:
@@ -17,27 +18,8 @@ def batch_size_of(data: Any) -> int:
     return int(next(leaf for leaf in jax.tree.leaves(data)).shape[0])
 
 
-def number_of_micro_batches(batch_size: int, micro_batch_size: int) -> int:
-    """How many micro-batches a batch makes. The last one may be smaller; an empty batch makes none."""
-    return -(-batch_size // micro_batch_size)
-
-
-class MicroBatches:
-    """A batch split into micro-batches.
-
-    Args:
-        data: Nested arrays with the examples on axis 0, or None.
-        batch_size: Number of examples in `data`, B.
-        size: Number of examples in a micro-batch, m.
-
-    Attributes:
-        data: The batch.
-        number: Number of micro-batches.
-    """
-
-    def __init__(self, data: Any, batch_size: int, size: int) -> None:
-        self.data, self._batch_size, self._size = data, batch_size, size
-        self.number = number_of_micro_batches(batch_size, size)
+class MicroBatches(SplitBatch):
+    """A batch split into micro-batches: those of equal size run in `lax.scan`, a smaller last one after it."""
 
     def added(
         self,
@@ -46,18 +28,7 @@ class MicroBatches:
         specs: Sequence[Any] = (),
         state: Sequence[Any] = (),
     ) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Runs one micro-batch after the other: those of equal size in `lax.scan`, a smaller last one after it.
-
-        Args:
-            run: Of a micro-batch and its share of the examples: what to add up, arrays or None, and what to collect,
-                arrays with the examples on axis 0.
-            zeros: A zero for each sum, in its shape and dtype.
-            specs: One for each array to collect.
-            state: Variables that `run` may assign. Others are found too, by tracing `run` once more.
-
-        Returns:
-            The sums and the collected arrays.
-        """
+        """See `SplitBatch.added`."""
 
         def body(sums: list[jax.Array], part: Any, _: Any, examples: int) -> tuple[list[jax.Array], list[jax.Array]]:
             values, outputs = run(part, jnp.float32(examples / self._batch_size))
@@ -69,8 +40,9 @@ class MicroBatches:
 
         return self._run(body, list(zeros), state)
 
-    def mapped(self, function: Callable[[Any, Any], jax.Array]) -> jax.Array:
-        """The results of a function of each micro-batch and its number, together; see `mapped_over_micro_batches`."""
+    def mapped(self, function: Callable[[Any, Any], jax.Array], like: jax.Array) -> jax.Array:
+        """See `SplitBatch.mapped`."""
+        del like
         _, (result,) = self._run(lambda carry, part, j, _: (carry, [function(part, j)]), [], ())
         return result
 
@@ -138,23 +110,6 @@ def _on_all_devices(parts: jax.Array) -> jax.Array:
         return parts
     spec = jax.sharding.PartitionSpec(None, *sharding.spec)
     return jax.lax.with_sharding_constraint(parts, jax.sharding.NamedSharding(sharding.mesh, spec))
-
-
-def mapped_over_micro_batches(
-    function: Callable[[Any, Any], jax.Array], data: Any, like: jax.Array, micro_batch_size: int
-) -> jax.Array:
-    """Applies a function to each micro-batch, in `lax.scan`, and concatenates its results.
-
-    Args:
-        function: Of a micro-batch and its number, int32; returns an array with the examples on axis 0.
-        data: Nested arrays with the examples on axis 0.
-        like: An array in the shape and dtype of the result.
-        micro_batch_size: Number of examples in a micro-batch.
-
-    Returns:
-        Array in the shape and dtype of `like`.
-    """
-    return MicroBatches(data, like.shape[0], micro_batch_size).mapped(function) if like.shape[0] else like
 
 
 def unless_empty(function: Callable[[], jax.Array], like: jax.Array) -> jax.Array:

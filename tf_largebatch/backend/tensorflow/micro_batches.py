@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tf_largebatch.norms.shapes import Size, static_or_dynamic_shape, static_or_dynamic_size
+from tf_largebatch.training.splitting import SplitBatch
 
 
 def batch_size_of(data: Any) -> Size:
@@ -24,28 +25,15 @@ def batch_size_of(data: Any) -> Size:
     return static_or_dynamic_size(tf.convert_to_tensor(first), 0)
 
 
-def number_of_micro_batches(batch_size: Size, micro_batch_size: Size) -> Size:
-    """How many micro-batches a batch makes. The last one may be smaller; an empty batch makes none."""
-    return -(-batch_size // micro_batch_size)
-
-
-class MicroBatches:
-    """A batch split into micro-batches.
-
-    Args:
-        data: Nested tensors with the examples on axis 0, or None.
-        batch_size: Number of examples in `data`, B.
-        size: Number of examples in a micro-batch, m.
+class MicroBatches(SplitBatch):
+    """A batch split into micro-batches, which run in `tf.while_loop`.
 
     Attributes:
-        data: The batch.
-        number: Number of micro-batches.
         static_size: m where every micro-batch has m examples, known when the step is traced; else None.
     """
 
     def __init__(self, data: Any, batch_size: Size, size: Size) -> None:
-        self.data, self._batch_size, self._size = data, batch_size, size
-        self.number = number_of_micro_batches(batch_size, size)
+        super().__init__(data, batch_size, size)
         even = isinstance(batch_size, int) and isinstance(size, int) and batch_size % size == 0
         self.static_size = size if even else None
 
@@ -79,18 +67,7 @@ class MicroBatches:
         specs: Sequence[Any] = (),
         state: Sequence[Any] = (),
     ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """Runs one micro-batch after the other, in one compiled loop.
-
-        Args:
-            run: Of a micro-batch and its share of the examples: what to add up, dense tensors or None, and what to
-                collect, tensors with the examples on axis 0.
-            zeros: A zero for each sum, in its shape and dtype.
-            specs: For each tensor to collect the shape and dtype that it has for the batch.
-            state: Variables that `run` may assign, as the JAX backend must know.
-
-        Returns:
-            The sums and the collected tensors.
-        """
+        """See `SplitBatch.added`."""
         del state
 
         def body(j: tf.Tensor, collected: list[tf.TensorArray], sums: list[tf.Tensor]) -> list[Any]:
@@ -107,15 +84,15 @@ class MicroBatches:
         _, arrays, sums = tf.while_loop(lambda j, *_: j < self.number, body, start, parallel_iterations=1)
         return sums, [self._together(array, spec) for array, spec in zip(arrays, specs, strict=True)]
 
-    def mapped(self, function: Callable[[Any, tf.Tensor], tf.Tensor], spec: Any) -> tf.Tensor:
-        """The results of a function of each micro-batch and its number, together; see `mapped_over_micro_batches`."""
+    def mapped(self, function: Callable[[Any, tf.Tensor], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
+        """See `SplitBatch.mapped`."""
         _, results = tf.while_loop(
             lambda j, _: j < self.number,
             lambda j, found: (j + 1, found.write(j, function(self.part(j)[0], j))),
-            [tf.constant(0), self._collector(spec)],
+            [tf.constant(0), self._collector(like)],
             parallel_iterations=1,
         )
-        return self._together(results, spec)
+        return self._together(results, like)
 
     def _collector(self, spec: Any) -> tf.TensorArray:
         """An array to write each micro-batch's tensor to, described by the whole batch's spec."""
@@ -126,27 +103,6 @@ class MicroBatches:
         """The batch's tensor, from those of the micro-batches."""
         whole = collected.stack() if self.static_size else collected.concat()
         return tf.reshape(whole, [self._batch_size, *spec.shape[1:]])
-
-
-def mapped_over_micro_batches(
-    function: Callable[[Any, tf.Tensor], tf.Tensor], data: Any, like: tf.Tensor, micro_batch_size: int
-) -> tf.Tensor:
-    """Applies a function to each micro-batch in one compiled loop and concatenates its results.
-
-    Args:
-        function: Of a micro-batch and its number, int32; returns a tensor with the examples on axis 0.
-        data: Nested tensors with the examples on axis 0.
-        like: A tensor in the shape and dtype of the result.
-        micro_batch_size: Number of examples in a micro-batch.
-
-    Returns:
-        Tensor in the shape and dtype of `like`.
-    """
-    batches = MicroBatches(data, static_or_dynamic_size(like, 0), micro_batch_size)
-    spec = tf.TensorSpec(like.shape, like.dtype)
-    if isinstance(batches.number, int):
-        return batches.mapped(function, spec)
-    return unless_empty(lambda: batches.mapped(function, spec), like)
 
 
 def unless_empty(function: Callable[[], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
