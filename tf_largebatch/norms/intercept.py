@@ -13,6 +13,7 @@ from tf_largebatch.norms.composite import INVALID_ARGUMENT, REFUSES_COMPOSITE, i
 from tf_largebatch.norms.recorder import (
     BatchAxisError,
     Recorder,
+    Structure,
     batch_axis_message,
     composite_message,
     layer_path,
@@ -95,6 +96,47 @@ def recorded_call(layer: Any, registry: Registry, recorder: Recorder) -> Callabl
     return call
 
 
+def measured_call(model: Any, layers: Sequence[Any], registry: Registry, recorder: Recorder) -> Callable[..., Any]:
+    """Returns what a model computes by when its layers are measured: its rule if it is one of them, else its `call`."""
+    return recorded_call(model, registry, recorder) if model in layers else original_call(model)
+
+
+@contextlib.contextmanager
+def recording_checked_calls(
+    model: Any,
+    layers: Sequence[Any],
+    registry: Registry,
+    recorder: Recorder,
+    replacements: Mapping[Any, Any] | None,
+    structure: Callable[[tuple[Any, ...], dict[str, Any]], Structure],
+) -> Iterator[None]:
+    """As `recording`; each call of the model begins with its structure, and ends with a refusal's own message.
+
+    Args:
+        model: The model that is called.
+        layers: The layers to measure.
+        registry: Their rules.
+        recorder: The recorder of the forward pass.
+        replacements: For some layers the one that is called in their place.
+        structure: Of the arguments of the model's `call`, those by position and those by name.
+    """
+    with recording(layers, registry, recorder, replacements):
+        own_call = measured_call(model, layers, registry, recorder)
+
+        def checked_call(*args: Any, **kwargs: Any) -> Any:
+            recorder.begin_model_call(structure(args, kwargs))
+            try:
+                return own_call(*args, **kwargs)
+            except Exception as error:
+                refusal = refusal_in(error)
+                if refusal is None or refusal is error:
+                    raise
+                raise refusal from None
+
+        with intercept(model, checked_call):
+            yield
+
+
 def refuse_composite(layer: Any, arguments: Any) -> None:
     """Raises ValueError if one of a layer's arguments is sparse, on a backend where no rule measures that."""
     for t in filter(is_composite, keras.tree.flatten(arguments)):
@@ -126,10 +168,10 @@ def recording(
     """Within it the layers compute by their rules, which record with the recorder; afterwards they are as they were.
 
     Args:
-        layers: the layers to measure.
-        registry: their rules.
-        recorder: the recorder of this replica's forward pass.
-        replacements: for some layers the one that is called in their place.
+        layers: The layers to measure.
+        registry: Their rules.
+        recorder: The recorder of this replica's forward pass.
+        replacements: For some layers the one that is called in their place.
     """
     replacements = replacements or {}
 

@@ -18,34 +18,27 @@ from tf_largebatch.backend.jax.scopes import InnerScope, assign, inner_scope
 from tf_largebatch.backend.jax.structure import structure_of
 from tf_largebatch.backend.jax.watch import Watch
 from tf_largebatch.core.paths import variable_path
-from tf_largebatch.norms.intercept import intercept, original_call, recorded_call, recording
+from tf_largebatch.norms.intercept import recording_checked_calls
 from tf_largebatch.norms.measurement import Measurement
-from tf_largebatch.norms.recorder import Use, Variable, refusal_in, unexplained_message, unrecorded_use_message
-from tf_largebatch.norms.registry import Registry, check_replacements, check_supported
+from tf_largebatch.norms.recorder import Structure, Use, Variable, unexplained_message, unrecorded_use_message
+from tf_largebatch.norms.registry import Registry
 from tf_largebatch.norms.structure import without_trace
 from tf_largebatch.norms.uses import measure_uses
 
 
-def measure(
+def measuring_pass(
     model: Any,
+    layers: Sequence[Any],
     forward: Callable[[], Any],
     loss: Callable[[Any], Any],
+    scale: Callable[[Any], Any],
     variables: Sequence[Variable],
     batch_size: int,
     registry: Registry,
-    examples: int | None = None,
-    replacements: Mapping[Any, Any] | None = None,
-    scale: Callable[[Any], Any] = lambda loss: loss,
+    examples: int | None,
+    replacements: Mapping[Any, Any],
 ) -> tuple[Any, Measurement]:
-    """Runs the model forward, differentiates the loss, and splits the gradient among the examples.
-
-    Args, returned values and errors are those of `backend/tensorflow/measure.py`. What the model and the loss assign
-    (moving averages, metrics, random seeds) is assigned in the scope around the call, or to the variables.
-    """
-    layers = check_supported(model, registry)
-    if replacements:
-        replacing = check_replacements(model, replacements, registry)
-        layers = list({id(layer): layer for layer in (*layers, *replacing)}.values())
+    """Runs the pass of `norms.measure`, by `jax.vjp`; `layers` are those that are measured."""
     measuring = _Pass(model, layers, forward, loss, scale, variables, batch_size, registry, replacements)
     measured = batch_size if examples is None else min(examples, batch_size)
     plan = measuring.plan()
@@ -56,7 +49,7 @@ def measure(
 
 @dataclasses.dataclass
 class _Pass:
-    """One pass; the fields are the arguments of `measure`."""
+    """One pass; the fields are the arguments of `measuring_pass`."""
 
     model: Any
     layers: Sequence[Any]
@@ -66,7 +59,7 @@ class _Pass:
     variables: Sequence[Variable]
     batch_size: int
     registry: Registry
-    replacements: Mapping[Any, Any] | None
+    replacements: Mapping[Any, Any]
 
     def __post_init__(self) -> None:
         self._known = {id(v) for v in self.variables}
@@ -130,29 +123,15 @@ class _Pass:
         return output, dataclasses.replace(measurement, loss=unscaled)
 
     def _forward(self, recorder: Recorder, checks: bool) -> Any:
-        with recording(self.layers, self.registry, recorder, self.replacements):
-            own_call = (
-                recorded_call(self.model, self.registry, recorder)
-                if self.model in self.layers
-                else original_call(self.model)
-            )
+        def structure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
+            if checks:
+                self._structure = structure_of(
+                    self.model, self.layers, self.registry, self.replacements, self.batch_size, args, kwargs
+                )
+            return self._structure
 
-            def checked_call(*args: Any, **kwargs: Any) -> Any:
-                if checks:
-                    self._structure = structure_of(
-                        self.model, self.layers, self.registry, self.replacements, self.batch_size, args, kwargs
-                    )
-                recorder.begin_model_call(self._structure)
-                try:
-                    return own_call(*args, **kwargs)
-                except Exception as error:
-                    refusal = refusal_in(error)
-                    if refusal is None or refusal is error:
-                        raise
-                    raise refusal from None
-
-            with intercept(self.model, checked_call):
-                return self.forward()
+        with recording_checked_calls(self.model, self.layers, self.registry, recorder, self.replacements, structure):
+            return self.forward()
 
     def _outputs(self, recorder: Recorder, scope: InnerScope) -> tuple[Any, dict[int, list[jax.Array]]]:
         """The forward pass; and what the contractions of the probed uses hold, by the uses' numbers."""

@@ -15,7 +15,7 @@ import numpy as np
 from tf_largebatch.backend.jax.broadcast import Decisions, run
 from tf_largebatch.backend.jax.recorder import Recorder
 from tf_largebatch.backend.jax.scopes import inner_scope
-from tf_largebatch.norms.intercept import original_call, recorded_call, recording, refuse_composite
+from tf_largebatch.norms.intercept import measured_call, recording, refuse_composite
 from tf_largebatch.norms.recorder import BatchAxisError, Structure, refusal_in
 from tf_largebatch.norms.registry import Registry
 from tf_largebatch.norms.structure import PRIMES, foreign_prime, no_batch_message, untraceable_message, without_trace
@@ -32,14 +32,7 @@ def structure_of(
 ) -> Structure:
     """Checks a model that is about to be called, and returns what its rules may ask for.
 
-    Args:
-        model: the model.
-        layers: the layers that are measured.
-        registry: their rules.
-        replacements: for some layers the one that is called in their place.
-        batch_size: number of examples B.
-        args: the arguments of the model's `call`, arrays with the examples on axis 0 and others.
-        kwargs: those by name.
+    The arguments are those of `backend/tensorflow/structure.py`, but that no tape is there to check.
 
     Raises:
         ValueError: if an argument is sparse, a layer's first axis is not the batch, or the model cannot be measured for
@@ -59,7 +52,7 @@ def structure_of(
         with inner_scope(collect_losses=True) as scope:
             recorder = Recorder(scope, size, trained=lambda variable: False, checks_structure=True)
             with recording(layers, registry, recorder, replacements):
-                call = recorded_call(model, registry, recorder) if model in layers else original_call(model)
+                call = measured_call(model, layers, registry, recorder)
 
                 def program() -> Any:
                     with inner_scope(collect_losses=True) as inside:

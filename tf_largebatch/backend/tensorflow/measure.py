@@ -1,4 +1,4 @@
-"""One forward and backward pass that gives the gradient and every example's share of it."""
+"""The measuring pass on TensorFlow: a gradient tape, differentiated at every tensor that a rule records."""
 
 from __future__ import annotations
 
@@ -14,61 +14,36 @@ from tf_largebatch.backend.tensorflow.broadcast import Met, follow, repeating
 from tf_largebatch.backend.tensorflow.recorder import Recorder
 from tf_largebatch.backend.tensorflow.structure import structure_of
 from tf_largebatch.core.paths import variable_path
-from tf_largebatch.norms.intercept import intercept, original_call, recorded_call, recording
+from tf_largebatch.norms.intercept import recording_checked_calls
 from tf_largebatch.norms.measurement import Measurement
 from tf_largebatch.norms.recorder import (
+    Structure,
     Use,
     Variable,
     broadcast_message,
-    refusal_in,
     unexplained_message,
     unrecorded_use_message,
 )
-from tf_largebatch.norms.registry import Registry, check_replacements, check_supported
+from tf_largebatch.norms.registry import Registry
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.norms.uses import measure_uses
 
 Gradient: TypeAlias = tf.Tensor | tf.IndexedSlices | None
 
 
-def measure(
+def measuring_pass(
     model: Any,
+    layers: Sequence[Any],
     forward: Callable[[], Any],
     loss: Callable[[Any], tf.Tensor],
+    scale: Callable[[Any], Any],
     variables: Sequence[Variable],
     batch_size: Size,
     registry: Registry,
-    examples: int | None = None,
-    replacements: Mapping[Any, Any] | None = None,
-    scale: Callable[[Any], Any] = lambda loss: loss,
+    examples: int | None,
+    replacements: Mapping[Any, Any],
 ) -> tuple[Any, Measurement]:
-    """Runs the model forward, differentiates the loss, and splits the gradient among the examples.
-
-    Args:
-        model: the model that `forward` calls.
-        forward: computes the model's output.
-        loss: a scalar of that output; it may read variables (weight regularizers), which counts
-            for the gradient and not for the examples.
-        variables: the trainable variables.
-        batch_size: number of examples B.
-        registry: the layer rules.
-        examples: how many examples to measure, the first ones; None for all.
-        replacements: for layers of the model another one each, whose rule and variables compute this pass in their
-            place: the adversarial batch normalizations of split batch norm. A replacement sees the input, mask and
-            training mode of the layer it stands for.
-        scale: what of the loss is differentiated.
-
-    Returns:
-        The model's output and the measurement.
-
-    Raises:
-        ValueError: if a layer has no rule, a variable is used elsewhere than in the layer that owns it, or a
-            replacement is not built or stands for no layer of the model.
-    """
-    layers = check_supported(model, registry)
-    if replacements:
-        replacing = check_replacements(model, replacements, registry)
-        layers = list({id(layer): layer for layer in (*layers, *replacing)}.values())
+    """Runs the pass of `norms.measure`, on a gradient tape; `layers` are those that are measured."""
 
     def refuse_unrecorded_uses(tape: tf.GradientTape) -> None:
         """Rules read variables behind the tape's back, so a trainable variable that it saw was used by no rule."""
@@ -78,25 +53,15 @@ def measure(
 
     with tf.GradientTape() as tape:
         recorder = Recorder(tape, batch_size)
-        with recording(layers, registry, recorder, replacements):
 
-            def checked_call(*args: Any, **kwargs: Any) -> Any:
-                with recorder.unseen():
-                    structure = structure_of(
-                        model, layers, registry, replacements, refuse_unrecorded_uses, batch_size, args, kwargs
-                    )
-                recorder.begin_model_call(structure)
-                try:
-                    return own_call(*args, **kwargs)
-                except Exception as error:
-                    refusal = refusal_in(error)
-                    if refusal is None or refusal is error:
-                        raise
-                    raise refusal from None
+        def structure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Structure:
+            with recorder.unseen():
+                return structure_of(
+                    model, layers, registry, replacements, refuse_unrecorded_uses, batch_size, args, kwargs
+                )
 
-            own_call = recorded_call(model, registry, recorder) if model in layers else original_call(model)
-            with intercept(model, checked_call):
-                output = forward()
+        with recording_checked_calls(model, layers, registry, recorder, replacements, structure):
+            output = forward()
         refuse_unrecorded_uses(tape)
         unscaled = loss(output)
         target = scale(unscaled)

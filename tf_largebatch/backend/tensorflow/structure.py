@@ -21,7 +21,7 @@ import tensorflow as tf
 from tf_largebatch import keras_internals
 from tf_largebatch.backend.tensorflow.broadcast import deciding_by_size, follow
 from tf_largebatch.backend.tensorflow.recorder import Recorder
-from tf_largebatch.norms.intercept import original_call, recorded_call, recording
+from tf_largebatch.norms.intercept import measured_call, recording
 from tf_largebatch.norms.recorder import BatchAxisError, Structure, layer_path, refusal_in
 from tf_largebatch.norms.registry import Registry
 from tf_largebatch.norms.shapes import Size
@@ -90,7 +90,7 @@ def structure_of(
             with tf.GradientTape() as tape:
                 recorder = Recorder(tape, size, checks_structure=True)
                 with recording(layers, registry, recorder, replacements):
-                    call = recorded_call(model, registry, recorder) if model in layers else original_call(model)
+                    call = measured_call(model, layers, registry, recorder)
                     outputs = call(*new_args, **new_kwargs)
             refuse(tape)
             results = tf.nest.flatten((outputs, scope.losses), expand_composites=True)
