@@ -10,14 +10,11 @@ import jax.numpy as jnp
 import keras
 
 from tf_largebatch.conadv.in_flight import InFlight
+from tf_largebatch.conadv.step_parts import Steps
 
 
-class Steps(Protocol):
-    """What the train function needs of the model."""
-
-    run_eagerly: bool
-    jit_compile: bool
-    steps_per_execution: int
+class BackendSteps(Steps, Protocol):
+    """What the train function needs of the model on JAX."""
 
     def stateless(self, function: Callable[..., Any], state: Any, *args: Any) -> tuple[Any, Any]:
         """Calls a function that reads and assigns variables as a function of their values."""
@@ -30,15 +27,6 @@ class Steps(Protocol):
 
     def training_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch, then trains on it."""
-
-    def train_on_pair(self, data: Any, adversarial: Any) -> dict[str, Any]:
-        """Trains on a batch and its adversarial images."""
-
-    def attack_present(self, data: Any) -> Any:
-        """Returns the adversarial images of the batch of the present step."""
-
-    def attack_next(self, data: Any) -> Any:
-        """Returns the adversarial images of the batch of the next step; to be called before the update."""
 
 
 class TrainFunction:
@@ -59,7 +47,7 @@ class TrainFunction:
         ahead: Whether to attack the next batch during a step; else each step attacks its own batch first.
     """
 
-    def __init__(self, model: Steps, in_flight: InFlight, ahead: bool) -> None:
+    def __init__(self, model: BackendSteps, in_flight: InFlight, ahead: bool) -> None:
         self._model = model
         self._in_flight = in_flight
         self._ahead = ahead

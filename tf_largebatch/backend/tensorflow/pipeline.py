@@ -11,33 +11,22 @@ import numpy as np
 import tensorflow as tf
 
 from tf_largebatch.conadv.in_flight import InFlight
+from tf_largebatch.conadv.step_parts import Steps
 
 _END = object()
 _ENDLESS = sys.maxsize
 
 
-class Steps(Protocol):
-    """What the train function needs of the model."""
+class BackendSteps(Steps, Protocol):
+    """What the train function needs of the model on TensorFlow."""
 
     distribute_strategy: tf.distribute.Strategy
-    run_eagerly: bool
-    jit_compile: bool
-    steps_per_execution: int
 
     def get_ready(self, data: Any) -> None:
         """Does what must be done outside of the compiled step, given a batch."""
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch, then trains on it."""
-
-    def train_on_pair(self, data: Any, adversarial: Any) -> dict[str, Any]:
-        """Trains on a batch and its adversarial images."""
-
-    def attack_present(self, data: Any) -> Any:
-        """Returns the adversarial images of the batch of the present step."""
-
-    def attack_next(self, data: Any) -> Any:
-        """Returns the adversarial images of the batch of the next step; to be called before the update."""
 
     def step_logs(self) -> dict[str, Any]:
         """Returns the logs after a step."""
@@ -57,7 +46,7 @@ class TrainFunction:
         ahead: Whether to attack the next batch during a step; else each step attacks its own batch first.
     """
 
-    def __init__(self, model: Steps, in_flight: InFlight, ahead: bool) -> None:
+    def __init__(self, model: BackendSteps, in_flight: InFlight, ahead: bool) -> None:
         self._model = model
         self._in_flight = in_flight
         self._ahead = ahead
