@@ -12,6 +12,7 @@ import tf_largebatch
 ROOT = pathlib.Path(tf_largebatch.__file__).parent
 # Files that share a name, and the job that they share.
 SAME_JOB = {
+    "adversary": "makes the adversarial images of a step, in Keras 3 and in Model Garden",
     "arguments": "what the arguments of a constructor may be: of the optimizers, of ConAdvModel",
     "backend": "what differs between Keras's backends: the files, and what ConAdv takes from them",
     "base": "what LARS and CLARS have in common, in either Keras",

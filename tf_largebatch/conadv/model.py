@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
-from tf_largebatch.check import require
 from tf_largebatch.conadv import images as image_checks
+from tf_largebatch.conadv.adversary import settings_dtype
 from tf_largebatch.conadv.arguments import TRACED, VARIABLES, check_argument, check_fixed
-from tf_largebatch.conadv.attack import ImageAttack, attack_named
-from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
-from tf_largebatch.conadv.backend import ConAdvTrainer, TrainFunction, compiled, replicas, step_context
-from tf_largebatch.conadv.class_labels import are_right, are_sparse, classification_loss
+from tf_largebatch.conadv.attack import attack_named
+from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms
+from tf_largebatch.conadv.backend import ConAdvTrainer, TrainFunction, step_context
+from tf_largebatch.conadv.class_labels import classification_loss
 from tf_largebatch.conadv.in_flight import InFlight
+from tf_largebatch.conadv.preparation import Preparation
 from tf_largebatch.conadv.stale_weights import StaleWeights
-from tf_largebatch.core import random_numbers
-from tf_largebatch.norms.shapes import Size
+from tf_largebatch.conadv.stream_metrics import ADVERSARIAL, AUGMENTED, CLEAN, StreamMetrics
 from tf_largebatch.training import delegation
 from tf_largebatch.training.large_batch_model import LargeBatchModel
-from tf_largebatch.training.micro_batches import batch_size_of, mapped_over_micro_batches, unless_empty
-from tf_largebatch.training.step import Pass, Stream
-from tf_largebatch.training.step_seed import Purpose, step_seed
-from tf_largebatch.training.trainer import in_strategy, number_of_replicas, outside_of_the_step
-
-CLEAN, ADVERSARIAL, AUGMENTED = "clean", "adversarial", "augmented"
+from tf_largebatch.training.step import Stream
+from tf_largebatch.training.step_seed import Purpose
 
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
-class ConAdvModel(ConAdvTrainer, LargeBatchModel):
+class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
     """Wraps an image classifier so that it trains on adversarial images, made concurrently with the training.
 
     Step t, with theta_t the weights before it and x^ the adversarial images of the images x of its batch B_t:
@@ -191,7 +184,7 @@ class ConAdvModel(ConAdvTrainer, LargeBatchModel):
         self._in_flight = InFlight()
         # Past Keras's tracking: arguments of the constructor are no state to save.
         settings = keras.Variable(
-            self._settings_values(), trainable=False, dtype=_settings_dtype(), autocast=False, name="settings"
+            self._settings_values(), trainable=False, dtype=settings_dtype(), autocast=False, name="settings"
         )
         object.__setattr__(self, "_attack_functions", {})
         object.__setattr__(self, "_settings", settings)
@@ -280,50 +273,10 @@ class ConAdvModel(ConAdvTrainer, LargeBatchModel):
         """Makes the present weights those of all earlier steps; to be called after other weights were loaded."""
         self.stale.reset()
 
-    def adversarial_images(self, x: Any, y: Any, step: int | None = None, main: bool = False) -> Any:
-        """Returns adversarial images, made with the present weights.
-
-        Args:
-            x: Images, [batch, height, width, channels], in `value_range`.
-            y: Their labels, as in training.
-            step: Number of the step whose random numbers to use; None for the present one.
-            main: Whether to attack the classifier as it is evaluated, by its own batch normalizations in inference
-                mode; else as in training.
-
-        Returns:
-            Tensor in the shape of x, float32 (float64 for such x).
-        """
-        data = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
-        self.end_step()
-        self.get_ready(data)
-        step = ops.cast(self.stale.step if step is None else step, self.stale.step.dtype)
-        return self._attack_of(main)(data, step)
-
-    def get_ready(self, data: Any) -> None:
-        """Does what must be done outside of the compiled step, given a batch.
-
-        Raises:
-            ValueError: If images, labels, loss or model do not fit together.
-        """
-        if not self._checked:
-            self._check(data)
-            self._checked = True
-        if not self._has_trained:
-            with outside_of_the_step(), in_strategy(self):
-                self._make_state_current()
-
     def training_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch with the stale weights of its step, then makes one update; see the class."""
         self.get_ready_in_step(data)
         return self.train_on_pair(data, self.attack_present(data))
-
-    def attack_present(self, data: Any) -> Any:
-        """Returns the adversarial images of the present step's batch, made with theta_{t - staleness}."""
-        return self._attacked(data, self.stale.step, lag=self.stale.staleness)
-
-    def attack_next(self, data: Any) -> Any:
-        """Returns the adversarial images of the next step's batch, with theta_{t+1-staleness}: before the update."""
-        return self._attacked(data, self.stale.step + 1, lag=self.stale.staleness - 1)
 
     def train_on_pair(self, data: Any, adversarial: Any) -> dict[str, Any]:
         """Makes one update on a batch and its adversarial images."""
@@ -343,33 +296,6 @@ class ConAdvModel(ConAdvTrainer, LargeBatchModel):
             logs = self._update(streams, y, sample_weight)
         self.perturbation.update_state(self._image_attack().sizes(adversarial, x))
         return {**logs, **self.step_logs()}
-
-    def settings(self) -> Any:
-        """Returns the values of the arguments that may change without a new trace, as the step takes them."""
-        return np.asarray(self._settings_values(), _settings_dtype())
-
-    def use_settings(self, values: Any) -> None:
-        """Makes the code that follows, within a step, use these values."""
-        self._settings.assign(values)
-
-    def step_logs(self) -> dict[str, Any]:
-        """The logs after a step: the metrics, those that there are in training alone included."""
-        logs = self.get_metrics_result()
-        for metric in self._training_metrics():
-            logs[metric.name] = metric.result()
-        if batch_normalizations(self.model):
-            logs["bn_distance"] = self.adversarial_batch_norms.distance()
-        return logs
-
-    def get_metrics_result(self) -> dict[str, Any]:
-        """The compiled metrics and the loss. What there is in training alone is left to `fit`."""
-        own = {metric.name for metric in self._training_metrics()}
-        return {name: value for name, value in super().get_metrics_result().items() if name not in own}
-
-    @property
-    def metrics(self) -> list[Any]:
-        """The wrapped model's, and those of training."""
-        return [*super().metrics, *self._training_metrics()]
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -398,158 +324,6 @@ class ConAdvModel(ConAdvTrainer, LargeBatchModel):
             augment = keras.saving.deserialize_keras_object(augment, custom_objects=custom_objects)
         return super().from_config({**config, "augment": augment}, custom_objects)
 
-    def _training_metrics(self) -> list[keras.metrics.Metric]:
-        if "perturbation" not in vars(self):  # while the constructor runs
-            return []
-        return [*self.stream_losses.values(), self.adversarial_accuracy, self.perturbation]
-
-    def _update_metrics(self, stream: Stream, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> dict[str, Any]:
-        """The compiled metrics see the clean images."""
-        if stream.name == CLEAN:
-            return super()._update_metrics(stream, x, y, y_pred, sample_weight)
-        if stream.name == ADVERSARIAL:
-            self.adversarial_accuracy.update_state(ops.cast(are_right(y, y_pred, self._classes), "float32"))
-        return {}
-
-    def _update_losses(self, streams: Sequence[Stream], result: Pass, batch_size: Size) -> None:
-        """Updates the loss, and each stream's without weight regularizers."""
-        super()._update_losses(streams, result, batch_size)
-        penalties = [ops.cast(v.regularizer(v), "float32") for v in self.trainable_weights if v.regularizer is not None]
-        for number, stream in enumerate(streams):
-            loss = result.losses[number]
-            if number == 0 and penalties:
-                loss -= functools.reduce(operator.add, penalties)
-            self.stream_losses[stream.name].update_state(loss * number_of_replicas(), sample_weight=batch_size)
-
-    def _create_state(self) -> None:
-        """Creates the auxiliary batch norms and the snapshots, once the wrapped model has its variables."""
-        for batch_norms in self._auxiliary_batch_norms():
-            batch_norms.create(self.model)
-            batch_norms.built = True
-        self.stale.create(self._attacked_variables())
-        self.stale.built = True
-
-    def _make_state_current(self) -> None:
-        """Before the first step: auxiliary batch norms and snapshots are those of the model's present weights."""
-        for batch_norms in self._auxiliary_batch_norms():
-            batch_norms.follow_trainable()
-        augment: Any = self.augment
-        count = len(getattr(augment, "trainable_variables", None) or ())
-        require(count == 0, "augment", augment, f"a layer without weights to train (it has {count})", "freeze it")
-        if self.optimizer is not None and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
-        step = self.stale.step.value
-        # Of a variable of several replicas Keras cannot make an array.
-        if int(step.numpy() if hasattr(step, "numpy") else ops.convert_to_numpy(step)):
-            self._has_trained = True
-            return
-        for batch_norms in self._auxiliary_batch_norms():
-            batch_norms.copy_from_main()
-        self.stale.reset()
-
-    def _check(self, data: Any) -> None:
-        """Raises ValueError if images, labels, loss or model do not fit together; builds the model."""
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(step_context.of_one_replica(self, data))
-        image_checks.check_are_images(x)
-        x = keras.tree.flatten(x)[0]
-        image_checks.check_channels(self.value_range, x)
-        classification_loss(self._compiled_loss())
-        with outside_of_the_step(), in_strategy(self):
-            if not self.built:
-                self.build((None, *x.shape[1:]))
-            image_checks.check_accepts_floating(self.model)
-            self._infer_classes(x)
-            are_sparse(y, self._classes)
-        if not self._range_checked and step_context.is_known(x):
-            self._range_checked = True
-            image_checks.warn_unless_in_range(x, self.value_range)
-
-    def _compiled_loss(self) -> Any:
-        return getattr(self, "loss", None) if self.compiled else None
-
-    def _auxiliary_batch_norms(self) -> list[AuxiliaryBatchNorms]:
-        return [bns for bns in (self.adversarial_batch_norms, self.augmented_batch_norms) if bns is not None]
-
-    def _attacked_variables(self) -> list[Any]:
-        """Returns the variables that the attack reads, without seeds."""
-        mains = {id(v) for layer in batch_normalizations(self.model) for v in layer.weights}
-        return [*(v for v in self.model.weights if id(v) not in mains), *self.adversarial_batch_norms.weights]
-
-    def _infer_classes(self, x: Any) -> None:
-        output = self.model.compute_output_spec(keras.KerasTensor((None, *x.shape[1:]), keras.config.floatx()))
-        shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(output)]
-        if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
-            raise ValueError(
-                f"model must give one score per class, [batch, classes] with 2 or more; received output {shapes}."
-            )
-        fits = self.num_classes in (None, shapes[0][1])
-        require(fits, "num_classes", self.num_classes, f"the number of the model's outputs, {shapes[0][1]}, or None")
-        self._classes = shapes[0][1]
-
-    # The attack.
-
-    def _attack_of(self, main: bool) -> Callable[..., Any]:
-        """The attack with the present weights, compiled: a graph shows the logits behind a softmax."""
-
-        def attack(data: Any, step: Any) -> Any:
-            return self._attacked(data, step, lag=0, main=main)
-
-        if self.run_eagerly:
-            return attack
-        # What is read while the attack is traced.
-        read = [self._compiled_loss(), *(getattr(self, name) for name in TRACED), self.micro_batch_size]
-        read += [layer.trainable for layer in batch_normalizations(self.model)]
-        known = self._attack_functions.get(main)
-        if known is None or known[0] != read:
-            known = self._attack_functions[main] = read, compiled(attack, [*self.variables, self._settings])
-        return known[1]
-
-    def _attacked(self, data: Any, step: Any, lag: int, main: bool = False) -> Any:
-        """Adversarial images for a step, made with the weights of `lag` steps ago."""
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
-        x = image_checks.as_floating(keras.tree.flatten(x)[0])
-        with step_context.named("attack"):
-            weights = self.stale.lag(lag)
-            if self.micro_batch_size is None:
-                whole = functools.partial(self._perturbed, x, y, step, weights, main)
-                return unless_empty(whole, x) if self._may_be_empty(batch_size_of(x)) else whole()
-            return mapped_over_micro_batches(
-                lambda part, j: self._perturbed(part[0], part[1], step, weights, main, j),
-                (x, y),
-                x,
-                self.micro_batch_size,
-            )
-
-    def _perturbed(self, x: Any, y: Any, step: Any, weights: list[tuple[Any, Any]], main: bool, part: Any = 0) -> Any:
-        state = [*weights, *self._layer_seeds(self.model, step, Purpose.LAYERS, part)]
-
-        def scores(x: Any) -> Any:
-            with step_context.scope(state), contextlib.ExitStack() as stack:
-                if not main:
-                    stack.enter_context(self.adversarial_batch_norms.intercept())
-                return self.model(x, training=not main)
-
-        loss = classification_loss(self._compiled_loss())
-        seed = functools.partial(self._seed, step, part=part)
-        return self._image_attack().images(x, y, scores, loss, self._classes, seed).images
-
-    def _image_attack(self) -> ImageAttack:
-        return ImageAttack(
-            epsilon=self._settings[0],
-            value_range=self.value_range,
-            step_size=self._settings[1],
-            num_steps=self.num_steps,
-            targeted=self.targeted,
-            random_start=self.random_start,
-            kind=self.attack,
-            norm=self.norm,
-        )
-
-    def _settings_values(self) -> list[float]:
-        """Radius, step and weight of the adversarial loss: what may change without a new trace."""
-        step_size = self.epsilon / self.num_steps if self.step_size is None else self.step_size
-        return [float(self.epsilon), float(step_size), float(self.adversarial_weight)]
-
     def _augmented(self, x: Any) -> Any:
         augment: Any = self.augment
         with step_context.named("augment"):
@@ -557,19 +331,3 @@ class ConAdvModel(ConAdvTrainer, LargeBatchModel):
                 return ops.cast(augment(x), x.dtype)
             with step_context.scope(self._layer_seeds(augment, self.stale.step, Purpose.AUGMENTATION)):
                 return ops.cast(augment(x, training=True), x.dtype)
-
-    def _seed(self, step: Any, purpose: Purpose, part: Any = 0) -> Any:
-        return step_seed(self.seed, step, purpose, replicas.number_of_this_replica(), part)
-
-    def _layer_seeds(
-        self, layer: keras.layers.Layer, step: Any, purpose: Purpose, part: Any = 0
-    ) -> list[tuple[Any, Any]]:
-        """Pairs each seed generator of a layer with a state, so that a pass draws the same numbers whenever it runs."""
-        weights = {id(v) for v in layer.weights}
-        states = [v for v in layer.variables if id(v) not in weights]
-        seed = self._seed(step, purpose, part)
-        return [(v, ops.cast(random_numbers.fold_in(seed, i), v.dtype)) for i, v in enumerate(states)]
-
-
-def _settings_dtype() -> str:
-    return "float64" if keras.config.floatx() == "float64" else "float32"
