@@ -266,7 +266,7 @@ def _own_loss(wrapper: Any) -> Callable[[Any], Any]:
 
 def _key(loss: Any) -> Any:
     """What stays the same of a loss from `compile` to the step: the function that Keras wraps, or the object."""
-    wrapped, _ = keras_internals.wrappedkeras_function(loss)
+    wrapped, _ = keras_internals.wrapped_function(loss)
     return id(loss if wrapped is None else wrapped)
 
 
