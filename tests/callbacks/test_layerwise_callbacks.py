@@ -8,7 +8,6 @@ import csv
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 import tf_largebatch as lb
 from tf_largebatch.callbacks import (
@@ -22,6 +21,8 @@ from tf_largebatch.norms import brute_force_gradient_norms
 from tf_largebatch.plots.heat_map import read_rate_table
 
 MEAN_SQUARES = keras.losses.MeanSquaredError()
+# On JAX each operation by itself takes long to compile.
+ON_JAX = keras.backend.backend() == "jax"
 
 
 def data():
@@ -132,6 +133,7 @@ def test_a_file_of_an_earlier_version_is_read_and_continued(tmp_path):
 
 
 def scalars(directory):
+    tf = pytest.importorskip("tensorflow", reason="TensorFlow writes and reads TensorBoard's files")
     (file,) = directory.glob("layerwise/events.*")
     found = {}
     for record in tf.data.TFRecordDataset(str(file)):
@@ -192,7 +194,7 @@ def test_refusals_when_training_begins(tmp_path):
 
 def test_executions_of_several_steps_are_counted_in_updates(tmp_path):
     model = fitted(lb.CLARS(0.1), epochs=0)
-    model.compile(lb.CLARS(0.1), MEAN_SQUARES, steps_per_execution=2, jit_compile=False)
+    model.compile(lb.CLARS(0.1), MEAN_SQUARES, steps_per_execution=2, jit_compile=ON_JAX)
     model.fit(*data(), batch_size=2, epochs=2, verbose=0, callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv", 4)])
     # Executions end at updates 2, 4, 6 and 8, 10, 12; the first update and the multiples of 4 lie in these.
     assert sorted({update for update, *_ in read_layerwise_values(tmp_path / "rates.csv")}) == [2, 4, 8, 12]
@@ -212,7 +214,7 @@ def towers():
 
 def test_tensors_of_one_path_are_told_apart_everywhere(tmp_path):
     model = lb.LargeBatchModel(towers())
-    model.compile(lb.CLARS(0.1), "mse", jit_compile=False)
+    model.compile(lb.CLARS(0.1), "mse", jit_compile=ON_JAX)
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(8, 3)).astype("float32") for _ in range(2)]
     callbacks = [

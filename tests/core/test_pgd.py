@@ -1,14 +1,31 @@
+"""Projected gradient attacks: units, targets, random starts, steps and whole attacks, against NumPy in float64."""
+
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from keras import ops
 
+from tf_largebatch.conadv.backend import gradient_of
 from tf_largebatch.core import pgd
 
 SEED = np.array([3, 5], "int32")
 CHANNELS = np.array([0.05, 0.2, 0.1], "float32")
 NORMS = ["linf", "l2"]
+ON_JAX = keras.backend.backend() == "jax"
+# JAX computes in float64 only where a setting of its own asks for it.
+DTYPES = [("float16", 2**-11), ("bfloat16", 2**-8), *([] if ON_JAX else [("float64", 1e-12)])]
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def in_float64(x):
+    """An array of a tensor of any floating dtype."""
+    wide = keras.backend.standardize_dtype(x.dtype) == "float64"
+    return numpy(x if wide else ops.cast(x, "float32")).astype("float64")
 
 
 def images(batch=6, shape=(4, 3, 3), low=0.0, high=1.0, seed=0):
@@ -89,7 +106,7 @@ def test_bad_value_range_is_named(value_range):
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8", "float32"])
 def test_targets_are_wrong_and_uniform(num_classes, dtype):
     labels = np.arange(6000) % num_classes
-    targets = pgd.random_wrong_classes(labels.astype(dtype), num_classes, SEED).numpy()
+    targets = numpy(pgd.random_wrong_classes(labels.astype(dtype), num_classes, SEED))
     counts = np.zeros((num_classes, num_classes))
     np.add.at(counts, (labels, targets), 1)
     assert targets.dtype == np.int32
@@ -101,7 +118,7 @@ def test_targets_are_wrong_and_uniform(num_classes, dtype):
 
 
 def test_targets_beyond_the_labels_own_dtype():
-    assert pgd.random_wrong_classes(np.zeros(200, "uint8"), 1000, SEED).numpy().max() > 255
+    assert numpy(pgd.random_wrong_classes(np.zeros(200, "uint8"), 1000, SEED)).max() > 255
 
 
 def test_targets_need_two_classes():
@@ -116,7 +133,7 @@ def test_targets_need_two_classes():
 @pytest.mark.parametrize("epsilon", [0.2, CHANNELS])
 def test_random_points_are_uniform_in_the_ball(norm, epsilon):
     x = np.zeros((4000, 1, 1, 3), "float32")
-    points = pgd.noise(x, epsilon, -1.0, 1.0, norm, SEED).numpy().reshape(4000, 3) / epsilon
+    points = numpy(pgd.noise(x, epsilon, -1.0, 1.0, norm, SEED)).reshape(4000, 3) / epsilon
     radius = np.abs(points).max(1) if norm == "linf" else np.sqrt((points**2).sum(1))
     assert radius.max() <= 1 + 1e-6  # a rounding
     # Uniform in the ball: the radius to the power of the dimension is uniform in [0, 1]. Kolmogorov-Smirnov's
@@ -133,7 +150,7 @@ def test_random_points_are_uniform_in_the_ball(norm, epsilon):
 @pytest.mark.parametrize("norm", NORMS)
 def test_random_start_happens_with_the_probability_for_each_example(norm):
     x = images(3000, (2, 2, 1))
-    started = pgd.random_start(x, 0.1, 0.0, 1.0, 0.8, norm, SEED).numpy()
+    started = numpy(pgd.random_start(x, 0.1, 0.0, 1.0, 0.8, norm, SEED))
     moved = (started != x).reshape(3000, -1)
     share = moved.any(1).mean()
     assert abs(share - 0.8) < 5 * np.sqrt(0.8 * 0.2 / 3000)
@@ -146,9 +163,9 @@ def test_random_start_happens_with_the_probability_for_each_example(norm):
 @pytest.mark.parametrize("norm", NORMS)
 def test_same_seed_same_numbers_other_seed_others(norm):
     x = images()
-    first, again = (pgd.noise(x, 0.1, 0.0, 1.0, norm, SEED).numpy() for _ in range(2))
+    first, again = (numpy(pgd.noise(x, 0.1, 0.0, 1.0, norm, SEED)) for _ in range(2))
     np.testing.assert_array_equal(first, again)
-    assert (first != pgd.noise(x, 0.1, 0.0, 1.0, norm, SEED + 1).numpy()).mean() > 0.5
+    assert (first != numpy(pgd.noise(x, 0.1, 0.0, 1.0, norm, SEED + 1))).mean() > 0.5
 
 
 # Steps.
@@ -160,9 +177,9 @@ def test_same_seed_same_numbers_other_seed_others(norm):
 def test_step_agrees_with_numpy(norm, descend, step_size, epsilon):
     x, g = images(), images(low=-1, seed=1)
     g[1, 0] = 0
-    x_adv = pgd.noise(x, epsilon, 0.0, 1.0, norm, SEED).numpy()
+    x_adv = numpy(pgd.noise(x, epsilon, 0.0, 1.0, norm, SEED))
     arguments = (step_size, epsilon, 0.0, 1.0, norm, descend)
-    result = pgd.step(x_adv, x, g, *arguments).numpy()
+    result = numpy(pgd.step(x_adv, x, g, *arguments))
     # float32 against float64 at values up to 1.
     np.testing.assert_allclose(result, reference_step(x_adv, x, g, *arguments), atol=3e-7)
 
@@ -172,7 +189,7 @@ def test_l2_projection_is_exact(epsilon):
     # Far outside: onto the surface, along the line to x. Inside: nothing moves.
     x, far = images(low=-0.5, high=0.5), images(low=-50, high=50, seed=2)
     zero = np.zeros_like(x)
-    projected = pgd.step(far, x, zero, 0.0, epsilon, -1e3, 1e3, "l2", True).numpy()
+    projected = numpy(pgd.step(far, x, zero, 0.0, epsilon, -1e3, 1e3, "l2", True))
     np.testing.assert_allclose(distance(projected, x, epsilon, "l2"), 1.0, rtol=3e-6)  # x + offset rounds at 0.5
     offset, line = (projected - x).reshape(6, -1), (far - x).reshape(6, -1)
     cosine = (offset * line).sum(1) / np.linalg.norm(offset, axis=1) / np.linalg.norm(line, axis=1)
@@ -195,7 +212,7 @@ def test_per_channel_scaling_is_an_attack_in_pixels(norm):
         in_pixels = pgd.step(in_pixels, pixels, g, 15.0, 40.0, 0.0, 255.0, norm, True)
         scaled = pgd.step(scaled, x, g * 255 * std, step_size, epsilon, lower, upper, norm, True)
     # float32 rounding at values up to 255.
-    np.testing.assert_allclose((scaled.numpy() * std + mean) * 255, in_pixels, atol=2e-4)
+    np.testing.assert_allclose((numpy(scaled) * std + mean) * 255, in_pixels, atol=2e-4)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -212,7 +229,7 @@ def test_scale_of_the_gradient_does_not_matter(norm, scale):
     x, g = images(), np.sign(images(low=-1, seed=1)) * (0.5 + images(high=0.5, seed=2))
     expected = pgd.step(x, x, g, CHANNELS, 0.2, 0.0, 1.0, norm, False)
     result = pgd.step(x, x, (g.astype("float64") * scale).astype("float32"), CHANNELS, 0.2, 0.0, 1.0, norm, False)
-    if scale < 1e-38:  # no normal number: TensorFlow may take it for zero
+    if scale < 1e-38:  # no normal number: the backend may take it for zero
         assert distance(result, x, 0.2, norm).max() <= 1 + 1e-5
     else:
         np.testing.assert_allclose(result, expected, atol=2e-7)  # rounding of the scaled gradient
@@ -223,8 +240,8 @@ def test_scale_of_the_gradient_does_not_matter(norm, scale):
 def test_broken_gradients_give_finite_images(norm, dtype):
     g = images(4, (2, 2, 1), low=-1, seed=1)
     g[0, 0, 0, 0], g[1, 0, 0, 0], g[1, 1, 1, 0], g[2] = np.nan, np.inf, -np.inf, np.nan
-    x = tf.fill([4, 2, 2, 1], tf.constant(0.5))
-    result = pgd.step(x, x, tf.cast(g, dtype), 0.25, 0.25, 0.0, 1.0, norm, False).numpy()
+    x = ops.full((4, 2, 2, 1), 0.5, "float32")
+    result = numpy(pgd.step(x, x, ops.cast(g, dtype), 0.25, 0.25, 0.0, 1.0, norm, False))
     assert np.isfinite(result).all()
     assert result[0, 0, 0, 0] == 0.5  # NaN counts as zero
     np.testing.assert_array_equal(result[2], 0.5 * np.ones((2, 2, 1)))
@@ -252,17 +269,13 @@ def linear_gradient(x, w, labels):
 
 
 def losses(x, w, labels):
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.reshape(x, [len(x), -1]) @ w)
+    logits = ops.matmul(ops.reshape(x, (len(labels), -1)), w)
+    return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
 
 
-def tape_gradient(w, labels):
-    def gradient(x):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            loss = tf.reduce_mean(losses(x, w, labels))
-        return tape.gradient(loss, x)
-
-    return gradient
+def model_gradient(w, labels):
+    """The backend's gradient of the mean loss with respect to the images."""
+    return lambda x: gradient_of(lambda x: ops.mean(losses(x, w, labels)), x)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -277,8 +290,8 @@ def test_attack_on_a_linear_model_agrees_with_numpy_step_by_step(norm, descend, 
         gradient = linear_gradient(expected, w, labels)
         expected = reference_step(expected, x, gradient, step_size, epsilon, 0.0, 1.0, norm, descend)
         result = pgd.perturb(
-            tf.constant(x),
-            tape_gradient(w, labels),
+            x,
+            model_gradient(w, labels),
             epsilon=epsilon,
             step_size=step_size,
             num_steps=num_steps,
@@ -290,71 +303,82 @@ def test_attack_on_a_linear_model_agrees_with_numpy_step_by_step(norm, descend, 
         )
         # float32 against float64 through the softmax of a few logits near 5.
         np.testing.assert_allclose(result, expected, atol=2e-6)
-    worse = losses(result, w, labels) - losses(x, w, labels)
-    assert np.all(worse.numpy() * (-1 if descend else 1) > 0)
+    worse = numpy(losses(result, w, labels)) - numpy(losses(x, w, labels))
+    assert np.all(worse * (-1 if descend else 1) > 0)
 
 
 def attacked(x, norm="linf", gradient=None, **kwargs):
     w, labels = linear_model(6)
-    gradient = gradient or tape_gradient(tf.cast(w, x.dtype), labels)
+    gradient = gradient or model_gradient(ops.cast(w, x.dtype), labels)
     arguments = {"epsilon": 0.1, "step_size": 0.06, "num_steps": 2, "lower": 0.0, "upper": 1.0, "norm": norm}
     arguments |= {"random_start_probability": 0.8, "seed": SEED, "descend": True}
     return pgd.perturb(x, gradient, **{**arguments, **kwargs})
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("batch", [6, None])
-def test_compiled_attack_agrees(norm, jit_compile, batch):
-    x = tf.constant(images())
-    w, labels = linear_model(6)
+def compiled(function, by_xla, batch):
+    """Compiles a function of images and labels; TensorFlow can be told no batch size, JAX always uses XLA."""
+    if ON_JAX:
+        import jax
 
-    @tf.function(
-        jit_compile=jit_compile, input_signature=[tf.TensorSpec([batch, 4, 3, 3]), tf.TensorSpec([6], tf.int32)]
-    )
+        return jax.jit(function)
+    import tensorflow as tf
+
+    signature = [tf.TensorSpec([batch, 4, 3, 3]), tf.TensorSpec([6], tf.int32)]
+    return tf.function(function, jit_compile=by_xla, input_signature=signature)
+
+
+HOW = [(True, 6)] if ON_JAX else [(False, 6), (False, None), (True, 6), (True, None)]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("by_xla, batch", HOW)
+def test_compiled_attack_agrees(norm, by_xla, batch):
+    x = ops.convert_to_tensor(images())
+    w, labels = linear_model(6)
+    labels = labels.astype("int32")
+
     def run(x, labels):
         targets = pgd.random_wrong_classes(labels, 5, SEED)
-        return targets, attacked(x, norm, tape_gradient(w, labels), epsilon=CHANNELS)
+        return targets, attacked(x, norm, model_gradient(w, labels), epsilon=CHANNELS)
 
-    targets, result = run(x, labels)
+    targets, result = compiled(run, by_xla, batch)(x, labels)
     np.testing.assert_array_equal(targets, pgd.random_wrong_classes(labels, 5, SEED))
-    expected = attacked(x, norm, tape_gradient(w, labels), epsilon=CHANNELS)
+    expected = attacked(x, norm, model_gradient(w, labels), epsilon=CHANNELS)
     # XLA's own logarithm and sine make the normal numbers of an l2 start, and its order of summation the norms.
     np.testing.assert_allclose(result, expected, atol=5e-6)
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("dtype,rounding", [("float16", 2**-11), ("bfloat16", 2**-8), ("float64", 1e-12)])
+@pytest.mark.parametrize("dtype,rounding", DTYPES)
 def test_dtype_of_the_images_is_kept(norm, dtype, rounding):
-    x = tf.cast(images(), dtype)
+    x = ops.cast(images(), dtype)
     for result in (attacked(x, norm), pgd.noise(x, 0.1, 0.0, 1.0, norm, SEED)):
         assert result.dtype == x.dtype
         # Each value rounds by at most `rounding` at values up to 1; under l2 all 36 may.
         slack = (6 if norm == "l2" else 1) * rounding / 0.1 + 1e-6
-        assert distance(tf.cast(result, "float64"), tf.cast(x, "float64"), 0.1, norm).max() <= 1 + slack
+        assert distance(in_float64(result), in_float64(x), 0.1, norm).max() <= 1 + slack
 
 
 def test_attack_moves_by_a_fraction_of_the_images_own_resolution():
     # Steps of 1/16 pixel at 200, where neighbouring bfloat16 numbers are 1 apart, add up over 16 steps.
-    x = tf.cast(tf.fill([1, 2, 2, 1], 200.0), "bfloat16")
+    x = ops.full((1, 2, 2, 1), 200.0, "bfloat16")
     arguments = {"epsilon": 4.0, "step_size": 1 / 16, "lower": 0.0, "upper": 255.0}
-    result = attacked(x, gradient=tf.ones_like, num_steps=16, random_start_probability=0.0, **arguments)
-    np.testing.assert_array_equal(tf.cast(result, "float32"), tf.fill([1, 2, 2, 1], 199.0))
+    result = attacked(x, gradient=ops.ones_like, num_steps=16, random_start_probability=0.0, **arguments)
+    np.testing.assert_array_equal(ops.cast(result, "float32"), np.full((1, 2, 2, 1), 199.0))
 
 
 def test_range_has_the_last_word():
-    x = tf.constant(images(low=-0.2, high=1.2))
-    result = attacked(x, epsilon=0.0).numpy()
+    x = images(low=-0.2, high=1.2)
+    result = numpy(attacked(x, epsilon=0.0))
     np.testing.assert_array_equal(result, np.clip(x, 0.0, 1.0))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_no_gradient_flows_through_the_attack(norm):
-    x = tf.constant(images())
-    with tf.GradientTape() as tape:
-        tape.watch(x)
-        result = attacked(x, norm)
-    assert tape.gradient(result, x) is None
+    x = ops.convert_to_tensor(images())
+    gradient = lambda x: 2.0 * x  # noqa: E731
+    found = gradient_of(lambda x: ops.sum(x + attacked(x, norm, gradient)), x)
+    np.testing.assert_array_equal(found, np.ones(x.shape))
 
 
 @pytest.mark.parametrize(
@@ -372,9 +396,9 @@ def test_no_gradient_flows_through_the_attack(norm):
 )
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(ValueError, match=named):
-        attacked(tf.constant(images()), **arguments)
+        attacked(images(), **arguments)
 
 
 def test_integer_images_are_refused():
     with pytest.raises(ValueError, match=r"x must be floating.*received x='uint8'"):
-        attacked(tf.zeros([6, 4, 3, 3], tf.uint8), gradient=tf.ones_like)
+        attacked(np.zeros((6, 4, 3, 3), "uint8"), gradient=ops.ones_like)

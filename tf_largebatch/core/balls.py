@@ -141,6 +141,10 @@ def _unit(vectors: Any) -> Any:
 def _unit_max(vectors: Any) -> Any:
     """Divides each example's vector by its largest absolute entry; zero stays zero."""
     largest = ops.max(ops.abs(vectors), axis=_values(vectors), keepdims=True)
+    # XLA multiplies by the reciprocal, which for the largest numbers is no normal one and counts as 0: a power of two
+    # brings both nearer to 1 first.
+    nearer = ops.where(largest > 1, ops.full_like(largest, 2.0**-64), ops.full_like(largest, 2.0**64))
+    vectors, largest = vectors * nearer, largest * nearer
     return vectors / ops.where(largest > 0, largest, ops.ones_like(largest))
 
 
