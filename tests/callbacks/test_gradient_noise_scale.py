@@ -13,6 +13,8 @@ from tf_largebatch.callbacks import GradientNoiseScale, load_checkpoint, save_ch
 from tf_largebatch.callbacks.noise_scale import read_noise_scales
 from tf_largebatch.core.noise_scale import estimates
 
+pytestmark = pytest.mark.each_value
+
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 FROZEN = {"momentum": 0.0, "learning_rate": 0.0}
 ON_JAX = keras.backend.backend() == "jax"

@@ -9,6 +9,7 @@ import re
 
 import pytest
 from notebooks import COLAB, GARDEN, execute_small, pictures, printed, read, tagged
+from selection import long_unless
 
 ROOT = COLAB.parent
 NAMES = sorted(path.name for path in COLAB.glob("*.ipynb"))
@@ -26,7 +27,7 @@ SHOWN = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != GARDEN])
+@pytest.mark.parametrize("name", long_unless([name for name in NAMES if name != GARDEN], ["what_batch_size.ipynb"]))
 def test_a_notebook_runs_in_small_mode(name, tmp_path):
     notebook = execute_small(name, tmp_path)
     said, shown = SHOWN[name]

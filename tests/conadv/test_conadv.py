@@ -10,6 +10,8 @@ from keras import layers as L
 
 import tf_largebatch as lb
 
+pytestmark = pytest.mark.each_value
+
 FIT = {"batch_size": 12, "verbose": 0, "shuffle": False}
 LOGS = {"loss", "clean_loss", "adversarial_loss", "adversarial_accuracy", "perturbation", "bn_distance"}
 

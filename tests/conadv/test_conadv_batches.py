@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from conadv_cases import assert_close, conadv, images, network, number
 
+pytestmark = pytest.mark.each_value
+
 FIT = {"batch_size": 8, "verbose": 0, "shuffle": False}
 
 

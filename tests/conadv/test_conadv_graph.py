@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import tensorflow as tf
 from conadv_cases import assert_close, conadv, images, network
+from selection import long
 
 import tf_largebatch as lb
 
@@ -21,7 +24,13 @@ def ancestors(ops):
     return found
 
 
-def traced(model):
+OPTIMIZERS = {"sgd": lambda: None, "clars": lambda: lb.CLARS(0.1)}
+
+
+@functools.cache  # tracing takes most of the time, and nothing changes a graph
+def traced(staleness, optimizer="sgd"):
+    """The ops of a step, and the model."""
+    model = conadv(network(dropout=0.2), OPTIMIZERS[optimizer](), staleness=staleness, num_steps=2, compiled=True)
     x, y = images()
     batch = (tf.constant(x), tf.constant(y))
     model.make_train_function()
@@ -30,7 +39,7 @@ def traced(model):
     assert not any("PartitionedCall" in op.type for op in graph.get_operations())  # nothing is hidden in a function
     # What is run: tracing leaves ops behind that nothing needs.
     ends = [*(t.op for t in graph.outputs), *graph.control_outputs]
-    return ancestors(ends) | set(ends)
+    return ancestors(ends) | set(ends), model
 
 
 def of(ops, scope):
@@ -38,13 +47,9 @@ def of(ops, scope):
     return [op for op in ops if next((p for p in op.name.split("/") if p in ("attack", "train")), None) == scope]
 
 
-OPTIMIZERS = {"sgd": lambda: None, "clars": lambda: lb.CLARS(0.1)}
-
-
-@pytest.mark.parametrize("staleness, optimizer", [(1, "clars"), (2, "sgd"), (3, "clars")])
+@pytest.mark.parametrize("staleness, optimizer", [(1, "clars"), long(2, "sgd"), long(3, "clars")])
 def test_attack_and_training_of_a_step_do_not_wait_for_each_other(staleness, optimizer):
-    model = conadv(network(dropout=0.2), OPTIMIZERS[optimizer](), staleness=staleness, num_steps=2, compiled=True)
-    ops = traced(model)
+    ops, model = traced(staleness, optimizer)
     attack, train = of(ops, "attack"), of(ops, "train")
     assert any("Conv2DBackpropInput" in op.type for op in attack)
     gradients = [op for op in train if "gradient_tape" in op.name]
@@ -58,15 +63,14 @@ def test_attack_and_training_of_a_step_do_not_wait_for_each_other(staleness, opt
 
 
 def test_the_sequential_step_waits_for_its_attack():
-    ops = traced(conadv(staleness=0, compiled=True))
+    ops, _ = traced(0)
     attack = set(of(ops, "attack"))
     gradients = [op for op in of(ops, "train") if "gradient_tape" in op.name]
     assert any("Conv2DBackpropInput" in op.type for op in ancestors(gradients) & attack)
 
 
 def test_the_attack_computes_no_weight_gradient():
-    for staleness in (0, 1):
-        ops = traced(conadv(staleness=staleness, compiled=True))
+    for ops, _ in (traced(0), traced(1, "clars")):
         assert any(op.type == "Conv2DBackpropFilter" for op in of(ops, "train"))
         assert not any(op.type == "Conv2DBackpropFilter" for op in of(ops, "attack"))
         writes = {op for op in ops if op.type.startswith("Assign")}
@@ -75,7 +79,7 @@ def test_the_attack_computes_no_weight_gradient():
 
 def test_a_training_loop_of_ones_own():
     x, y = images(24)
-    fitted, looped = (conadv(network(), staleness=2, compiled=True) for _ in range(2))
+    fitted, looped = (conadv(network(), staleness=2) for _ in range(2))
     fitted.fit(x, y, epochs=2, batch_size=12, verbose=0, shuffle=False)
     step = tf.function(looped.train_step)
     for i in (0, 12) * 2:

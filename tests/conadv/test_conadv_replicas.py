@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conadv_cases import conadv, images, network
+from selection import long
 
 import tf_largebatch as lb
 
-LONG = functools.partial(pytest.param, marks=pytest.mark.long)
 OPTIMIZERS = {"sgd": lambda: keras.optimizers.SGD(0.05, 0.9), "clars": lambda: lb.CLARS(0.05, eta=0.2)}
 
 
-@pytest.mark.parametrize("staleness, optimizer", [LONG(0, "sgd"), (1, "clars"), LONG(2, "sgd")])
+@pytest.mark.parametrize("staleness, optimizer", [long(0, "sgd"), (1, "clars"), long(2, "sgd")])
 def test_two_replicas_equal_one_device(two_replicas, staleness, optimizer):
     """With synchronized batch norm, whose replicas meet in the middle of the attack and of every stream's pass."""
     x, y = images(24)

@@ -10,6 +10,8 @@ from keras import ops
 from tf_largebatch.conadv.backend import gradient_of
 from tf_largebatch.core import pgd
 
+pytestmark = pytest.mark.each_value
+
 SEED = np.array([3, 5], "int32")
 CHANNELS = np.array([0.05, 0.2, 0.1], "float32")
 NORMS = ["linf", "l2"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
+from selection import long
 
 import tf_largebatch as lb
 from tf_largebatch.distribute.fit import fit
@@ -107,10 +108,10 @@ def test_on_one_device_it_is_kerass_fit(wrapped):
     "optimizer, batch_norm, arguments",
     [
         (clars(), None, {"micro_batch_size": 3}),
-        (clars(jit_compile=True), None, {}),
-        (clars(gradient_norms="per_example", classic_momentum=False), "synchronized", {}),
+        long(clars(jit_compile=True), None, {}),
+        long(clars(gradient_norms="per_example", classic_momentum=False), "synchronized", {}),
         (lars, "synchronized", {}),
-        (sgd, None, {"micro_batch_size": 3}),
+        long(sgd, None, {"micro_batch_size": 3}),
     ],
     ids=["clars-micro", "clars-compiled", "clars-popular", "lars", "sgd-micro"],
 )
@@ -119,7 +120,7 @@ def test_two_replicas_equal_one_device(two_replicas, optimizer, batch_norm, argu
     assert_close(found, trained(optimizer, batch_norm=batch_norm, **arguments))
 
 
-@pytest.mark.parametrize("optimizer", [clars(), lars], ids=["clars", "lars"])
+@pytest.mark.parametrize("optimizer", [clars(), long(lars)], ids=["clars", "lars"])
 def test_batch_norm_of_two_replicas_is_that_of_two_micro_batches(two_replicas, optimizer):
     """Not synchronized, each replica normalizes by its own half: so does one device by micro-batches of that size.
 
@@ -143,7 +144,7 @@ def test_moving_averages_become_the_mean_of_the_replicas(two_replicas):
     np.testing.assert_allclose(model.model.layers[1].moving_mean.numpy(), mean.mean(0), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm_examples", [None, 4])
+@pytest.mark.parametrize("norm_examples", [long(None), 4])
 def test_each_replica_draws_its_share_of_a_sample(two_replicas, norm_examples):
     """The first `norm_examples` of each replica's half; s_k is the mean over all that were drawn."""
     x, y = examples(BATCH)
@@ -170,7 +171,7 @@ def test_replica_norms_are_the_mean_over_the_replicas(two_replicas):
     np.testing.assert_allclose(list(model.optimizer.gradient_norms().values()), np.mean(norms, 0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"norm_examples": 4, "micro_batch_size": 3}], ids=str)
+@pytest.mark.parametrize("arguments", [long({}), {"norm_examples": 4, "micro_batch_size": 3}], ids=str)
 def test_the_norms_add_no_communication_to_the_step(two_replicas, arguments):
     def all_reduces(optimizer):
         model = compiled(optimizer, strategy=two_replicas, **arguments)
@@ -189,7 +190,7 @@ def test_the_norms_add_no_communication_to_the_step(two_replicas, arguments):
 
 @pytest.mark.parametrize(
     "policy, optimizer",
-    [("mixed_float16", clars()), ("mixed_float16", lars), ("mixed_bfloat16", clars())],
+    [("mixed_float16", clars()), long("mixed_float16", lars), long("mixed_bfloat16", clars())],
     ids=["float16-clars", "float16-lars", "bfloat16-clars"],
 )
 def test_mixed_precision_on_two_replicas(two_replicas, policy, optimizer):
@@ -207,7 +208,7 @@ def test_mixed_precision_on_two_replicas(two_replicas, policy, optimizer):
 # Keras looks at the first replica's gradients only.
 @pytest.mark.parametrize(
     "optimizer, arguments, broken",
-    [(clars(), {}, 0), (clars(), {}, 1), (lars, {}, 1), (sgd, {"micro_batch_size": 3}, 1)],
+    [long(clars(), {}, 0), (clars(), {}, 1), long(lars, {}, 1), long(sgd, {"micro_batch_size": 3}, 1)],
     ids=["clars-first", "clars-second", "lars-second", "sgd-micro-second"],
 )
 def test_an_overflow_on_any_replica_skips_the_step_on_all(two_replicas, optimizer, arguments, broken):

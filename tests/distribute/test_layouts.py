@@ -64,7 +64,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_reason(two_replicas, 
         np.testing.assert_array_equal(variable.numpy(), value)
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_conadv_trains_as_by_kerass_fit(two_replicas, staleness):
     data = tf.data.Dataset.from_tensor_slices(images(24)).batch(8)
     models = []

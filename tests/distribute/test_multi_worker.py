@@ -57,48 +57,46 @@ def state_of(output_dir):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Directories of the same run by one process with two replicas, by two workers, and by two with an accident."""
-    root = tmp_path_factory.mktemp("runs")
-    paths = {name: root / name for name in ("one_process", "two_workers", "accident")}
-    first, second = start_both(paths["accident"], environ_of_second={"DIE_IN_EPOCH": "3"}.items())
-    one = start(paths["one_process"], "--strategy=mirrored", "--replicas=2")
+def two_workers(tmp_path_factory):
+    """The directory of a run by two workers, and what they printed."""
+    path = tmp_path_factory.mktemp("runs") / "two_workers"
+    return path, succeed(*start_both(path))
+
+
+def test_two_workers_equal_one_process_with_two_replicas(two_workers, tmp_path):
+    succeed(start(tmp_path / "run", "--strategy=mirrored", "--replicas=2"))
+    found, expected = state_of(two_workers[0]), state_of(tmp_path / "run")
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.long
+def test_workers_that_were_killed_and_restarted_end_with_the_same_weights(two_workers, tmp_path):
+    path = tmp_path / "run"
+    first, second = start_both(path, environ_of_second={"DIE_IN_EPOCH": "3"}.items())
     second.communicate(timeout=SECONDS)
     assert second.returncode == -signal.SIGKILL
     # What is left of the cluster fails or waits; whoever starts the workers ends and restarts them all.
     first.kill()
     first.communicate(timeout=SECONDS)
-    assert [epoch for epoch, _ in list_checkpoints(paths["accident"] / "checkpoints")] == [1, 2]
-    succeed(one)
-    succeed(*start_both(paths["accident"], "--resume"))
-    outputs = succeed(*start_both(paths["two_workers"]))
-    return paths, outputs
-
-
-def test_two_workers_equal_one_process_with_two_replicas(runs):
-    paths, _ = runs
-    found, expected = state_of(paths["two_workers"]), state_of(paths["one_process"])
-    for name, array in expected.items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
-
-
-def test_workers_that_were_killed_and_restarted_end_with_the_same_weights(runs):
-    paths, _ = runs
-    found, expected = state_of(paths["accident"]), state_of(paths["two_workers"])
+    assert [epoch for epoch, _ in list_checkpoints(path / "checkpoints")] == [1, 2]
+    succeed(*start_both(path, "--resume"))
+    # Not even of the worker that was killed, which could not clean up.
+    assert not list(path.glob(".*"))
+    assert (path / "metrics.csv").read_text().count("\n") == 4  # a header and three epochs
+    found, expected = state_of(path), state_of(two_workers[0])
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-6, err_msg=name)
 
 
-def test_the_first_worker_alone_writes_and_speaks(runs):
-    paths, (first, second) = runs
+def test_the_first_worker_alone_writes_and_speaks(two_workers):
+    path, (first, second) = two_workers
     assert "test accuracy" in first
     assert "accuracy" not in second
-    written = {path.name for path in paths["two_workers"].iterdir()}
+    written = {file.name for file in path.iterdir()}
     assert {"config.json", "metrics.csv", "final.keras", "result.json"} <= written
-    # Not even of the worker that was killed, which could not clean up.
-    assert not list(paths["two_workers"].glob(".*")) and not list(paths["accident"].glob(".*"))
-    assert json.loads((paths["two_workers"] / "config.json").read_text())["layout"] == {
+    assert not list(path.glob(".*"))
+    assert json.loads((path / "config.json").read_text())["layout"] == {
         "strategy": "multi_worker",
         "replicas": 2,
     }
-    assert (paths["accident"] / "metrics.csv").read_text().count("\n") == 4  # a header and three epochs

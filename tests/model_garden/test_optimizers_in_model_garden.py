@@ -12,6 +12,8 @@ from tf_keras_optimizer_cases import SHAPES, apply, apply_all, gradients, make, 
 
 from tf_largebatch.tf_keras.optimizers import CLARS, LARS, clars_of
 
+pytestmark = pytest.mark.each_value
+
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
 ARGUMENTS = {"eta": 0.1, "weight_decay_rate": 0.05, "clipnorm": 3.0}
 

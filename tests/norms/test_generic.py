@@ -32,7 +32,7 @@ from tf_largebatch.norms import (
 GENERIC = KERAS.allowing_generic()
 BATCH = 5
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*was passed an input with a mask")
+pytestmark = [pytest.mark.each_value, pytest.mark.filterwarnings("ignore:.*was passed an input with a mask")]
 
 
 class Gated(L.Layer):

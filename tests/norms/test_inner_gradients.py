@@ -12,6 +12,8 @@ import tf_largebatch as lb
 from tf_largebatch import norms
 from tf_largebatch.norms import per_example_gradient_norms
 
+pytestmark = pytest.mark.each_value
+
 rng = np.random.default_rng(0)
 X, Y = (rng.normal(size=(5, 6, 3)).astype("float32") for _ in range(2))
 

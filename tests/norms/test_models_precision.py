@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from comparing import CROSS_ENTROPY
+from selection import long_unless
 from test_norms_of_models import MODELS, random_batch, randomize_scales
 
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
@@ -37,13 +38,11 @@ def vanishes(path, largest):
     return path.endswith("key/bias") or (path.endswith("/bias") and largest[path] < 1e-4 * largest.get(kernel, 0.0))
 
 
-# The deep ones are slow to trace and run by `make test-long`; in float64, in test_norms_of_models.py, they always run.
-DEEP = ("ResNet50", "ResNet50V2", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "ConvNeXtTiny")
-NAMES = [pytest.param(name, marks=pytest.mark.long if name in DEEP else ()) for name in MODELS]
-
-
 # ConvNeXtTiny is in float32 in test_norms_of_models.py.
-@pytest.mark.parametrize("name", [p for p in NAMES if p.values != ("ConvNeXtTiny",)])
+IN_FLOAT64 = [name for name in MODELS if name != "ConvNeXtTiny"]
+
+
+@pytest.mark.parametrize("name", long_unless(IN_FLOAT64, ["vision transformer", "generator"]))
 def test_float32(name):
     """Sixteen examples: at random weights, batch norm amplifies the less rounding the more there are."""
     errors = relative_errors(name, "float32", batch=16, training=True)
@@ -54,7 +53,7 @@ def test_float32(name):
     assert np.median(list(errors.values())) < rtol / 4
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", long_unless(MODELS, ["language model", "decoder"]))
 def test_mixed_precision(name):
     """With moving averages for statistics: batch norm in training amplifies bfloat16's 2^-8 to all there is."""
     errors = relative_errors(name, "mixed_bfloat16", batch=3, training=False)

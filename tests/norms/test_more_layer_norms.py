@@ -22,6 +22,7 @@ from comparing import (
 from keras import layers as L
 from keras import ops
 from more_layer_cases import BATCH, CASES, RANDOM_CASES
+from selection import long_unless
 
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
 
@@ -57,23 +58,22 @@ def one_example_at_a_time(model, x, y):
     return {path: np.stack(values) for path, values in norms.items()}
 
 
-# Compiling takes most of the time on JAX; the other cases are measured by the same code.
+# Of each kind of layer the cases with the most of its arguments; the others are measured by the same code.
 QUICK = (
-    *("conv2d transpose, stride 2, same", "prelu, shared axes", "spectral norm of conv", "stft", "simple rnn"),
-    *("lstm, initial state, all states", "lstm, masked, zero output", "lstm, masked, backwards", "gru"),
-    *("gru, reset before, masked", "gru, masked, unrolled", "bidirectional gru, masked, summed", "conv lstm 2d"),
-    *("stacked cells, masked", "time distributed lstm", "attention, concatenated and scaled"),
-    *("lstm, both dropouts", "gru, reset before, both dropouts", "stacked cells, dropout"),
+    *("conv1d transpose", "conv2d transpose, stride 2, same", "conv3d transpose", "prelu, shared axes"),
+    *("rms norm, two axes", "spectral norm of conv", "stft", "simple rnn", "lstm, initial state, all states"),
+    *("lstm, masked, zero output", "gru", "gru, reset before, masked", "bidirectional gru, masked, summed"),
+    *("conv lstm 2d", "stacked cells, masked", "time distributed conv and batch norm", "additive attention"),
+    *("attention, concatenated and scaled", "heads, causal, no bias", "grouped heads, causal"),
+    *("lstm, both dropouts", "gru, reset before, both dropouts", "stacked cells, dropout", "heads, dropout"),
 )
 MASKED_ON_IMAGES = "conv lstm 2d, masked"  # which Keras computes on TensorFlow only
 
 
 def in_time(cases):
-    """On JAX all but some of the cases are long ones."""
-    if not ON_JAX:
-        return list(cases)
-    cases = [case for case in cases if case != MASKED_ON_IMAGES]
-    return [pytest.param(case, marks=() if case in QUICK else pytest.mark.long) for case in cases]
+    """All but some of the cases are long ones."""
+    cases = [case for case in cases if not (ON_JAX and case == MASKED_ON_IMAGES)]
+    return long_unless(cases, [case for case in QUICK if case in cases])
 
 
 @pytest.mark.parametrize("case", in_time(CASES))
@@ -91,7 +91,8 @@ def test_norms_of_layers_with_dropout(case):
     assert_norms_close(found, one_example_at_a_time(model, x, y))
 
 
-@pytest.mark.parametrize("training", [True, pytest.param(False, marks=pytest.mark.long) if ON_JAX else False])
+@pytest.mark.each_value
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("case", in_time([*CASES, *RANDOM_CASES]))
 def test_contributions_add_up_to_the_gradient_and_the_output_is_the_layers_own(case, training):
     model = classifier(case)
@@ -114,7 +115,7 @@ SEQUENCE_LAYERS = {
 }
 
 
-@pytest.mark.parametrize("layer", SEQUENCE_LAYERS)
+@pytest.mark.parametrize("layer", long_unless(SEQUENCE_LAYERS, ["stacked", "time distributed model"]))
 def test_batch_and_length_unknown_when_traced(layer):
     model = keras.Sequential([keras.Input((None, 3)), SEQUENCE_LAYERS[layer](), L.Dense(3)])
     randomize(model)
@@ -133,7 +134,6 @@ def test_time_distributed_within_time_distributed_over_unknown_lengths():
     assert_sums_agree_whatever_the_sizes(model, [None, None, None, 3], x, y, x[:3, :2], y[:3])
 
 
-@tensorflow_only
 @tensorflow_only
 def test_time_distributed_batch_norm_over_an_unknown_length_is_refused():
     inner = keras.Sequential([L.Dense(4), L.BatchNormalization()])
@@ -209,6 +209,7 @@ def test_masks_that_keras_takes_in_the_wrong_order_are_refused():
         per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_reversible_embedding(tied, cap):
@@ -223,6 +224,7 @@ def test_reversible_embedding(tied, cap):
     assert_agrees_with_the_reference(model, x, y)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("policy, rtol", [("mixed_float16", 2e-2), ("mixed_bfloat16", 1e-1)])
 @pytest.mark.parametrize("case", ["lstm, sequences, no bias", "gru, reset before", "conv2d transpose", "rms norm"])
 def test_half_precision(case, policy, rtol):

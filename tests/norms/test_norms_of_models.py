@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from comparing import CROSS_ENTROPY, assert_norms_close
 from keras import layers as L
+from selection import long_unless
 
 from tf_largebatch import models
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms, use_generic
@@ -96,7 +97,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+# The others are deep: tracing them takes ten seconds and more each.
+QUICK = ("vision transformer", "language model", "decoder", "generator", "MobileNetV2")
+
+
+@pytest.mark.parametrize("name", long_unless(MODELS, QUICK))
 def test_every_tensor_of_a_model(name):
     keras.config.set_dtype_policy("float32" if name == "ConvNeXtTiny" else "float64")
     model = MODELS[name]()

@@ -11,6 +11,8 @@ from keras import layers as L
 import tf_largebatch as lb
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
 
+pytestmark = pytest.mark.each_value
+
 rng = np.random.default_rng(0)
 
 

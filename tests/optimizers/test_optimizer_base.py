@@ -10,6 +10,8 @@ from layerwise_cases import apply_all, compiled, gradients, make, norms, regress
 
 from tf_largebatch.optimizers import CLARS, LARS
 
+pytestmark = pytest.mark.each_value
+
 ON_JAX = keras.backend.backend() == "jax"
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
 

@@ -9,6 +9,8 @@ from reference import Reference, assert_follows, references
 
 from tf_largebatch.optimizers import CLARS, LARS
 
+pytestmark = pytest.mark.each_value
+
 STEPS = 10
 # What is excluded, as the argument and as paths.
 EXCLUSIONS = {

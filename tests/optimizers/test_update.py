@@ -11,6 +11,8 @@ from reference import Reference
 
 from tf_largebatch.optimizers import CLARS, LARS
 
+pytestmark = pytest.mark.each_value
+
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
 FLOAT64 = pytest.param(
     "float64", marks=pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX computes in float32 by default")

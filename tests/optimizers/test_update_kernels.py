@@ -15,6 +15,8 @@ from reference import Reference
 from tf_largebatch.backend.tensorflow import update_kernels
 from tf_largebatch.optimizers import CLARS, LARS
 
+pytestmark = pytest.mark.each_value
+
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
 STEPS = 6
 

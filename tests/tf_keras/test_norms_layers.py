@@ -9,6 +9,8 @@ import tf_keras
 from tf_keras import layers as L
 from tf_keras_norm_reference import assert_measured_right, measured, randomize, reference
 
+pytestmark = pytest.mark.each_value
+
 BATCH = 4
 BN = L.BatchNormalization
 

@@ -28,6 +28,8 @@ from tf_keras_optimizer_cases import (
 
 from tf_largebatch.tf_keras.optimizers import CLARS, LARS
 
+pytestmark = pytest.mark.each_value
+
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
 STEPS = 10
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from selection import long_unless
 
 from benchmarks import tpu_compiler
 
@@ -19,38 +21,45 @@ pytestmark = pytest.mark.skipif(
 )
 
 STEPS = ("plain", "clars", "clars_sampled", "conadv_clars_micro_batches")
+QUICK = STEPS[:2]
 HBM_BYTES = 16 * 2**30
 
 
-@pytest.fixture(scope="module")
-def steps():
+@functools.cache
+def compiled(*names):
+    """Reports of these steps, from one process."""
     program = Path(__file__).with_name("small_steps.py")
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run(
-        [sys.executable, str(program), *STEPS], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, str(program), *names], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {report["name"]: report for report in reports}
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_compiles_for_a_tpu_with_static_shapes_and_no_host(steps, name):
-    report = steps[name]
+def report_of(name):
+    return compiled(*(QUICK if name in QUICK else STEPS[2:]))[name]
+
+
+@pytest.mark.parametrize("name", long_unless(STEPS, QUICK))
+def test_compiles_for_a_tpu_with_static_shapes_and_no_host(name):
+    report = report_of(name)
     assert report["device_kind"].startswith("TPU")
     assert report["dynamic_shapes"] == []
     assert report["host_calls"] == []
     assert 0 < report["peak_bytes"] < HBM_BYTES
 
 
-@pytest.mark.parametrize("name", STEPS[1:])
-def test_norms_travel_with_the_gradients(steps, name):
+@pytest.mark.parametrize("name", long_unless(STEPS[1:], QUICK[1:]))
+def test_norms_travel_with_the_gradients(name):
     """As many all-reduces as without norms, one of which holds the packed norms beside gradients."""
-    reduced = [line for line in steps[name]["collectives"] if re.search(r" all-reduce(-start)?\(", line)]
-    assert len(reduced) == len(steps["plain"]["collectives"]) == len(steps[name]["collectives"])
-    assert steps[name]["trained_tensors"] >= 18  # five kernels and biases, four gammas and betas; ConAdv's twins
+    report = report_of(name)
+    reduced = [line for line in report["collectives"] if re.search(r" all-reduce(-start)?\(", line)]
+    assert len(reduced) == len(report_of("plain")["collectives"]) == len(report["collectives"])
+    assert report["trained_tensors"] >= 18  # five kernels and biases, four gammas and betas; ConAdv's twins
     # The results stand before the operation's name.
     results = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in reduced]
-    packed = f"f32[{steps[name]['trained_tensors']}]"
+    packed = f"f32[{report['trained_tensors']}]"
     (holding,) = [r for r in results if packed in r]
     assert "f32[3,3,160,160]" in holding

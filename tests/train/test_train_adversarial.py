@@ -8,6 +8,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from selection import long
 from train_runs import add_networks, arrays_of, untimed_rows_of
 
 from tf_largebatch import ConAdvModel, accuracy_under_attack, data, train
@@ -75,7 +76,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
 @pytest.mark.parametrize(
     "options",
     [
-        {"staleness": 2, "optimizer": "clars", "norm_examples": 32},
+        long({"staleness": 2, "optimizer": "clars", "norm_examples": 32}),
         {"staleness": 1, "optimizer": "sgd", "num_steps": 2, "augment": "crop_flip", "epsilon": 40.0},
     ],
 )
@@ -98,10 +99,10 @@ def test_resuming_equals_not_having_stopped(options, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"adversarial": "disadv", "optimizer": "lars", "micro_batch_size": 200, "label_smoothing": 0.1},
+        long({"adversarial": "disadv", "optimizer": "lars", "micro_batch_size": 200, "label_smoothing": 0.1}),
         {"adversarial": "noise", "optimizer": "adamw"},
-        {"optimizer": "lamb", "targeted": False, "random_start": 0.0, "step_size": 8.0},
-        {"optimizer": "clars", "norm_examples": 16, "mixed_precision": "mixed_float16"},
+        long({"optimizer": "lamb", "targeted": False, "random_start": 0.0, "step_size": 8.0}),
+        long({"optimizer": "clars", "norm_examples": 16, "mixed_precision": "mixed_float16"}),
         {"adversarial": "disadv", "optimizer": "sgd", "augmented_stream": "rand_augment"},
     ],
 )
@@ -112,7 +113,7 @@ def test_other_options_train(options, tmp_path):
     keras.models.load_model(tmp_path / "run" / "final.keras")
 
 
-@pytest.mark.parametrize("adversarial", ["conadv", "disadv"])
+@pytest.mark.parametrize("adversarial", ["conadv", long("disadv")])
 def test_two_replicas(adversarial, tmp_path, two_replicas, monkeypatch):
     monkeypatch.setattr(strategies, "build", lambda *_: two_replicas)
     output_dir = tmp_path / "run"

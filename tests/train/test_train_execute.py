@@ -11,6 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from selection import long
 from train_runs import add_networks, arrays_of, command_line, rows_of, untimed_rows_of
 
 from tf_largebatch import data, train
@@ -96,7 +97,7 @@ print(np.mean(np.argmax(model.predict(test["images"], verbose=0), 1) == test["la
     [
         {"optimizer": "clars", "norm_examples": 32},
         # Dropout and augmentation draw random numbers: resuming restores where they had got to.
-        {"optimizer": "adamw", "augment": "crop_flip"},
+        long({"optimizer": "adamw", "augment": "crop_flip"}),
     ],
 )
 def test_resuming_equals_not_having_stopped(options, tmp_path):
@@ -131,9 +132,9 @@ def test_a_directory_of_another_run_is_refused(clars_run, capsys):
     "options",
     [
         {"optimizer": "lars", "mixed_precision": "mixed_bfloat16", "classic_momentum": False},
-        {"optimizer": "clars", "mixed_precision": "mixed_float16", "norm_examples": 16},
-        {"optimizer": "clars", "micro_batch_size": 100, "label_smoothing": 0.1, "max_rate": 0.1},
-        {"optimizer": "lamb", "warmup_epochs": 0.5},
+        long({"optimizer": "clars", "mixed_precision": "mixed_float16", "norm_examples": 16}),
+        long({"optimizer": "clars", "micro_batch_size": 100, "label_smoothing": 0.1, "max_rate": 0.1}),
+        long({"optimizer": "lamb", "warmup_epochs": 0.5}),
         {"optimizer": "rmsprop", "eval_split": "validation", "micro_batch_size": 128},
     ],
 )

@@ -12,6 +12,8 @@ import tf_largebatch as lb
 from tf_largebatch.norms import brute_force_gradient_norms
 from tf_largebatch.training.differentiate import value_and_gradients
 
+pytestmark = pytest.mark.each_value
+
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 BATCH = 12
 

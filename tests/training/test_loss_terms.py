@@ -14,6 +14,8 @@ from keras import ops
 
 import tf_largebatch as lb
 
+pytestmark = pytest.mark.each_value
+
 B, STEPS, TOKENS = 7, 5, 20
 RNG = np.random.default_rng(0)
 X, Y = RNG.uniform(0, 1, (B, 6)).astype("float32"), RNG.normal(size=(B, 3)).astype("float32")

@@ -11,6 +11,8 @@ from keras import layers as L
 from tf_largebatch.backend.tensorflow.kernels import chunks
 from tf_largebatch.norms import KERAS, measure
 
+pytestmark = pytest.mark.each_value
+
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 

@@ -68,6 +68,7 @@ def test_form(name, form):
         np.testing.assert_allclose(together[1], gradient, rtol=1e-5, atol=1e-5 * np.abs(gradient).max())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("batch, chunk", [(1, 4), (4, 4), (5, 2), (None, 2)])
 @pytest.mark.parametrize("form", ["direct", "columns", "grid", "loop", "gram"])

@@ -97,6 +97,7 @@ def test_form(name, form):
     np.testing.assert_allclose(gradient, sums, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("form", ["kernel", "correlation"])
 def test_batches_unknown_when_traced(form, jit, monkeypatch):

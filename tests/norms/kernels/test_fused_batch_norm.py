@@ -12,6 +12,8 @@ from tf_largebatch.backend.tensorflow.kernels.fused_batch_norm import fused_batc
 from tf_largebatch.norms import KERAS, measure
 from tf_largebatch.norms.device import compiling_for
 
+pytestmark = pytest.mark.each_value
+
 
 def written_out(x, gamma, beta, epsilon):
     axes = list(range(x.shape.rank - 1))

@@ -74,6 +74,7 @@ def test_sizes(batch, positions):
     np.testing.assert_allclose(found, squared_norms(ids, d), 1e-5)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("positions", "budget"), [(POSITIONS, None), (POSITIONS, 3 * 4 * POSITIONS * WIDTH), (None, None)]
 )

@@ -11,6 +11,8 @@ from keras import ops
 
 from tf_largebatch.norms import KERAS, measure
 
+pytestmark = pytest.mark.each_value
+
 POSITIONS, WIDTH = 4, 3
 
 

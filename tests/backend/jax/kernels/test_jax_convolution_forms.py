@@ -25,6 +25,8 @@ from tf_largebatch.backend.jax.kernels import (
 from tf_largebatch.norms.device import compiling_for
 from tf_largebatch.norms.window import Window
 
+pytestmark = pytest.mark.each_value
+
 
 class Interpreted:
     """The Pallas kernel as the CPU interprets it, with tiles that leave remainders in small geometries too."""

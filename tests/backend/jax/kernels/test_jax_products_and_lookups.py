@@ -20,6 +20,8 @@ from tf_largebatch.backend.jax.kernels import (
 from tf_largebatch.norms.device import compiling_for
 from tf_largebatch.norms.window import Window
 
+pytestmark = pytest.mark.each_value
+
 RNG = np.random.default_rng(0)
 ROWS, POSITIONS, WIDTH = 40, 16, 5
 

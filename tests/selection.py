@@ -1,0 +1,72 @@
+"""Which cases `make test` runs, and which only `make test-long` does.
+
+`@pytest.mark.long` moves a test there. A test with several arguments whose combinations are many is marked
+`@pytest.mark.each_value`: enough of its cases stay that each value of each argument occurs. Of a table of cases
+`long_unless` keeps those that are named. `long_on_jax` leaves to TensorFlow what JAX takes long to compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import keras
+import pytest
+
+ON_JAX = keras.backend.backend() == "jax"
+long = functools.partial(pytest.param, marks=pytest.mark.long)
+
+
+def long_on_jax(*values: Any) -> Any:
+    """A parameter, or a test that is decorated, which is long on JAX: it is the same code, and TensorFlow runs it."""
+    if len(values) == 1 and inspect.isfunction(values[0]) and values[0].__name__.startswith("test_"):
+        return pytest.mark.long(values[0]) if ON_JAX else values[0]
+    return pytest.param(*values, marks=pytest.mark.long if ON_JAX else ())
+
+
+def long_unless(cases: Iterable[Any], quick: Collection[Any], condition: bool = True) -> list[Any]:
+    """Parameters of which `make test` runs those in `quick`.
+
+    Args:
+        cases: values of an argument of `pytest.mark.parametrize`.
+        quick: the cases that stay.
+        condition: where it is false, all cases stay.
+    """
+    cases = list(cases)
+    if not condition:
+        return cases
+    assert set(quick) <= set(cases), f"there are no such cases: {set(quick) - set(cases)}"
+    return [pytest.param(case, marks=() if case in quick else pytest.mark.long) for case in cases]
+
+
+def covering(cases: list[dict[str, int]], last: Collection[int] = ()) -> list[int]:
+    """Positions of few cases in which each value of each argument occurs: greedily, the first among equals.
+
+    Args:
+        cases: for each case, the position of its value for each argument.
+        last: positions of cases that are taken only for values that no other case has.
+    """
+    missing = {value for case in cases for value in case.items()}
+    chosen = []
+    while missing:
+        new = [len(missing & case.items()) for case in cases]
+        best = max(range(len(cases)), key=lambda i: (new[i] > 0, i not in last, new[i]))
+        missing -= cases[best].items()
+        chosen.append(best)
+    return sorted(chosen)
+
+
+def mark_long_combinations(items: list[pytest.Item]) -> None:
+    """Marks as long what `each_value` leaves out."""
+    functions: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("each_value") and not item.get_closest_marker("long") and hasattr(item, "callspec"):
+            functions.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for cases in functions.values():
+        skipped = {i for i, item in enumerate(cases) if item.get_closest_marker("skipif")}
+        kept = covering([item.callspec.indices for item in cases], skipped)
+        for position, item in enumerate(cases):
+            if position not in kept:
+                item.add_marker(pytest.mark.long)
