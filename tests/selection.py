@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -41,21 +42,33 @@ def long_unless(cases: Iterable[Any], quick: Collection[Any], condition: bool = 
     return [pytest.param(case, marks=() if case in quick else pytest.mark.long) for case in cases]
 
 
-def covering(cases: list[dict[str, int]], last: Collection[int] = ()) -> list[int]:
-    """Positions of few cases in which each value of each argument occurs: greedily, the first among equals.
+def covering(cases: list[dict[str, Any]], last: Collection[int] = ()) -> list[int]:
+    """Positions of few cases in which each value of each argument occurs, evenly often: chosen greedily.
 
     Args:
-        cases: for each case, the position of its value for each argument.
+        cases: for each case, what tells the value of each argument from its others.
         last: positions of cases that are taken only for values that no other case has.
     """
     missing = {value for case in cases for value in case.items()}
-    chosen = []
+    chosen, used = [], Counter()
     while missing:
         new = [len(missing & case.items()) for case in cases]
-        best = max(range(len(cases)), key=lambda i: (new[i] > 0, i not in last, new[i]))
+        known = [sum(used[value] for value in case.items()) for case in cases]
+        best = max(range(len(cases)), key=lambda i: (new[i] > 0, i not in last, new[i], -known[i]))
         missing -= cases[best].items()
+        used.update(cases[best].items())
         chosen.append(best)
     return sorted(chosen)
+
+
+def values_of(item: pytest.Item) -> dict[str, tuple[int, ...]]:
+    """For each `parametrize` of a test the identity of its values."""
+    found = {}
+    for mark in item.iter_markers("parametrize"):
+        names = mark.args[0]
+        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+        found[",".join(names)] = tuple(id(item.callspec.params[name]) for name in names)
+    return found
 
 
 def mark_long_combinations(items: list[pytest.Item]) -> None:
@@ -66,7 +79,7 @@ def mark_long_combinations(items: list[pytest.Item]) -> None:
             functions.setdefault(item.nodeid.split("[")[0], []).append(item)
     for cases in functions.values():
         skipped = {i for i, item in enumerate(cases) if item.get_closest_marker("skipif")}
-        kept = covering([item.callspec.indices for item in cases], skipped)
+        kept = covering([values_of(item) for item in cases], skipped)
         for position, item in enumerate(cases):
             if position not in kept:
                 item.add_marker(pytest.mark.long)

@@ -12,6 +12,8 @@ def test_each_value_of_each_argument_occurs_in_few_cases():
     assert len(chosen) == 4
     assert {pair for case in product for pair in case.items()} == {pair for case in chosen for pair in case.items()}
     assert covering([{"a": 0}, {"a": 1}]) == [0, 1]
+    even = covering([{"a": a, "b": b} for a in range(4) for b in range(2)])
+    assert sorted(i % 2 for i in even) == [0, 0, 1, 1]
     assert covering([{"a": 0, "b": 0}, {"a": 0}, {"a": 1}], last={0}) == [0, 1, 2]
     assert covering([{"a": 0, "b": 0}, {"a": 0, "b": 0}], last={0}) == [1]
 

@@ -33,10 +33,13 @@ def network(regularizer=None, seed=0):
     return net
 
 
-def compiled(net=None, optimizer=None, loss=CROSS_ENTROPY, jit_compile=False, **kwargs):
+def compiled(net=None, optimizer=None, loss=CROSS_ENTROPY, graph=False, jit_compile=False, **kwargs):
+    """A model whose few steps run eagerly unless asked for otherwise: tracing takes longer than they do."""
     model = lb.LargeBatchModel(net or network(), **kwargs)
     # On JAX each operation by itself takes long to compile.
-    model.compile(optimizer or keras.optimizers.SGD(**FROZEN), loss, jit_compile=jit_compile or ON_JAX)
+    eager = not (graph or jit_compile or ON_JAX)
+    optimizer = optimizer or keras.optimizers.SGD(**FROZEN)
+    model.compile(optimizer, loss, jit_compile=jit_compile or ON_JAX, run_eagerly=eager)
     return model
 
 
@@ -89,7 +92,7 @@ def test_equals_the_gradients_of_all_examples(micro_batch_size, jit_compile):
     if jit_compile and micro_batch_size == 10 and not ON_JAX:
         return  # parts of different sizes: no program of fixed shapes
     net, (x, y) = network(), data()
-    model = compiled(net, micro_batch_size=micro_batch_size, jit_compile=jit_compile)
+    model = compiled(net, micro_batch_size=micro_batch_size, graph=True, jit_compile=jit_compile)
     callback = GradientNoiseScale()
     history = model.fit(whole_batches(x, y), callbacks=[callback], verbose=0).history
     assert_equals_slow(callback, every_gradient(net, x, y))
@@ -101,7 +104,7 @@ def test_linear_model_with_gaussian_gradients_of_known_covariance():
     mean, deviation = np.array([0.2, 0.4, -0.6]), np.array([1.0, 2.0, 3.0])
     x = (mean + deviation * np.random.default_rng(0).normal(size=(40 * 512, 3))).astype("float32")
     net = keras.Sequential([keras.Input((3,)), L.Dense(1, use_bias=False)])
-    model = compiled(net, loss=lambda y_true, y_pred: y_pred)
+    model = compiled(net, loss=lambda y_true, y_pred: y_pred, graph=True)
     callback, history = watched(model, x, np.zeros(len(x)), batch_size=512, decay=0.999)
     found = callback.of_network()
     # With n = 20,480 draws ||G||^2 errs by 2 sqrt(G Sigma G / n) = 0.028, tr(Sigma) by sqrt(2 tr(Sigma^2) / n) = 0.098;
@@ -120,7 +123,7 @@ def test_linear_regression():
     y = x @ true + sigma * rng.normal(size=(len(x), 1))
     net = keras.Sequential([keras.Input((d,)), L.Dense(1, use_bias=False)])
     net.set_weights([start])
-    model = compiled(net, loss=lambda y_true, y_pred: ops.square(y_pred - y_true) / 2)
+    model = compiled(net, loss=lambda y_true, y_pred: ops.square(y_pred - y_true) / 2, graph=True)
     callback, _ = watched(model, x, y, batch_size=512, decay=0.999)
     squared = ((start - true) ** 2).sum()
     found = callback.of_network()
@@ -134,7 +137,7 @@ def test_the_estimate_does_not_depend_on_the_batch_size():
     y = np.zeros(480, int)  # one class, so that the gradients agree
     found = []
     for batch_size in (4, 30, 240):
-        callback, _ = watched(compiled(net), x, y, batch_size=batch_size, decay=0.999)
+        callback, _ = watched(compiled(net, graph=batch_size == 4), x, y, batch_size=batch_size, decay=0.999)
         found.append((callback.of_network().squared_gradient, callback.of_network().variance))
     expected = np.sum([slow_estimates(g) for g in every_gradient(net, x, y).values()], axis=0)
     # Of batches of 4 the squared gradient scatters by 2 percent, and 120 updates are weighted from 0.89 to 1.
@@ -238,7 +241,7 @@ def test_a_variable_without_gradient_has_no_noise_scale():
     hidden = L.Dense(4, name="used")(inputs)
     net = keras.Model(inputs, [L.Dense(3)(hidden), L.Dense(2, name="idle")(hidden)])
     model = lb.LargeBatchModel(net)
-    model.compile("sgd", loss=[CROSS_ENTROPY, None], jit_compile=ON_JAX)
+    model.compile("sgd", loss=[CROSS_ENTROPY, None], run_eagerly=not ON_JAX)
     x, y = data()
     callback = GradientNoiseScale()
     model.fit(x, [y, np.zeros((24, 2))], batch_size=24, callbacks=[callback], verbose=0)
@@ -262,7 +265,7 @@ def test_the_model_is_left_as_it_was_and_a_second_fit_goes_on():
 
 def test_steps_are_traced_once():
     x, y = data(30)
-    model = compiled()
+    model = compiled(graph=True)
     traces, step = [], model._update
     model._update = lambda *args: traces.append(1) or step(*args)
     watched(model, x, y, batch_size=12, epochs=3)
@@ -308,7 +311,7 @@ def test_a_small_last_batch_counts_by_its_examples():
     mean = 0.2 * rng.normal(size=d)
     x = (mean + 2 * rng.normal(size=(20 * 512 + 2, d))).astype("float32")
     net = keras.Sequential([keras.Input((d,)), L.Dense(1, use_bias=False)])
-    model = compiled(net, loss=lambda y_true, y_pred: y_pred[:, 0])
+    model = compiled(net, loss=lambda y_true, y_pred: y_pred[:, 0], graph=True)
     _, history = watched(model, x, np.zeros((len(x), 1)), batch_size=512)
     # The estimate from 20 batches of 512 scatters by 2 percent.
     np.testing.assert_allclose(history["noise_scale"], 4 * d / np.sum(mean**2), rtol=0.06)
@@ -319,7 +322,6 @@ def test_an_interrupted_fit_ends_the_measuring():
         raise KeyboardInterrupt
 
     (x, y), model = data(), compiled()
-    model.run_eagerly = True
     stopping = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
     with pytest.raises(KeyboardInterrupt):
         model.fit(x, y, callbacks=[GradientNoiseScale(), stopping], verbose=0)

@@ -26,7 +26,7 @@ def fitted(net, x, y, loss=CROSS_ENTROPY, norm_examples=None, fit=None, **compil
     """The mean norms that CLARS was handed in the last step, without an update: `{path: s_k}`."""
     model = lb.LargeBatchModel(net, norm_examples=norm_examples)
     optimizer = lb.CLARS(0.0, gradient_norms="per_example")
-    model.compile(optimizer, loss, jit_compile=False, **compile_arguments)
+    model.compile(optimizer, loss, run_eagerly=True, **compile_arguments)
     model.fit(x, y, shuffle=False, verbose=0, **{"batch_size": BATCH, **(fit or {})})
     return optimizer.gradient_norms()
 

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.each_value
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 BATCH = 12
+ON_JAX = keras.backend.backend() == "jax"
 
 
 def images(size=BATCH, seed=0):
@@ -30,8 +31,13 @@ def network(batch_norm=True, regularizer=None, seed=0):
     return keras.Sequential([*stack, L.Conv2D(5, 3, strides=2), L.Flatten(), L.Dense(3)], name="net")
 
 
-def compiled(model, optimizer, **kwargs):
-    model.compile(optimizer=optimizer, loss=CROSS_ENTROPY, metrics=["accuracy"], **kwargs)
+def compiled(model, optimizer, graph=False, **kwargs):
+    """The few steps of a test run eagerly unless it is about graphs: tracing takes longer than they do on TensorFlow.
+
+    On JAX each operation by itself takes long to compile.
+    """
+    eager = not graph and not ON_JAX and "jit_compile" not in kwargs
+    model.compile(optimizer=optimizer, loss=CROSS_ENTROPY, metrics=["accuracy"], **{"run_eagerly": eager, **kwargs})
     return model
 
 
@@ -106,7 +112,7 @@ def test_micro_batches_equal_the_whole_batch(micro_batch_size, optimizer):
     x, y = images(24)
     whole = compiled(lb.LargeBatchModel(network(batch_norm=False, regularizer="l2")), optimizer())
     parts = lb.LargeBatchModel(network(batch_norm=False, regularizer="l2"), micro_batch_size=micro_batch_size)
-    compiled(parts, optimizer())
+    compiled(parts, optimizer(), graph=micro_batch_size == 5)
     histories = [m.fit(x, y, batch_size=12, epochs=2, shuffle=False, verbose=0).history for m in (whole, parts)]
     assert_weights_close(whole.model, parts.model, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(histories[0]["loss"], histories[1]["loss"], rtol=1e-5)
@@ -224,7 +230,7 @@ def test_xla_with_micro_batches_of_a_fixed_batch():
 
 def test_steps_are_traced_once_and_a_ragged_last_batch_is_trained_on():
     x, y = images(30)
-    model = compiled(lb.LargeBatchModel(network(), norm_examples=10), lb.CLARS(0.1))
+    model = compiled(lb.LargeBatchModel(network(), norm_examples=10), lb.CLARS(0.1), graph=True)
     traces = []
     step = model._update
     model._update = lambda *args: traces.append(1) or step(*args)
@@ -317,7 +323,7 @@ def test_a_subclassed_model_built_by_fit():
 
 def test_sample_and_class_weights_and_several_steps_per_call():
     x, y = images(24)
-    model = compiled(lb.LargeBatchModel(network()), lb.CLARS(0.1), steps_per_execution=2)
+    model = compiled(lb.LargeBatchModel(network()), lb.CLARS(0.1), steps_per_execution=2, graph=True)
     weights_ = np.linspace(0, 2, 24)
     model.fit(x, y, batch_size=12, sample_weight=weights_, verbose=0)
     model.fit(x, y, batch_size=12, class_weight={0: 1.0, 1: 2.0, 2: 0.5}, verbose=0)
@@ -339,7 +345,7 @@ def test_two_replicas_equal_one_device(two_replicas):
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(12)
     one.fit(data, epochs=2, verbose=0)
     with two_replicas.scope():
-        two = compiled(lb.LargeBatchModel(network(batch_norm=False)), lb.CLARS(1.0))
+        two = compiled(lb.LargeBatchModel(network(batch_norm=False)), lb.CLARS(1.0), graph=True)
     history = two.fit(data, epochs=2, verbose=0).history
     assert_weights_close(one.model, two.model, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm_values(one.optimizer), norm_values(two.optimizer), rtol=1e-4)

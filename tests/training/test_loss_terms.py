@@ -85,8 +85,6 @@ COUPLED = {"Circle", "Dice", "Tversky"}  # docs/scale.md lists them
 
 
 REDUCTIONS = ["mean_with_sample_weight", "sum_over_batch_size", "mean", "sum", "none"]
-if keras.backend.backend() == "jax":  # which compiles every operation of an eager step for itself: minutes
-    REDUCTIONS[1:] = [pytest.param(reduction, marks=pytest.mark.long) for reduction in REDUCTIONS[1:]]
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
