@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import keras
 import pytest
-from selection import mark_long_combinations
+from selection import mark_long
 
 if os.environ["KERAS_BACKEND"] == "tensorflow":
     import tensorflow as tf
@@ -30,7 +30,7 @@ if os.environ["KERAS_BACKEND"] == "tensorflow":
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    mark_long_combinations(items)
+    mark_long(items)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,6 @@
-"""Runs ConAdvModel for some steps on the backend of KERAS_BACKEND and writes what each step left: OUT.npz.
+"""Runs cases of ConAdvModel on the backend of KERAS_BACKEND and writes what each step left: OUT.npz.
+
+python lock_step_conadv_run.py OUT CASE ...
 
 It also saves each model in the middle: OUT_case.keras.
 
@@ -90,6 +92,6 @@ def run(case, found, path):
 
 if __name__ == "__main__":
     everything: dict[str, np.ndarray] = {}
-    for case in CASES:
+    for case in sys.argv[2:]:
         run(case, everything, sys.argv[1])
     np.savez(sys.argv[1], **everything)

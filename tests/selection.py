@@ -2,13 +2,15 @@
 
 `@pytest.mark.long` moves a test there. A test with several arguments whose combinations are many is marked
 `@pytest.mark.each_value`: enough of its cases stay that each value of each argument occurs. Of a table of cases
-`long_unless` keeps those that are named. `long_on_jax` leaves to TensorFlow what JAX takes long to compile.
+`long_unless` keeps those that are named.
+
+JAX takes long to compile, and most of the code is the same as on TensorFlow, where all of these tests run: of a file
+that is marked `quick_on_jax` the named tests stay there.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -18,13 +20,6 @@ import pytest
 
 ON_JAX = keras.backend.backend() == "jax"
 long = functools.partial(pytest.param, marks=pytest.mark.long)
-
-
-def long_on_jax(*values: Any) -> Any:
-    """A parameter, or a test that is decorated, which is long on JAX: it is the same code, and TensorFlow runs it."""
-    if len(values) == 1 and inspect.isfunction(values[0]) and values[0].__name__.startswith("test_"):
-        return pytest.mark.long(values[0]) if ON_JAX else values[0]
-    return pytest.param(*values, marks=pytest.mark.long if ON_JAX else ())
 
 
 def long_unless(cases: Iterable[Any], quick: Collection[Any], condition: bool = True) -> list[Any]:
@@ -71,8 +66,12 @@ def values_of(item: pytest.Item) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def mark_long_combinations(items: list[pytest.Item]) -> None:
-    """Marks as long what `each_value` leaves out."""
+def mark_long(items: list[pytest.Item]) -> None:
+    """Marks as long what `quick_on_jax` and `each_value` leave out."""
+    for item in items:
+        quick = item.get_closest_marker("quick_on_jax")
+        if ON_JAX and quick and not {item.name, item.originalname} & set(quick.args):
+            item.add_marker(pytest.mark.long)
     functions: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("each_value") and not item.get_closest_marker("long") and hasattr(item, "callspec"):

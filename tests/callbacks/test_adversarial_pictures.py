@@ -9,6 +9,8 @@ from conadv_cases import conadv, images
 
 from tf_largebatch.callbacks import AdversarialPictures
 
+pytestmark = pytest.mark.quick_on_jax("test_when_pictures_are_drawn[2-drawn1]", "test_refusals")
+
 
 @pytest.mark.parametrize(("every", "drawn"), [(None, ["3"]), (2, ["2", "3"]), (1, ["1", "2", "3"])])
 def test_when_pictures_are_drawn(every, drawn, tmp_path):

@@ -10,7 +10,18 @@ from keras import layers as L
 
 import tf_largebatch as lb
 
-pytestmark = pytest.mark.each_value
+pytestmark = [
+    pytest.mark.each_value,
+    pytest.mark.quick_on_jax(
+        "test_without_a_perturbation_it_is_clean_training_on_doubled_batches",
+        "test_kinds_of_models[network-1]",
+        "test_the_attack_changes_nothing_and_can_be_done_again",
+        "test_micro_batches_equal_the_whole_batch[4-1]",
+        "test_mixed_precision_stays_finite[<lambda>1-mixed_float16]",
+        "test_an_l2_ball",
+        "test_augmentation_by_a_keras_layer_depends_on_the_step_alone",
+    ),
+]
 
 FIT = {"batch_size": 12, "verbose": 0, "shuffle": False}
 LOGS = {"loss", "clean_loss", "adversarial_loss", "adversarial_accuracy", "perturbation", "bn_distance"}

@@ -12,6 +12,14 @@ from keras import layers as L
 
 import tf_largebatch as lb
 
+pytestmark = pytest.mark.quick_on_jax(
+    "test_arguments",
+    "test_models_losses_and_data",
+    "test_a_model_with_two_outputs",
+    "test_a_range_that_is_not_the_datas_is_warned_of_once[outside]",
+    "test_a_batch_norm_that_cannot_be_copied_is_named",
+)
+
 
 @pytest.mark.parametrize(
     "arguments, words",
@@ -100,6 +108,7 @@ def test_a_loss_of_ones_own_is_judged_by_its_labels():
         (1 / 255, (0.0, 255.0), "far wider than the data"),
         (1.0, [(0, 255), (0, 100)], "does not contain the data"),
     ],
+    ids=["outside", "far wider", "of one channel"],
 )
 def test_a_range_that_is_not_the_datas_is_warned_of_once(scale, value_range, words):
     model = conadv(value_range=value_range)

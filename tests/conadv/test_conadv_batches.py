@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from conadv_cases import assert_close, conadv, images, network, number
 
-pytestmark = pytest.mark.each_value
+pytestmark = [
+    pytest.mark.each_value,
+    pytest.mark.quick_on_jax(
+        "test_n_batches_make_n_updates[arrays-1]",
+        "test_n_batches_make_n_updates[generator-3]",
+        "test_an_epoch_shorter_than_the_data_leaves_nothing_in_flight",
+        "test_batch_by_batch_equals_fit[1]",
+    ),
+]
 
 FIT = {"batch_size": 8, "verbose": 0, "shuffle": False}
 

@@ -10,6 +10,10 @@ from keras import layers as L
 
 import tf_largebatch as lb
 
+pytestmark = pytest.mark.quick_on_jax(
+    "test_it_goes_on_as_if_nothing_had_happened[Weights-1-network]", "test_every_argument_survives"
+)
+
 BATCH, BATCHES, SAVED_AFTER = 6, 4, 2
 X, Y = images(BATCH * BATCHES)
 

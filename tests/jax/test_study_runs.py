@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from selection import long_unless
 
 from tf_largebatch import models
 from tf_largebatch.backend.jax import study_runs
@@ -86,7 +87,7 @@ def job(study, name, seed=5):
     return jobs.Job(name, 32, "final", 1, seed, jobs.all_points(study)[name][1])
 
 
-@pytest.mark.parametrize("name", [*CONTENT["arms"], *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
+@pytest.mark.parametrize("name", long_unless([*CONTENT["arms"], *OTHERS], ["half", "adamw"]))
 def test_the_curve_is_that_of_fit(study, name):
     found, expected = (train(study, job(study, name)) for train in (execution.train, run.train_with_fit))
     assert found.keys() == expected.keys()

@@ -15,6 +15,10 @@ import pytest
 from tf_largebatch.norms import KERAS, per_example_gradient_norms
 from tf_largebatch.norms.overrides import overridden_method, reached_methods
 
+pytestmark = pytest.mark.quick_on_jax(
+    "test_a_group_normalization_that_scales_in_its_own_way_is_refused", "test_a_kernel_that_is_no_variable_is_refused"
+)
+
 L = keras.layers
 _ATTENTION = {"_apply_scores", "_calculate_score_mask", "_validate_inputs"}
 _RECURRENT = {"_maybe_reset_dropout_masks", "dropout", "recurrent_dropout"}  # the rules read the cell's dropout

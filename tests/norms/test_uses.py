@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from comparing import dense, plain_pass, tensorflow_only
+from comparing import dense, norms_of, plain_pass, tensorflow_only
 from keras import layers as L
 from keras import ops
 
-from tf_largebatch.norms import brute_force_gradient_norms, measure, per_example_gradient_norms
+from tf_largebatch.norms import brute_force_gradient_norms, measure
 from tf_largebatch.norms.registry import KERAS
 from tf_largebatch.norms.rules.embedding import Lookup
 
@@ -79,7 +79,7 @@ def test_norms_and_gradient(make):
         v.assign(v + 0.3 * RNG.normal(size=v.shape).astype("float32"))
     y = RNG.normal(size=model(x).shape).astype("float32")
     loss = keras.losses.MeanSquaredError()
-    found = per_example_gradient_norms(model, x, y, loss)
+    found = norms_of(model, x, y, loss)
     expected = brute_force_gradient_norms(model, x, y, loss)
     assert set(found) == {v.path for v in model.trainable_variables}
     for path, norms in expected.items():

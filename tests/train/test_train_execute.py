@@ -17,6 +17,13 @@ from train_runs import add_networks, arrays_of, command_line, rows_of, untimed_r
 from tf_largebatch import data, train
 from tf_largebatch.train import TrainConfig, run_directory
 
+pytestmark = pytest.mark.quick_on_jax(
+    "test_what_a_run_leaves_behind",
+    "test_resuming_equals_not_having_stopped",
+    "test_a_directory_of_another_run_is_refused",
+    "test_other_options_train[options0]",
+)
+
 QUICK = TrainConfig.from_flags(epochs=2, batch_size=256, verbose=0)
 
 

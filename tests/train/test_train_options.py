@@ -15,6 +15,10 @@ from tf_largebatch.evaluate import evaluate
 from tf_largebatch.train import final_model, run_directory
 from tf_largebatch.train.config import FLAGS, NOT_STORED
 
+pytestmark = pytest.mark.quick_on_jax(
+    "test_a_run_is_repeated_from_its_configuration_and_resumed", "test_refused_configuration_files"
+)
+
 QUICK = ("--model=linear", "--optimizer=sgd", "--verbose=0")
 
 

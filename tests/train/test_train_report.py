@@ -14,6 +14,12 @@ from tf_largebatch.callbacks.noise_scale import read_noise_scales, readable_nois
 from tf_largebatch.train import run_directory
 from tf_largebatch.train.config import TrainConfig
 
+pytestmark = pytest.mark.quick_on_jax(
+    "test_a_run_says_where_its_batch_stands[options2-True]",
+    "test_two_digits",
+    "test_curves_of_values_that_cannot_be_drawn",
+)
+
 
 @pytest.fixture(autouse=True)
 def networks(monkeypatch):

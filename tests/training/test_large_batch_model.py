@@ -12,7 +12,26 @@ import tf_largebatch as lb
 from tf_largebatch.norms import brute_force_gradient_norms
 from tf_largebatch.training.differentiate import value_and_gradients
 
-pytestmark = pytest.mark.each_value
+pytestmark = [
+    pytest.mark.each_value,
+    pytest.mark.quick_on_jax(
+        "test_the_optimizer_receives_the_mean_per_example_norms",
+        "test_batches_of_one_make_clars_lars[True]",
+        "test_other_optimizers_train_as_without_the_wrapper[<lambda>0]",
+        "test_measuring_changes_neither_gradient_nor_metrics_nor_moving_averages",
+        "test_micro_batches_equal_the_whole_batch[<lambda>0-5]",
+        "test_micro_batches_of_eight_give_the_authors_norms",
+        "test_gradient_accumulation_in_the_optimizer_equals_one_big_batch",
+        "test_a_sample_of_the_batch",
+        "test_mixed_precision_hands_over_unscaled_norms[mixed_float16]",
+        "test_a_norm_that_overflows_skips_the_step_and_halves_the_scale",
+        "test_saved_and_loaded_in_mid_training_it_continues_bit_for_bit",
+        "test_steps_are_traced_once_and_a_ragged_last_batch_is_trained_on",
+        "test_named_inputs_and_outputs_with_several_losses",
+        "test_bad_arguments",
+        "test_an_unsupported_layer_fails_before_any_step",
+    ),
+]
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 BATCH = 12
