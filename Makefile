@@ -25,18 +25,18 @@ NOT_GARDEN := --ignore=tests/tf_keras --ignore=tests/model_garden
 test: test-base test-jax test-garden
 
 test-base: $(STAMP) lint
-	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 $(ARGS)
+	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 --dist=worksteal $(ARGS)
 
 # The backend-neutral tests once more on JAX, and what compares JAX with TensorFlow.
 test-jax: $(STAMP)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(shell cat tests/jax_paths.txt) --numprocesses=2 $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(shell cat tests/jax_paths.txt) --numprocesses=2 --dist=worksteal $(ARGS)
 
 test-garden: $(GARDEN_STAMP)
-	$(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden --numprocesses=2 $(ARGS)
+	$(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden --numprocesses=2 --dist=worksteal $(ARGS)
 
 # Lines of the package that the tests of Keras 3 reach; slower by the counting.
 coverage: $(STAMP)
-	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 --cov=tf_largebatch --cov-report=term $(ARGS)
+	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 --dist=worksteal --cov=tf_largebatch --cov-report=term $(ARGS)
 
 # What takes minutes or the network: the wheel in a clean environment, deep models in every precision.
 test-long: $(STAMP) $(GARDEN_STAMP)
@@ -47,7 +47,7 @@ test-long: $(STAMP) $(GARDEN_STAMP)
 
 # Notebooks, documentation, packages and the TPU compiler are the same there.
 test-oldest: $(OLDEST_STAMP)
-	$(OLDEST_VENV)/bin/python -m pytest tests --numprocesses=2 \
+	$(OLDEST_VENV)/bin/python -m pytest tests --numprocesses=2 --dist=worksteal \
 	  $(foreach part,colab docs model_garden packaging tf_keras tpu,--ignore=tests/$(part)) $(ARGS)
 
 # The documentation in build/docs, warnings are errors. From nothing, so that no page is stale.

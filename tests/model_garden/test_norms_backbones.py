@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 from official.vision.modeling import classification_model
 from official.vision.modeling.backbones import efficientnet, mobilenet, resnet, vit
+from selection import long, long_unless
 from tf_keras_norm_reference import assert_measured_right, measured
 
 from tf_largebatch.norms import check_supported
@@ -83,7 +84,11 @@ def batch():
     return rng.normal(size=(BATCH, PIXELS, PIXELS, 3)).astype("float32"), rng.integers(0, 4, BATCH)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+# Each kind of block; the others are deep.
+QUICK = ("resnet 18", "efficientnet b0", "vit, token", "densenet")
+
+
+@pytest.mark.parametrize("name", long_unless(BACKBONES, QUICK))
 def test_norms_of_backbones(name):
     model = classifier(name)
     # Fifty layers deep, with batch statistics of three examples, roundings grow.
@@ -91,7 +96,7 @@ def test_norms_of_backbones(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["MobileNetV3Large", "MobileNetV3EdgeTPU", "MobileNetMultiAVG", "MobileNetV4ConvSmall"]
+    "name", ["MobileNetV3Large", long("MobileNetV3EdgeTPU"), "MobileNetMultiAVG", long("MobileNetV4ConvSmall")]
 )
 def test_other_mobilenets_have_rules_for_all_their_layers(name):
     model = mobilenet.MobileNet(name, 0.25, input_specs=SPECS)

@@ -115,6 +115,7 @@ def test_inside_a_function_with_autograph():
         np.testing.assert_allclose(s, expected[index].sum(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("policy, rtol", [("mixed_float16", 2e-2), ("mixed_bfloat16", 8e-2)])
 @pytest.mark.parametrize("case", ["transformer block", "class token", "tokens", "RMS norm"])
 def test_half_precision(policy, rtol, case):

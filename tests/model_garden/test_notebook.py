@@ -6,11 +6,14 @@ import pathlib
 import re
 import sys
 
+import pytest
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "colab"))
 
 from notebooks import GARDEN, execute_small, printed
 
 
+@pytest.mark.long
 def test_the_notebook_trains_on_the_digits(tmp_path):
     said = printed(execute_small(GARDEN, tmp_path))
     assert re.search(r"clars_resnet_imagenet +65536 +32\.8 +0 +1759", said), said

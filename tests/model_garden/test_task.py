@@ -15,6 +15,7 @@ import tf_keras
 from official.vision.ops import preprocess_ops
 from official.vision.serving import export_saved_model_lib
 from official.vision.tasks import image_classification as model_garden_task
+from selection import long
 
 from tf_largebatch.core import pgd
 from tf_largebatch.model_garden import registry_imports  # noqa: F401  (it registers)
@@ -87,7 +88,7 @@ def test_two_replicas_equal_one(records, two_replicas):
     assert logs_of_two["training_loss"] == pytest.approx(logs_of_one["training_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize("staleness", [1, long(2)])
 def test_two_replicas_equal_one_with_conadv(staleness, records, two_replicas, frozen_batch_norms):
     """Without batch statistics, which the attack takes from each replica, and without randomness."""
     options = runs.merged(conadv(staleness=staleness, **PLAIN_ATTACK), CLARS if staleness == 1 else {})
@@ -99,7 +100,7 @@ def test_two_replicas_equal_one_with_conadv(staleness, records, two_replicas, fr
 PLAIN_ATTACK = {"targeted": False, "random_start": 0.0}
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [1, long(2)])
 def test_micro_batches_equal_the_whole_batch(replicas, records, two_replicas, frozen_batch_norms):
     """Where no layer couples examples and nothing is random: attack, gradients, norms and metrics."""
     # A sample of all is all: on two replicas the sampled norms are tested along.
@@ -131,7 +132,7 @@ def test_micro_batches_with_batch_norms_on_two_replicas(records, two_replicas):
     assert np.abs(batch_norms(trainer.model)[0].moving_mean.numpy()).max() > 0
 
 
-@pytest.mark.parametrize("use_sync_bn", [False, True])
+@pytest.mark.parametrize("use_sync_bn", [False, long(True)])
 def test_conadv_with_batch_norms_on_two_replicas(use_sync_bn, records, two_replicas):
     sync = {"task": {"model": {"norm_activation": {"use_sync_bn": use_sync_bn}}}}
     trainer, task, logs = trained(records, conadv(), sync, strategy=two_replicas)
@@ -198,7 +199,7 @@ class Literal:
             variable.assign_add(v)
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 3])
+@pytest.mark.parametrize("staleness", [0, 1, long(3)])
 def test_lock_step_with_a_literal_transcription(staleness, records):
     """Five steps over three batches; 1e-4, since sign() turns rounding into whole steps of single pixels."""
     options = conadv(staleness=staleness)
@@ -233,7 +234,7 @@ def test_the_attack_moves_no_moving_average(records):
     assert (batch_variance > 0).all()
 
 
-@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize("staleness", [1, long(2)])
 def test_the_update_does_not_wait_for_the_attack_on_the_coming_batch(staleness, records):
     """No path, of data or control, from the coming images to an assignment of a weight in the step's graph."""
     trainer, task, _ = trained(records, conadv(staleness=staleness), steps=1)
@@ -319,7 +320,7 @@ def test_norms_are_those_of_the_examples(records):
             assert one >= least * (1 - 1e-5) and other == pytest.approx(one, rel=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [long("bfloat16"), "float16"])
 def test_mixed_precision_with_moving_average(dtype, records):
     tf_keras.mixed_precision.set_global_policy(f"mixed_{dtype}")
     overrides = [{"runtime": {"mixed_precision_dtype": dtype}, "task": {"train_data": {"dtype": dtype}}}]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from selection import long_unless
 
 from official_configs import CONFIGS, FILES, content_of, experiment_of
 from tf_largebatch.model_garden import registry_imports  # noqa: F401  (it registers)
@@ -59,15 +60,12 @@ EAGER = {"train_tf_function": False, "train_tf_while_loop": False}
 SHORT_POLICY = {"conadv": {"augment": {"autoaug": {"augmentation_name": "test"}}}}
 
 
-# An EfficientNet that is built four times; its kind stays in the short suite with conadv_efficientnetb2_64k.
-LONG = {"small/conadv_efficientnet"}
+# One of each method, and of each backbone but EfficientNet, which is in test_norms_backbones.py.
+QUICK = ("clars_resnet50_16k", "conadv_resnet50_16k", "conadv_autoaugment_resnet50_32k", "lars_densenet121_16k")
+QUICK = [path for path in FILES if str(path.with_suffix("")) in (*QUICK, "lars_mobilenetv2_16k")]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.long] if str(path.with_suffix("")) in LONG else []) for path in FILES],
-    ids=str,
-)
+@pytest.mark.parametrize("path", long_unless(FILES, QUICK), ids=str)
 def test_a_step_of_every_config(path, records, tmp_path):
     experiment = experiment_of(path)
     override = shrunk(experiment, path, records)
@@ -119,6 +117,7 @@ def test_interrupted_equals_undisturbed(records, tmp_path):
     assert_same_state(train(tmp_path / "parts", 6), whole)
 
 
+@pytest.mark.long
 def test_killed_and_resumed_equals_undisturbed(records, tmp_path):
     """A process of its own, killed in mid-training with its checkpoints written in the background."""
     experiment = "conadv_resnet_imagenet"
@@ -150,6 +149,7 @@ def test_killed_and_resumed_equals_undisturbed(records, tmp_path):
     assert_same_state(runs.checkpoint(killed), expected)
 
 
+@pytest.mark.long
 def test_the_documented_export(records, tmp_path):
     experiment = "clars_resnet_imagenet"
     assert runs.run_main(tmp_path, experiment, runs.merged(runs.tiny(records), runs.TINY)) == 0

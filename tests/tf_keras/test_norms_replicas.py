@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from selection import long
 from tf_keras import layers as L
 
 from tf_largebatch.norms import measure
@@ -74,7 +75,7 @@ def train(strategy, sync, policy):
     return [v.numpy() for v in model.variables], clars.gradient_norms()
 
 
-@pytest.mark.parametrize("sync", ["layer", "experimental", "none"])
+@pytest.mark.parametrize("sync", ["layer", long("experimental"), long("none")])
 def test_two_replicas_equal_one(sync, two_replicas):
     one = train(tf.distribute.OneDeviceStrategy("CPU:0"), sync, "float32")
     two = train(two_replicas, sync, "float32")

@@ -21,8 +21,8 @@ from tf_largebatch.train import TrainConfig, execute, prepare
 
 pytestmark = pytest.mark.quick_on_jax(
     "test_ctrl_c_leaves_whole_files_and_the_last_epoch_to_resume_from",
-    "test_a_failure_at_any_time_is_one_sentence[ctrl-c-make_train_function]",
-    "test_a_failure_at_any_time_is_one_sentence[disk full-savez]",
+    "test_a_failure_at_any_time_is_one_sentence[ctrl-c-make_train_function-]",
+    "test_a_failure_at_any_time_is_one_sentence[disk full-savez-]",
     "test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before",
     "test_a_run_that_diverges_says_so",
     "test_the_command_of_the_readme",
