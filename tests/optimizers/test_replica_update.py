@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from layerwise_cases import make, regression
+from selection import long
 
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -93,13 +94,13 @@ COMMON = {"eta": 0.1, "weight_decay_rate": 0.01, "max_rate": 0.5}
     "how",
     [
         {},
-        {"graph": False},
+        long({"graph": False}),
         {"loss_scale": 8.0},
-        {"arguments": {"loss_scale_factor": 8.0}},
-        {"arguments": {"exclude_from_layer_adaptation": []}},
+        long({"arguments": {"loss_scale_factor": 8.0}}),
+        long({"arguments": {"exclude_from_layer_adaptation": []}}),
         {"arguments": {"gradient_accumulation_steps": 2}, "graph": False},
-        {"arguments": {"jit_compile": True}},
-        {"arguments": {"jit_compile": True}, "graph": False},
+        long({"arguments": {"jit_compile": True}}),
+        long({"arguments": {"jit_compile": True}, "graph": False}),
         {"arguments": {"jit_compile": True}, "loss_scale": 8.0},
     ],
     ids=str,
@@ -114,7 +115,7 @@ def test_measured_norms(two_replicas, how):
 
 @pytest.mark.parametrize(
     "dtypes, tolerance",
-    [(("float64", "float64"), 1e-6), (("float64", "float32"), 1e-6), (("float16", "float16"), 2e-2)],
+    [long(("float64", "float64"), 1e-6), (("float64", "float32"), 1e-6), (("float16", "float16"), 2e-2)],
     ids=str,
 )
 def test_variables_of_other_dtypes_than_the_norms(two_replicas, dtypes, tolerance):
@@ -129,7 +130,7 @@ def test_variables_of_other_dtypes_than_the_norms(two_replicas, dtypes, toleranc
     assert [v.dtype for v in optimizer._trainable_variables] == list(dtypes)
 
 
-@pytest.mark.parametrize("how", [{}, {"loss_scale": 8.0}], ids=str)
+@pytest.mark.parametrize("how", [long({}), {"loss_scale": 8.0}], ids=str)
 def test_lars(two_replicas, how):
     one_device = tf.distribute.get_strategy()
     expected = train(one_device, lambda: LARS(0.5, **COMMON), **how)
@@ -182,7 +183,7 @@ def test_accumulation_that_keras_cannot_do_says_what_to_do(two_replicas):
 @pytest.mark.parametrize(
     "cls, jit_compile, dtypes",
     [
-        (CLARS, False, ("float32", "float32")),
+        long(CLARS, False, ("float32", "float32")),
         (CLARS, True, ("float32", "float16")),
         (LARS, False, ("bfloat16", "float16")),
     ],

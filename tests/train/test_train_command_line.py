@@ -101,6 +101,7 @@ def test_ctrl_c_leaves_whole_files_and_the_last_epoch_to_resume_from(tmp_path, m
     assert (output_dir / "final.keras").exists()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     ("place", "begun"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from selection import long
 from train_runs import add_networks
 
 from tf_largebatch import train
@@ -29,10 +30,10 @@ def networks(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "measured"),
     [
-        ({"optimizer": "clars"}, True),
+        long({"optimizer": "clars"}, True),
         ({"optimizer": "clars", "noise_scale": False}, False),
         ({"optimizer": "sgd", "noise_scale": True, "norm_examples": 64}, True),
-        ({"optimizer": "sgd"}, False),
+        long({"optimizer": "sgd"}, False),
     ],
 )
 def test_a_run_says_where_its_batch_stands(options, measured, tmp_path, capsys):
