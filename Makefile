@@ -42,7 +42,7 @@ coverage: $(STAMP)
 test-long: $(STAMP) $(GARDEN_STAMP)
 	$(BIN)/python -m pytest tests $(NOT_GARDEN) -m long $(ARGS)
 	KERAS_BACKEND=jax $(BIN)/python -m pytest $(shell cat tests/jax_paths.txt) -m long $(ARGS)
-	KERAS_BACKEND=jax $(BIN)/python -m pytest $(shell cat tests/jax_paths_long.txt) $(ARGS)
+	KERAS_BACKEND=jax $(BIN)/python -m pytest $(shell cat tests/jax_paths_long.txt) -m 'long or not long' $(ARGS)
 	$(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden -m long $(ARGS)
 
 # Notebooks, documentation, packages and the TPU compiler are the same there.
