@@ -132,7 +132,7 @@ def compiled(optimizer, trained, jit_compile=None):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(step, jit_compile=jit_compile)
+        return tf.function(step, jit_compile=jit_compile, autograph=False)
     import jax
 
     variables = [*trained, *optimizer.variables]

@@ -35,7 +35,7 @@ def traced(staleness, optimizer="sgd"):
     batch = (tf.constant(x), tf.constant(y))
     model.make_train_function()
     model.get_ready(batch)
-    graph = tf.function(model.train_function.step).get_concrete_function(batch, batch[0], batch).graph
+    graph = tf.function(model.train_function.step, autograph=False).get_concrete_function(batch, batch[0], batch).graph
     assert not any("PartitionedCall" in op.type for op in graph.get_operations())  # nothing is hidden in a function
     # What is run: tracing leaves ops behind that nothing needs.
     ends = [*(t.op for t in graph.outputs), *graph.control_outputs]
@@ -77,11 +77,12 @@ def test_the_attack_computes_no_weight_gradient():
         assert not writes & set(of(ops, "attack"))
 
 
-def test_a_training_loop_of_ones_own():
+@pytest.mark.parametrize("autograph", [False, long(True)])
+def test_a_training_loop_of_ones_own(autograph):
     x, y = images(24)
     fitted, looped = (conadv(network(), staleness=2) for _ in range(2))
     fitted.fit(x, y, epochs=2, batch_size=12, verbose=0, shuffle=False)
-    step = tf.function(looped.train_step)
+    step = tf.function(looped.train_step, autograph=autograph)
     for i in (0, 12) * 2:
         step((tf.constant(x[i : i + 12]), tf.constant(y[i : i + 12])))
     assert_close(fitted, looped, rtol=1e-5, atol=1e-6)

@@ -53,7 +53,7 @@ def traced(function):
         return jax.jit(function)
     import tensorflow as tf
 
-    return tf.function(function)
+    return tf.function(function, autograph=False)
 
 
 @pytest.mark.parametrize("floatx", ["float16", "float32"])

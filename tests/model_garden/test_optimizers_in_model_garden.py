@@ -49,7 +49,7 @@ def test_loss_scaling_changes_nothing(cls, loss_scale):
     assert isinstance(wrapped, tf_keras.mixed_precision.LossScaleOptimizer)
     handed = norms(3) if cls is CLARS else [None] * 3
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(some, some_norms):
         scaled = [g * wrapped.get_scaled_loss(tf.ones(())) for g in some]
         if some_norms is not None:
@@ -79,7 +79,7 @@ def test_loss_scaling_skips_a_step_whose_norm_or_gradient_is_not_finite(broken, 
 
     wrapped.get_scaled_loss(tf.ones(()))
     before = float(wrapped.loss_scale)
-    (tf.function(step) if compiled else step)()
+    (tf.function(step, autograph=False) if compiled else step)()
     assert_close([v.numpy() for v in trained], [v.numpy() for v in variables()], rtol=0)
     assert float(wrapped.loss_scale) == before / 2
     assert int(wrapped.iterations) == 1
@@ -104,7 +104,7 @@ def test_moving_average_of_model_garden(cls):
     wrapped = ExponentialMovingAverage(inner, average_decay=0.5, dynamic_decay=False)
     wrapped.shadow_copy(Averaged(trained))
     handed = norms(3) if cls is CLARS else [None] * 3
-    step = tf.function(lambda some, of: apply(wrapped, some, trained, of, inner))
+    step = tf.function(lambda some, of: apply(wrapped, some, trained, of, inner), autograph=False)
     averages, plain, other = np.zeros((4, 5)), variables(), make(cls, 0.5, **ARGUMENTS)
     for some, of in zip(gradients(3), handed, strict=True):
         step([tf.constant(g) for g in some], None if of is None else [tf.constant(n) for n in of])
@@ -195,7 +195,7 @@ def test_two_replicas_equal_one(cls, wrapper, two_replicas):
             of = [s * share for s in of] if cls is CLARS else None
             apply(wrapped, some, trained, of, inner)
 
-        run = tf.function(lambda some, of: strategy.run(step, (some, of)))
+        run = tf.function(lambda some, of: strategy.run(step, (some, of)), autograph=False)
         for some, of in zip(everything, handed, strict=True):
             run([tf.constant(g) for g in some], [tf.constant(s) for s in of])
         if wrapper == "ema":

@@ -276,7 +276,7 @@ def test_the_step_compiles_under_xla(records):
     for jit_compile in (False, True):
         trainer, task, _ = trained(records, options, steps=0)
         batch = next(iter(task.build_inputs(task.task_config.train_data)))
-        step = tf.function(task.train_step, jit_compile=True) if jit_compile else task.train_step
+        step = tf.function(task.train_step, jit_compile=True, autograph=False) if jit_compile else task.train_step
         with trainer.strategy.scope():
             arguments = (batch, trainer.model, trainer.optimizer, [])
             losses.append([float(trainer.strategy.run(step, args=arguments)["loss"]) for _ in range(3)])

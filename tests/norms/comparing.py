@@ -216,7 +216,9 @@ def traced_without_sizes(function: Callable[..., Any], shape: Sequence[int | Non
         return lambda *tensors: run_traced(function, *tensors)
     import tensorflow as tf
 
-    return tf.function(function, input_signature=[tf.TensorSpec(shape), tf.TensorSpec([None], tf.int64)])
+    return tf.function(
+        function, input_signature=[tf.TensorSpec(shape), tf.TensorSpec([None], tf.int64)], autograph=False
+    )
 
 
 def sums_of_a_traced_step(model, shape):

@@ -38,7 +38,7 @@ def test_error_of_a_sample_is_std_over_mean_over_root_b(network, examples):
     exact = per_example_gradient_norms(network, x, y, CROSS_ENTROPY)
     variables = network.trainable_variables
 
-    @tf.function
+    @tf.function(autograph=False)
     def sampled(order):
         _, measured = measure(
             network,

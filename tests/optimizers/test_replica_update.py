@@ -57,7 +57,7 @@ def train(strategy, make_optimizer, measured=False, loss_scale=None, graph=True,
         strategy.run(replica_step, args=(x, y))
 
     if graph:
-        step = tf.function(step)
+        step = tf.function(step, autograph=False)
     parts = PARTS[strategy.num_replicas_in_sync]
 
     def distributed(array):
@@ -197,7 +197,7 @@ def test_a_gradient_that_is_one_object_on_two_replicas(cls, jit_compile, dtypes,
         optimizer.build(trained)
     constant = tf.ones((2, 2), dtypes[0])
 
-    @tf.function
+    @tf.function(autograph=False)
     def step():
         share = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, dtypes[1]) + 1
         optimizer.apply([constant, share * tf.ones((2, 2), dtypes[1])], trained)

@@ -59,7 +59,7 @@ def train(strategy, sync, policy):
         with clars.measured_gradient_norms(norms):
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-    @tf.function
+    @tf.function(autograph=False)
     def run(x, y):
         def share(context):
             i, size = context.replica_id_in_sync_group, BATCH // replicas

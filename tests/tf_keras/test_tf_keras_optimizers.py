@@ -85,7 +85,7 @@ def test_inside_a_function_as_outside(cls):
     optimizer, other = make(cls, 0.5, weight_decay_rate=0.1), make(cls, 0.5, weight_decay_rate=0.1)
     trained, expected = variables(), variables()
     handed = norms(3) if cls is CLARS else [None] * 3
-    step = tf.function(lambda some, of: apply(optimizer, some, trained, of))
+    step = tf.function(lambda some, of: apply(optimizer, some, trained, of), autograph=False)
     for some, of in zip(gradients(3), handed, strict=True):
         step([tf.constant(g) for g in some], None if of is None else [tf.constant(n) for n in of])
         apply(other, some, expected, of)

@@ -60,7 +60,7 @@ def train_tf_keras(model, optimizer):
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     variables = model.trainable_variables
 
-    @tf.function
+    @tf.function(autograph=False)
     def step(x, y):
         _, measured = measure(
             model, lambda: model(x, training=True), lambda logits: loss(y, logits), variables, BATCH, TF_KERAS

@@ -19,7 +19,10 @@ CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 def measured(model, x, y, dynamic, jit=False):
     batch = None if dynamic else len(x)
 
-    @tf.function(jit_compile=jit, input_signature=[tf.TensorSpec([batch, 6, 6, 3]), tf.TensorSpec([batch], tf.int64)])
+    # With autograph, as people write their steps, where sizes are unknown; it takes long.
+    specs = [tf.TensorSpec([batch, 6, 6, 3]), tf.TensorSpec([batch], tf.int64)]
+
+    @tf.function(jit_compile=jit, input_signature=specs, autograph=dynamic)
     def run(x, y):
         size = tf.shape(x)[0] if dynamic else len(x)
         loss = lambda y_pred: CROSS_ENTROPY(y, y_pred)  # noqa: E731

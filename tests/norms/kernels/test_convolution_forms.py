@@ -81,7 +81,7 @@ def test_chunks_and_batches_in_a_graph(form, batch, chunk, jit, monkeypatch):
         monkeypatch.setattr(module, "chunk_of", lambda size: chunk)
     specs = [tf.TensorSpec([batch, *t.shape[1:]], t.dtype) for t in (a, d)]
 
-    @tf.function(jit_compile=jit, input_signature=specs)
+    @tf.function(jit_compile=jit, input_signature=specs, autograph=False)
     def run(a, d):
         module = FORMS[form]
         if hasattr(module, "norms_and_gradient"):
@@ -143,6 +143,7 @@ def test_sizes_unknown_when_traced_take_a_form_that_needs_none():
     run = tf.function(
         lambda a, d: convolution.norms_and_gradient(a, d, window, groups),
         input_signature=[tf.TensorSpec([None, None, None, t.shape[-1]]) for t in (a, d)],
+        autograph=False,
     )
     squares, gradient = run(a, d)
     norms, sums = expected(a, d, window, groups)

@@ -86,7 +86,7 @@ def test_the_general_form_is_left_the_rest():
     a, d, window = _inputs("pairs")
     assert convolution_tpu.norms_and_gradient(a, d, window, 2) is None
 
-    @tf.function(input_signature=[tf.TensorSpec([None, 5, 6, 4]), tf.TensorSpec([None, 5, 6, 5])])
+    @tf.function(input_signature=[tf.TensorSpec([None, 5, 6, 4]), tf.TensorSpec([None, 5, 6, 5])], autograph=False)
     def batch_unknown_when_traced(a, d):
         assert convolution_tpu.squared_norms(a, d, window, 1) is None
         return tf.constant(0)

@@ -32,7 +32,9 @@ class Derivatives:
             return tape.gradient(gradients, weights, output_gradients=vectors, unconnected_gradients=zero)
 
         functions = function, gradient, product
-        self._value, self._gradient, self._product = (tf.function(f, reduce_retracing=True) for f in functions)
+        self._value, self._gradient, self._product = (
+            tf.function(f, reduce_retracing=True, autograph=False) for f in functions
+        )
 
     def value(self, weights: Sequence[Any], *arguments: Any) -> Any:
         """The function's value."""
