@@ -17,7 +17,7 @@ from tf_largebatch.callbacks.checkpoint import list_checkpoints
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 FLAGS = ["--model=tiny", "--epochs=3", "--batch_size=256", "--norm_examples=64", "--verbose=0"]
-SECONDS = 100  # of the slowest process, on a machine that is doing other work
+SECONDS = 300  # of the slowest process, on a machine that is doing other work
 
 
 def start(output_dir, *flags, index=None, ports=(), environ=()):
