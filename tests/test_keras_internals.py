@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import pathlib
+import re
 
 import keras
 import numpy as np
@@ -10,6 +13,97 @@ import pytest
 import tensorflow as tf
 
 from tf_largebatch import keras_internals
+
+ROOT = pathlib.Path(keras_internals.__file__).parent
+LISTS = ("keras_internals.py", "tf_keras/keras_internals.py")
+# Rules of KerasHub's and Model Garden's layers compute with the layers' parts, which the tests of these rules hold.
+# Model Garden's configs and parsers and Python's pool of processes have no public way to what is needed.
+OTHER_LIBRARIES = (
+    "norms/rules/keras_hub.py",
+    "model_garden/rules/",
+    "model_garden/inputs.py",
+    "model_garden/refusals.py",
+    "study/runner.py",
+)
+# Attributes of classes that inherit nothing from Keras.
+NOT_FROM_KERAS = {"_loss", "_model", "_moments", "_outputs", "_path", "_value"}
+# Where the classes of Keras's are that this package's inherit from.
+BASES = (
+    "backend/jax/layer.py",
+    "backend/jax/optimizer.py",
+    "backend/jax/trainer.py",
+    "backend/tensorflow/layer.py",
+    "backend/tensorflow/optimizer.py",
+    "backend/tensorflow/trackable.py",
+    "backend/tensorflow/trainer.py",
+    "callbacks/callback.py",
+    "layers/layer.py",
+    "models/model.py",
+    "ops/operation.py",
+    "optimizers/base_optimizer.py",
+    "trainers/trainer.py",
+)
+BY_NAME = ("getattr", "hasattr", "setattr", "delattr", "object.__setattr__")
+PRIVATE = re.compile(r"_[a-z]\w*")
+
+
+def private_names(tree):
+    """The private names that a module uses, those that it defines, and of these the ones of members of classes."""
+    used, defined, members = set(), set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            used.add(node.attr)
+            if isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
+                members.add(node.attr)
+        elif (
+            isinstance(node, ast.Call) and ast.unparse(node.func) in BY_NAME and isinstance(node.args[1], ast.Constant)
+        ):
+            name = node.args[1].value
+            used.add(name)
+            if ast.unparse(node.func) == "object.__setattr__" and ast.unparse(node.args[0]) == "self":
+                members.add(name)
+        elif isinstance(node, ast.ClassDef):
+            members |= {inner.name for inner in node.body if isinstance(inner, ast.FunctionDef)}
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+    return [{n for n in names if PRIVATE.fullmatch(n)} for names in (used, defined | members, members)]
+
+
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
+NAMES = {path.relative_to(ROOT).as_posix(): private_names(tree_of(path)) for path in sorted(ROOT.rglob("*.py"))}
+DEFINED = set().union(*(defined for module, (_, defined, _) in NAMES.items() if module not in LISTS))
+# Tables of names; there are functions for all else.
+LISTED = set().union(
+    *({n.value for n in ast.walk(tree_of(ROOT / module)) if isinstance(n, ast.Constant)} for module in LISTS)
+)
+
+
+def test_what_is_private_in_keras_is_used_in_one_file():
+    elsewhere = {
+        name: module
+        for module, (used, _, _) in NAMES.items()
+        if module not in LISTS and not module.startswith(OTHER_LIBRARIES)
+        for name in used - DEFINED - LISTED
+    }
+    assert not elsewhere, "move these uses of private names into keras_internals.py, with a reason and a test"
+
+
+def test_no_private_name_of_keras_is_overridden_by_accident():
+    in_keras = set().union(
+        *(private_names(tree_of(pathlib.Path(keras.src.__file__).parent / base))[1] for base in BASES)
+    )
+    assert {"_flatten_layers", "_symbolic_build", "_trainable_variables"} <= in_keras
+    members = set().union(*(members for *_, members in NAMES.values()))
+    both = (members & in_keras) - LISTED - NOT_FROM_KERAS
+    assert not both, (
+        "Keras has private attributes of these names: rename them, list them in keras_internals.py if they override "
+        "Keras's, or in NOT_FROM_KERAS above if the class inherits nothing from Keras"
+    )
 
 
 def test_an_optimizer_holds_its_schedule():
@@ -25,6 +119,59 @@ def test_layers_are_found_at_any_depth():
     assert any(layer is inner for layer in keras_internals.layers_within(model)), (
         "_flatten_layers no longer goes inside"
     )
+    without = keras_internals.layers_inside(model)
+    assert any(layer is inner for layer in without) and all(layer is not model for layer in without)
+
+
+def test_a_layer_lists_the_losses_that_it_adds():
+    layer = keras.layers.ActivityRegularization(l2=1.0)
+    layer(tf.ones((1, 2)))
+    (losses,) = keras_internals.recorded_losses(layer)
+    assert [float(loss) for loss in losses] == [float(loss) for loss in layer.losses], "layers keep losses elsewhere"
+
+
+def test_layers_know_what_their_call_takes():
+    flatten, dropout = keras.layers.Flatten(), keras.layers.Dropout(0.5)
+    assert [keras_internals.takes_training(layer) for layer in (flatten, dropout)] == [False, True], (
+        "_call_has_training_arg no longer says whether call takes the training mode"
+    )
+    assert [keras_internals.takes_mask(layer) for layer in (flatten, keras.layers.LSTM(1))] == [False, True], (
+        "_call_has_mask_arg no longer says whether call takes a mask"
+    )
+
+
+def test_a_model_inside_another_one_can_be_built_under_its_own_name():
+    class Outer(keras.Model):
+        def __init__(self, inner):
+            super().__init__(name="outer")
+            self.inner = inner
+
+        def call(self, x):
+            return self.inner(x)
+
+        def build(self, input_shape):
+            self.inner.build(input_shape)
+
+    inner = keras.Sequential([keras.layers.Dense(1, name="dense")], name="inner")
+    keras_internals.become_a_root(inner)
+    outer = Outer(inner)
+    outer.build((None, 2))
+    assert inner.weights[0].path == "inner/dense/kernel", "_parent_path no longer decides where a model's paths begin"
+    assert keras_internals.build_input_shape(outer) == (None, 2), "_build_shapes_dict no longer holds input_shape"
+    assert keras_internals.build_input_shape(Outer(inner)) is None
+
+
+def test_recurrent_layers_call_the_methods_that_are_replaced():
+    layer = keras.layers.RNN(keras.layers.StackedRNNCells([keras.layers.LSTMCell(2)]))
+    source = inspect.getsource(keras.layers.RNN)
+    for name in (keras_internals.INNER_LOOP, keras_internals.DROPOUT_MASKS):
+        assert f"self.{name}(" in source, f"keras.layers.RNN no longer calls {name}"
+    x = tf.ones((1, 3, 2))
+    layer(x)
+    keras_internals.make_dropout_masks(layer, layer.cell, x[:, 0], layer.get_initial_state(1))
+    source = inspect.getsource(keras.layers.Bidirectional)
+    for name in keras_internals.FUSED_DIRECTIONS:
+        assert f"self.{name}(" in source, f"keras.layers.Bidirectional no longer asks {name}"
 
 
 def test_a_layer_without_a_seed_draws_from_the_global_generator():
@@ -92,6 +239,12 @@ def test_optimizers_have_the_methods_that_layer_wise_ones_override(name):
     assert found == parameters, f"keras.optimizers.Optimizer.{name} has new parameters {found}; it {reason}"
 
 
+@pytest.mark.parametrize("name", keras_internals.INHERITED_OPTIMIZER_ATTRIBUTES)
+def test_optimizers_have_the_attributes_that_layer_wise_ones_read(name):
+    reason = keras_internals.INHERITED_OPTIMIZER_ATTRIBUTES[name]
+    assert hasattr(keras.optimizers.SGD(), name), f"keras.optimizers.Optimizer has no {name} any more, which {reason}"
+
+
 def test_optimizers_number_their_variables():
     variables = [keras.Variable(1.0), keras.Variable(2.0)]
     optimizer = keras.optimizers.SGD()
@@ -153,12 +306,45 @@ def test_the_default_of_jit_compile():
     assert net.get_compile_config()["jit_compile"] == found, "Keras no longer saves what jit_compile='auto' means"
 
 
-def test_keras_on_jax_takes_the_values_of_variables_as_before():
+@pytest.mark.parametrize("name", keras_internals.OVERRIDDEN_TRAINER_METHODS)
+def test_the_trainer_on_jax_has_the_methods_that_wrappers_override(name):
     pytest.importorskip("jax")
     from keras.src.backend.jax.trainer import JAXTrainer
 
-    parameters = list(inspect.signature(JAXTrainer._get_jax_state).parameters)[1:]
-    expected = list(inspect.signature(keras_internals.handed_out_state).parameters)[1:]
-    assert parameters == expected, "_get_jax_state has other parameters: LargeBatchModel keeps values for a failed step"
+    parameters, reason = keras_internals.OVERRIDDEN_TRAINER_METHODS[name]
+    method = getattr(JAXTrainer, name, None)
+    assert method is not None, f"Keras's trainer on JAX has no {name} any more, which {reason}"
+    found = tuple(inspect.signature(method).parameters)[1:]
+    assert found == parameters, f"{name} of Keras's trainer on JAX has new parameters {found}; it {reason}"
+
+
+def test_keras_on_jax_gives_noted_values_back():
+    pytest.importorskip("jax")
+    from keras.src.backend.jax.trainer import JAXTrainer
+
+    names = list(inspect.signature(keras_internals.note_handed_out_state).parameters)[2:]
+    assert tuple(names) == keras_internals.OVERRIDDEN_TRAINER_METHODS["_get_jax_state"][0]
     source = inspect.getsource(JAXTrainer.jax_state_sync)
-    assert all(f'"{name}"' in source for name in expected[:-1]), "jax_state_sync reads other groups of _jax_state"
+    assert all(f'"{name}"' in source for name in names[:-1]), "jax_state_sync reads other groups of _jax_state"
+
+
+def test_a_compiled_model_keeps_its_loss_and_the_metric_of_it():
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    net.compile("sgd", "mse")
+    x, y = np.ones((1, 2)), np.ones((1, 1))
+    assert float(keras_internals.compiled_loss(net)(y, net(x))) == float(tf.reduce_sum((y - net(x)) ** 2))
+    assert net.test_on_batch(x, y) == float(keras_internals.loss_tracker(net).result()), "_loss_tracker has changed"
+    missing = [name for name in keras_internals.COMPILED_ATTRIBUTES[:-1] if name not in vars(net)]
+    assert not missing, f"compile no longer sets {missing}: a wrapped model's own methods need what it sets"
+
+
+def test_weight_regularizers_can_be_left_out_of_the_losses():
+    net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_regularizer="l2")])
+    with keras_internals.without_weight_regularizers(net):
+        assert net.losses == [], "losses no longer asks _get_regularization_losses"
+    assert len(net.losses) == 1
+
+
+def test_checkpoints_ask_layers_for_what_to_save():
+    name = keras_internals.TRACKED_CHILDREN
+    assert callable(getattr(keras.layers.Layer, name, None)), f"layers on TensorFlow have no {name} any more"

@@ -27,6 +27,69 @@ def layers_within(model: Any) -> list[Any]:
     return list(model._flatten_layers())
 
 
+def layers_inside(layer: Any) -> list[Any]:
+    """Returns the layers in a layer, at any depth of nesting, without the layer itself; see `layers_within`."""
+    return list(layer._flatten_layers(include_self=False))
+
+
+def recorded_losses(layer: Any) -> list[list[Any]]:
+    """Returns the lists to which a layer appends what it adds to the loss; none for a layer that keeps no list.
+
+    `_losses`, in tf_keras also `_eager_losses`: a forward pass that is only traced appends to them, and the public
+    `losses` cannot be restored.
+    """
+    found = (getattr(layer, name, None) for name in ("_losses", "_eager_losses"))
+    return [losses for losses in found if isinstance(losses, list)]
+
+
+def takes_mask(layer: Any) -> bool:
+    """Returns whether a layer's `call` takes a mask.
+
+    `_call_has_mask_arg`: Keras works it out from the signature once, wrappers and `**kwargs` included.
+    """
+    return layer._call_has_mask_arg
+
+
+def takes_training(layer: Any) -> bool:
+    """Returns whether a layer's `call` takes the training mode; see `takes_mask`.
+
+    `_call_has_training_arg`.
+    """
+    return layer._call_has_training_arg
+
+
+def become_a_root(model: Any) -> None:
+    """Has a model that is not built yet build its layers under its own name, also inside another model.
+
+    `_parent_path`: Keras takes it from the layer that calls the model first, for good.
+    """
+    if getattr(model, "_parent_path", None) is None:
+        model._parent_path = ""
+
+
+def build_input_shape(model: Any) -> Any:
+    """Returns the input shape that a model was built with by `build(input_shape)`; None if it was not.
+
+    `_build_shapes_dict`: the public `get_build_config` reads it, and a model that overrides that has no other way.
+    """
+    shapes = model._build_shapes_dict
+    return None if shapes is None else shapes["input_shape"]
+
+
+# Recurrent layers. Their `call` runs these methods, in whose place per-example norms put others.
+INNER_LOOP = "inner_loop"
+DROPOUT_MASKS = "_maybe_config_dropout_masks"
+FUSED_DIRECTIONS = ("_can_attempt_fused_lstm", "_can_attempt_fused_gru")
+
+
+def make_dropout_masks(layer: Any, cell: Any, inputs: Any, state: Any) -> None:
+    """Has a recurrent layer draw the dropout masks of its cell.
+
+    `_maybe_config_dropout_masks`: with stacked cells it calls each of them, and those calls are no use of a variable.
+    """
+    getattr(type(layer), DROPOUT_MASKS)(layer, cell, inputs, state)
+
+
 def global_random_state() -> Any:
     """Returns the variable that layers without a seed of their own draw random numbers from; None where they cannot.
 
@@ -94,6 +157,17 @@ def logits_kept_by_keras(output: Any) -> Any:
     return getattr(output, "_keras_logits", None)
 
 
+# Variables.
+
+
+def without_autocast(variable: Any) -> Any:
+    """Returns the variable inside the wrapper that casts in tf_keras's mixed precision; other variables unchanged.
+
+    `AutoCastVariable._variable`: a gradient tape and a strategy know the variable inside alone.
+    """
+    return variable._variable if "AutoCast" in type(variable).__name__ else variable
+
+
 # Strategies.
 
 
@@ -121,6 +195,14 @@ OVERRIDDEN_OPTIMIZER_METHODS: dict[str, tuple[tuple[str, ...], str]] = {
         ("distribution", "grads_and_vars", "learning_rate"),
         "updates one variable at a time; layer-wise rates are packed in one update of all variables",
     ),
+}
+
+
+# What the layer-wise optimizers read of the optimizer that they inherit from.
+INHERITED_OPTIMIZER_ATTRIBUTES = {
+    "_get_variable_index": "numbers the variables, which are packed in this order",
+    "_iterations": "counts the calls of apply, where the public iterations counts the updates of accumulated gradients",
+    "_trainable_variables": "are the variables in their order; the public variables are the optimizer's own state",
 }
 
 
@@ -160,7 +242,69 @@ def learning_rate_schedule(optimizer: Any) -> Any:
     return schedule if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule) else None
 
 
-# Trainers.
+# Trainers. `LargeBatchModel` and `ConAdvModel` override these methods of Keras's trainer on JAX, with these parameters.
+OVERRIDDEN_TRAINER_METHODS: dict[str, tuple[tuple[str, ...], str]] = {
+    "_get_jax_state": (
+        (
+            "trainable_variables",
+            "non_trainable_variables",
+            "optimizer_variables",
+            "metrics_variables",
+            "purge_model_variables",
+        ),
+        "takes the values out of the variables: they are noted for a first step that fails",
+    ),
+    "_symbolic_build": (
+        ("iterator", "data_batch"),
+        "builds what a step needs before it is traced: the wrapped model gets its own names here, ConAdv its snapshots",
+    ),
+    "jax_state_sync": ((), "gives the variables their values back: callbacks call it in the middle of an epoch"),
+}
+
+
+def compiled_loss(model: Any) -> Any:
+    """Returns the `CompileLoss` of a compiled model; None without a loss.
+
+    `_compile_loss`: the public `loss` is what `compile` was given, without what each output's loss divides by.
+    """
+    return model._compile_loss
+
+
+def loss_tracker(model: Any) -> Any:
+    """Returns the metric of the loss that `fit` shows.
+
+    `_loss_tracker`: Keras updates it in the `train_step` that wrappers replace.
+    """
+    return model._loss_tracker
+
+
+# What `compile` sets and what keras.Model's own methods read; on JAX, the losses of the forward pass that was made. A
+# wrapped model has them from its wrapper while one of its own methods runs.
+COMPILED_ATTRIBUTES = (
+    "optimizer",
+    "loss",
+    "compiled",
+    "_compile_loss",
+    "_compile_metrics",
+    "_loss_tracker",
+    "_losses_override",
+)
+
+
+@contextlib.contextmanager
+def without_weight_regularizers(*models: Any) -> Iterator[None]:
+    """Within it `losses` of the models holds no weight regularizers.
+
+    `_get_regularization_losses`: the public `losses` adds them to what layers add; the streams of a batch share them,
+    so they count once.
+    """
+    try:
+        for model in models:
+            object.__setattr__(model, "_get_regularization_losses", list)
+        yield
+    finally:
+        for model in models:
+            vars(model).pop("_get_regularization_losses", None)
 
 
 def default_jit_compile(model: Any) -> bool:
@@ -171,29 +315,33 @@ def default_jit_compile(model: Any) -> bool:
     return model._resolve_auto_jit_compile()
 
 
-def handed_out_state(
+def note_handed_out_state(
+    model: Any,
     state: Sequence[Any],
     trainable_variables: bool = False,
     non_trainable_variables: bool = False,
     optimizer_variables: bool = False,
     metrics_variables: bool = False,
     purge_model_variables: bool = False,
-) -> dict[str, Any] | None:
-    """Returns what Keras's trainer on JAX took from the variables, as `jax_state_sync` gives it back; None if nothing.
+) -> None:
+    """Notes the values that Keras's trainer on JAX took from the variables, so that `jax_state_sync` gives them back.
 
-    `_get_jax_state`, with these parameters, and `_jax_state`: before its first step the trainer empties the variables,
+    `_jax_state`, by the parameters of `_get_jax_state`: before its first step the trainer empties the variables,
     and it notes their values after a step only. If the first step is refused, they would be lost.
     """
     if not purge_model_variables:
-        return None
+        return
     groups = {
         "trainable_variables": trainable_variables,
         "non_trainable_variables": non_trainable_variables,
         "optimizer_variables": optimizer_variables,
         "metrics_variables": metrics_variables,
     }
-    return dict(zip((name for name, taken in groups.items() if taken), state, strict=True))
+    model._jax_state = dict(zip((name for name, taken in groups.items() if taken), state, strict=True))
 
+
+# Checkpoints.
+TRACKED_CHILDREN = "_trackable_children"  # overridden by StaleWeights: tf.train.Checkpoint saves what it returns
 
 # Losses.
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras import layers as L
 
-from tf_largebatch.keras_internals import layers_within
+from tf_largebatch.keras_internals import layers_within, without_autocast
 from tf_largebatch.tf_keras import keras_internals
 from tf_largebatch.tf_keras.optimizers import LARS
 
@@ -70,6 +70,16 @@ def test_a_variable_has_one_key_in_all_its_forms(two_replicas):
     layer.build((1, 1))
     keys = {keras_internals.variable_key(v) for v in (layer.kernel, layer.kernel._variable)}
     assert len(keys) == 1, "the wrapper that casts no longer hands on _unique_id"
+    assert without_autocast(layer.kernel) is layer.kernel._variable, "the wrapper that casts has another name"
+    assert without_autocast(layer.kernel._variable) is layer.kernel._variable
+
+
+def test_an_averaged_optimizer_is_found():
+    ema = pytest.importorskip("official.modeling.optimization.ema_optimizer", reason="Model Garden is not installed")
+    inner = tf_keras.optimizers.legacy.SGD()
+    found = keras_internals.averaged_optimizer(ema.ExponentialMovingAverage(inner))
+    assert found is inner, "ExponentialMovingAverage no longer keeps the optimizer inside in _optimizer"
+    assert keras_internals.averaged_optimizer(inner) is None
 
 
 @pytest.mark.parametrize("name", keras_internals.OVERRIDDEN_OPTIMIZER_METHODS)

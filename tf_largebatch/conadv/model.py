@@ -20,6 +20,7 @@ from tf_largebatch.conadv.in_flight import InFlight
 from tf_largebatch.conadv.preparation import Preparation
 from tf_largebatch.conadv.stale_weights import StaleWeights
 from tf_largebatch.conadv.stream_metrics import ADVERSARIAL, AUGMENTED, CLEAN, StreamMetrics
+from tf_largebatch.keras_internals import become_a_root, build_input_shape, layers_within
 from tf_largebatch.training import delegation
 from tf_largebatch.training.large_batch_model import LargeBatchModel
 from tf_largebatch.training.step import Stream
@@ -189,7 +190,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         object.__setattr__(self, "_attack_functions", {})
         object.__setattr__(self, "_settings", settings)
         self.built = False
-        if all(layer.built for layer in model._flatten_layers()):
+        if all(layer.built for layer in layers_within(model)):
             self._create_state()
             self.built = True
 
@@ -211,14 +212,14 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         if self.stale.built:
             return
         # As if it were called by itself, and not inside the wrapper.
-        if getattr(self.model, "_parent_path", None) is None:
-            self.model._parent_path = ""
+        become_a_root(self.model)
         self.model(keras.KerasTensor(tuple(input_shape), keras.config.floatx()))
         self._create_state()
 
     def get_build_config(self) -> dict[str, Any] | None:
         """What `build` needs where the wrapped model does not know its input."""
-        return None if self._build_shapes_dict is None else {"input_shape": self._build_shapes_dict["input_shape"]}
+        shape = build_input_shape(self)
+        return None if shape is None else {"input_shape": shape}
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """Trains as `keras.Model.fit` does, with its arguments, after checks that need no step to fail."""

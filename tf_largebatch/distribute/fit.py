@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tf_largebatch.conadv import ConAdvModel
 from tf_largebatch.distribute import strategies
+from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.training import LargeBatchModel
 
 
@@ -194,7 +195,7 @@ def _on_all_replicas(model: keras.Model, function: Callable[[Any], Any]) -> Call
 
 def _batch_norm_averaging(model: keras.Model) -> Callable[[], None]:
     """What makes the batch normalizations' moving averages their mean over the replicas."""
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    layers = [layer for layer in layers_within(model) if isinstance(layer, keras.layers.BatchNormalization)]
     variables = [v for layer in layers if layer.built for v in (layer.moving_mean, layer.moving_variance)]
     strategy = model.distribute_strategy
     if strategy.num_replicas_in_sync == 1 or not variables:

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from tf_largebatch.keras_internals import layers_within
+from tf_largebatch.keras_internals import layers_within, without_autocast
 
 Choose = Callable[[Any, Callable[..., Any], dict[str, Any]], Any]
 
@@ -74,7 +74,7 @@ class RebuildableNetwork:
 
     def with_auxiliary_batch_norms(self) -> RebuildableNetwork:
         """Builds the network again with batch norms of its own; all other variables are shared."""
-        own = {id(raw(variable)) for layer in batch_norms(self.network) for variable in layer.weights}
+        own = {id(without_autocast(variable)) for layer in batch_norms(self.network) for variable in layer.weights}
 
         def choose(original: Any, next_creator: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
             return next_creator(**kwargs) if id(original) in own else original
@@ -83,12 +83,7 @@ class RebuildableNetwork:
 
     def raw_trainable(self) -> list[Any]:
         """The network's trainable variables, unwrapped."""
-        return [raw(variable) for variable in self.network.trainable_variables]
-
-
-def raw(variable: Any) -> Any:
-    """The variable that the strategy made, without mixed precision's wrapper that casts."""
-    return getattr(variable, "_variable", variable) if "AutoCast" in type(variable).__name__ else variable
+        return [without_autocast(variable) for variable in self.network.trainable_variables]
 
 
 def batch_norms(network: tf_keras.Model) -> list[Any]:

@@ -12,10 +12,11 @@ from official.core import task_factory
 from official.vision.tasks import image_classification as model_garden_task
 
 from tf_largebatch.conadv.auxiliary_batch_norm import distance
+from tf_largebatch.keras_internals import without_autocast
 from tf_largebatch.model_garden import configs, inputs
 from tf_largebatch.model_garden.adversary import Adversary, needs_next_batch
 from tf_largebatch.model_garden.measuring import check_optimizer, measuring_of
-from tf_largebatch.model_garden.rebuildable import RebuildableNetwork, batch_norms, raw
+from tf_largebatch.model_garden.rebuildable import RebuildableNetwork, batch_norms
 from tf_largebatch.model_garden.refusals import ConfigurationError, one_line
 from tf_largebatch.tf_keras.keras_internals import save_with_optimizer
 from tf_largebatch.tf_keras.optimizers import clars_of
@@ -251,4 +252,4 @@ def _scales_loss(optimizer: Any) -> bool:
 
 def _identity(variable: Any) -> int:
     """The same for a variable and the wrappers in which mixed precision puts it, anew in each network."""
-    return id(raw(variable))
+    return id(without_autocast(variable))

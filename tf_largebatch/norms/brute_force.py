@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from tf_largebatch.core.paths import variable_labels
+from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms.composite import is_sparse
 from tf_largebatch.norms.layer_calls import LayerCall
 from tf_largebatch.norms.per_example import as_loss, as_tensors, check_built, number_of_examples, undivided
@@ -107,7 +108,7 @@ def _check_total(label: str, total: Any, gradient: Any, of_examples: Sequence[An
 @contextlib.contextmanager
 def _without_states_of_a_fixed_batch(model: Any) -> Iterator[None]:
     """Within it stateful recurrent layers start anew, with as many states as there are examples."""
-    stateful = [layer for layer in model._flatten_layers() if hasattr(layer, "cell") and layer.stateful]
+    stateful = [layer for layer in layers_within(model) if hasattr(layer, "cell") and layer.stateful]
     try:
         for layer in stateful:
             object.__setattr__(layer, "stateful", False)
@@ -120,7 +121,7 @@ def _without_states_of_a_fixed_batch(model: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _with_cells_called(model: Any) -> Iterator[None]:
     """Within it recurrent layers call their cells, which own the variables, step by step."""
-    fast = [layer for layer in model._flatten_layers() if getattr(layer, "use_cudnn", False)]
+    fast = [layer for layer in layers_within(model) if getattr(layer, "use_cudnn", False)]
     before = [layer.use_cudnn for layer in fast]
     try:
         for layer in fast:

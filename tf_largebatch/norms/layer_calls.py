@@ -62,7 +62,7 @@ def record(
     Returns:
         The calls, and the model's outputs.
     """
-    layers = [layer for layer in model._flatten_layers() if own_trainable_variables(layer)]
+    layers = [layer for layer in keras_internals.layers_within(model) if own_trainable_variables(layer)]
     calls: list[LayerCall] = []
 
     def recording(layer: Any) -> Callable[..., Any]:

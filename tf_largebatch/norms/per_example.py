@@ -10,6 +10,7 @@ from keras import ops
 
 from tf_largebatch.check import require
 from tf_largebatch.core.paths import variable_labels
+from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms.composite import is_composite
 from tf_largebatch.norms.measure import measure
 from tf_largebatch.norms.recorder import NeedsGraph, Tensor
@@ -95,7 +96,7 @@ def per_example_gradient_norms(
 def check_built(model: Any) -> None:
     """Raises ValueError if the model has no variables yet."""
     require(
-        all(layer.built for layer in model._flatten_layers()),
+        all(layer.built for layer in layers_within(model)),
         "model",
         getattr(model, "name", model),
         "a built model",

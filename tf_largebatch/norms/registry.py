@@ -13,6 +13,7 @@ from typing import Any
 
 from tf_largebatch.check import require
 from tf_largebatch.core.paths import variable_path
+from tf_largebatch.keras_internals import layers_inside, layers_within
 from tf_largebatch.norms.overrides import overridden_method, reached_methods
 
 Rule = Callable[..., Any]
@@ -139,7 +140,7 @@ class Registry:
         entry = self._entry(layer)
         covered = [] if entry is None else entry.covers(layer)
         if layer in self._generic_layers or (_variables(layer, covered) and self._is_generic(layer)):
-            return list(layer._flatten_layers(include_self=False))
+            return layers_inside(layer)
         return covered
 
     def wraps(self, layer: Any) -> bool:
@@ -187,7 +188,7 @@ def _is_quantized(layer: Any) -> bool:
 
 def own_trainable_variables(layer: Any) -> list[Any]:
     """Returns the trainable variables of the layer itself, without those of its sublayers."""
-    below = {id(v) for sub in layer._flatten_layers(include_self=False) for v in sub.trainable_variables}
+    below = {id(v) for sub in layers_inside(layer) for v in sub.trainable_variables}
     return [v for v in layer.trainable_variables if id(v) not in below]
 
 
@@ -203,7 +204,7 @@ def check_supported(model: Any, registry: Registry) -> list[Any]:
     Raises:
         ValueError: If a layer with trainable variables of its own has no rule. The message names all such layers.
     """
-    layers = list(model._flatten_layers())  # an iterator in tf_keras
+    layers = layers_within(model)
     covered_by = {id(layer): registry.covered(layer) for layer in layers}
     covered = {id(sub) for subs in covered_by.values() for sub in subs}
     measured, offenders = [], []
@@ -242,8 +243,8 @@ def check_replacements(model: Any, replacements: Mapping[Any, Any], registry: Re
         ValueError: if a layer to be replaced is not the model's own or has its rule run by another layer's, a
             replacement is not built, or has no rule.
     """
-    layers = {id(layer) for layer in model._flatten_layers()}
-    covered = {id(sub) for layer in model._flatten_layers() for sub in registry.covered(layer)}
+    layers = {id(layer) for layer in layers_within(model)}
+    covered = {id(sub) for layer in layers_within(model) for sub in registry.covered(layer)}
     found: dict[int, Any] = {}
     for layer, replacement in replacements.items():
         if id(layer) not in layers or id(layer) in covered:

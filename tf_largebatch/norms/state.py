@@ -18,7 +18,7 @@ def state_of(model: keras.Model) -> list[Any]:
     Beyond Keras's own list these are the states of stateful recurrent layers, the kernels to which
     SpectralNormalization assigns, and the random state of layers without a seed of their own.
     """
-    layers = model._flatten_layers()
+    layers = keras_internals.layers_within(model)
     recurrent = [layer for layer in layers if getattr(layer, "stateful", False) and hasattr(layer, "cell")]
     spectral = [layer for layer in layers if isinstance(layer, keras.layers.SpectralNormalization)]
     states = [state for layer in recurrent for state in keras.tree.flatten(layer.states)]

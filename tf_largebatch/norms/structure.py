@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tf_largebatch.keras_internals import layers_within, recorded_losses
 from tf_largebatch.norms.recorder import layer_path
 
 PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049)
@@ -27,19 +28,14 @@ def foreign_prime(primes: Sequence[int], tensors: Sequence[Any], layers: Sequenc
 def without_trace(model: Any) -> Iterator[None]:
     """Restores what a forward pass that is only traced leaves behind: Python's random numbers and lists of losses."""
     states = random.getstate(), np.random.get_state()
-    lists = [
-        (found, list(found))
-        for layer in model._flatten_layers()
-        for found in (getattr(layer, name, None) for name in ("_losses", "_eager_losses"))
-        if isinstance(found, list)
-    ]
+    lists = [(losses, list(losses)) for layer in layers_within(model) for losses in recorded_losses(layer)]
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        for found, before in lists:
-            found[:] = before
+        for losses, before in lists:
+            losses[:] = before
 
 
 def untraceable_message(model: Any, batch_size: Any, error: Exception) -> str:

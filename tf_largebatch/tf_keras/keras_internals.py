@@ -102,6 +102,14 @@ CALLED_OPTIMIZER_METHODS = (
 )
 
 
+def averaged_optimizer(optimizer: Any) -> Any:
+    """Returns the optimizer inside Model Garden's `ExponentialMovingAverage`; None for other optimizers.
+
+    `_optimizer`: the wrapper has no public name for it.
+    """
+    return getattr(optimizer, "_optimizer", None)
+
+
 def save_with_optimizer(optimizer: Any, state: tf.Module, name: str) -> None:
     """Makes a checkpoint of an optimizer hold this state too.
 

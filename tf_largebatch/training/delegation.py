@@ -10,9 +10,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.check import require
-
-# What `compile` sets and what keras.Model's own methods read; on JAX, the losses of the forward pass that was made.
-_COMPILED = ("optimizer", "loss", "compiled", "_compile_loss", "_compile_metrics", "_loss_tracker", "_losses_override")
+from tf_largebatch.keras_internals import COMPILED_ATTRIBUTES
 
 
 def overrides(model: keras.Model, name: str) -> bool:
@@ -37,12 +35,12 @@ def check_trainable_by_wrapper(model: keras.Model) -> None:
 def compiled_as(model: keras.Model, wrapper: keras.Model) -> Iterator[keras.Model]:
     """Within it the wrapped model has the compiled loss, metrics and optimizer of the wrapper."""
     state = vars(model)
-    before = {name: state[name] for name in _COMPILED if name in state}
-    state.update({name: vars(wrapper)[name] for name in _COMPILED if name in vars(wrapper)})
+    before = {name: state[name] for name in COMPILED_ATTRIBUTES if name in state}
+    state.update({name: vars(wrapper)[name] for name in COMPILED_ATTRIBUTES if name in vars(wrapper)})
     try:
         yield model
     finally:
-        for name in _COMPILED:
+        for name in COMPILED_ATTRIBUTES:
             state.pop(name, None)
         state.update(before)
 
@@ -60,15 +58,3 @@ def fit_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, An
     bound = inspect.signature(keras.Model.fit).bind(None, *args, **kwargs)
     bound.apply_defaults()
     return {name: value for name, value in bound.arguments.items() if name != "self"}
-
-
-@contextlib.contextmanager
-def without_weight_regularizers(*models: keras.Model) -> Iterator[None]:
-    """Within it `losses` of the models holds no weight regularizers, which count once for all streams of a batch."""
-    try:
-        for model in models:
-            object.__setattr__(model, "_get_regularization_losses", list)
-        yield
-    finally:
-        for model in models:
-            vars(model).pop("_get_regularization_losses", None)

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.check import require
+from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms import check_supported
 from tf_largebatch.training import delegation, fit_data
 from tf_largebatch.training.loss_kind import spread_examples
@@ -160,7 +161,7 @@ class LargeBatchModel(UpdatingWrapper):
             until_fit_ends: Whether the end of the present `fit` ends it too, also where an error interrupts it.
         """
         self._noise_scale, self._records_until_fit_ends = averages, until_fit_ends
-        if all(layer.built for layer in self.model._flatten_layers()):
+        if all(layer.built for layer in layers_within(self.model)):
             with in_strategy(self):
                 self._build_untracked()
         self._trace_anew()

@@ -62,7 +62,7 @@ def couples_examples(loss: Any, y_pred: Any) -> bool:
 
 def makes_masks(model: keras.Model) -> bool:
     """Whether a layer may make a mask that is not another one's."""
-    for layer in model._flatten_layers():
+    for layer in keras_internals.layers_within(model):
         if isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False):
             return True
         if (

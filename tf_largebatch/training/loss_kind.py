@@ -10,7 +10,6 @@ import numpy as np
 from keras import ops
 
 from tf_largebatch import keras_internals
-from tf_largebatch.training import delegation
 from tf_largebatch.training.differentiate import gradients_at
 from tf_largebatch.training.micro_batches import batch_size_of, composite_examples
 from tf_largebatch.training.trainer import scratch_scope
@@ -57,7 +56,7 @@ def adds_means(model: keras.Model, x: Any) -> bool:
     def added(start: int, stop: int) -> float:
         with scratch_scope(collect_losses=True):
             model(examples(x, start, stop), training=False)
-            with delegation.without_weight_regularizers(model):
+            with keras_internals.without_weight_regularizers(model):
                 return sum(float(ops.sum(loss)) for loss in model.losses)
 
     size = int(batch_size_of(x))

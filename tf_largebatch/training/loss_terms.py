@@ -49,13 +49,20 @@ class MicroBatchLosses:
         """Whether the model has a `compute_loss` of its own, whose terms are not known."""
         return delegation.overrides(self._wrapper.model, "compute_loss")
 
+    @property
+    def _total_loss(self) -> Any:
+        """The compiled loss of all outputs; None without one."""
+        return keras_internals.compiled_loss(self._wrapper)
+
     def _compiled(self) -> list[Any]:
         """The losses given to `compile`."""
         return [keras.losses.get(loss) for loss in keras.tree.flatten(self._wrapper.loss) if loss is not None]
 
     def needs_a_sample(self) -> bool:
         """Whether it takes some examples to find out if the loss, or what layers add to it, is a mean over them."""
-        if "add_loss" not in self._found and any(is_own(layer) for layer in self._wrapper.model._flatten_layers()):
+        if "add_loss" not in self._found and any(
+            is_own(layer) for layer in keras_internals.layers_within(self._wrapper.model)
+        ):
             return True
         keys = [None] if self._own_loss else [_key(loss) for loss in self._compiled() if keras_function(loss) is None]
         return any(key not in self._found for key in keys)
@@ -110,7 +117,7 @@ class MicroBatchLosses:
         Yields:
             The factor of the whole loss: 1, but for a model's own `compute_loss` that sums over the examples.
         """
-        compile_loss = self._wrapper._compile_loss
+        compile_loss = self._total_loss
         if self._own_loss:
             self._require_known(None, "the model's compute_loss")
             yield 1.0 if self._found[None] == "mean" else share
@@ -130,9 +137,9 @@ class MicroBatchLosses:
     def check_additional(self) -> None:
         """Raises ValueError if layers added losses (`add_loss`) in this pass and no sample was tried on them."""
         model = self._wrapper.model
-        with delegation.without_weight_regularizers(model):
+        with keras_internals.without_weight_regularizers(model):
             added = bool(model.losses)
-        if added and not any(layer.activity_regularizer is not None for layer in model._flatten_layers()):
+        if added and not any(layer.activity_regularizer is not None for layer in keras_internals.layers_within(model)):
             self._require_known("add_loss", "what a layer adds by add_loss")
 
     def totals(self, batches: MicroBatches) -> list[Any] | None:
@@ -143,14 +150,14 @@ class MicroBatchLosses:
         Args:
             batches: Micro-batches of `(x, y, sample_weight)`.
         """
-        if self._own_loss or self._wrapper._compile_loss is None:
+        if self._own_loss or self._total_loss is None:
             return None
         if not depends_on_the_data(self._compiled(), self._wrapper.model):
             return None
         (x, y, sample_weight) = batches.data
-        if not self._wrapper._compile_loss.built:
+        if not self._total_loss.built:
             self._build(y, keras_internals.output_spec(self._wrapper, x), sample_weight)
-        terms = keras_internals.loss_terms(self._wrapper._compile_loss)
+        terms = keras_internals.loss_terms(self._total_loss)
 
         def divisors(part: Any, _: Any) -> tuple[list[Any], tuple[()]]:
             x, y, sample_weight = part
@@ -223,12 +230,12 @@ class MicroBatchLosses:
             )
 
     def _build(self, y: Any, y_pred: Any, sample_weight: Any) -> None:
-        if not self._wrapper._compile_loss.built:
-            keras_internals.build_compile_loss(self._wrapper._compile_loss, y, y_pred, sample_weight)
+        if not self._total_loss.built:
+            keras_internals.build_compile_loss(self._total_loss, y, y_pred, sample_weight)
 
     def _calls(self, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, tuple[Any, Any, Any]]]:
         """Each term, and the targets, predictions and weights that it is called with."""
-        compile_loss = self._wrapper._compile_loss
+        compile_loss = self._total_loss
         if compile_loss is None:
             return []
         terms = keras_internals.loss_terms(compile_loss)
@@ -258,7 +265,7 @@ def _of_data(loss: Any, data: tuple[Any, ...]) -> Any:
 def _own_loss(wrapper: Any) -> Callable[[Any], Any]:
     def loss(data: Any) -> Any:
         x, y, y_pred, sample_weight = data
-        with delegation.without_weight_regularizers(wrapper, wrapper.model), scratch_scope():
+        with keras_internals.without_weight_regularizers(wrapper, wrapper.model), scratch_scope():
             return wrapper.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
 
     return loss

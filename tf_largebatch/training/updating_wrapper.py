@@ -10,10 +10,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from tf_largebatch.keras_internals import layers_within, loss_tracker, without_weight_regularizers
 from tf_largebatch.norms import KERAS, Registry
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.optimizers import CLARS
-from tf_largebatch.training import delegation, loss_scaling
+from tf_largebatch.training import loss_scaling
 from tf_largebatch.training.loss_terms import MicroBatchLosses
 from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, number_of_micro_batches
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
@@ -100,7 +101,7 @@ class UpdatingWrapper(Wrapper):
         losses = _undo_replica_share(result.losses)
         weights = [ops.cast(stream.weight, "float32") for stream in streams[1:]]
         total = ops.sum(ops.stack([ops.ones((), "float32"), *weights]) * losses) if weights else losses[0]
-        self._loss_tracker.update_state(total, sample_weight=batch_size)
+        loss_tracker(self).update_state(total, sample_weight=batch_size)
 
     def _record_noise_scale(self, result: Pass, batch_size: Size) -> None:
         """Adds a batch to the averages; before the update, which may change the loss scale."""
@@ -171,7 +172,7 @@ class UpdatingWrapper(Wrapper):
         return self.optimizer.scale_loss(ops.ones((), "float32"))
 
     def _without_weight_regularizers(self) -> contextlib.AbstractContextManager[None]:
-        return delegation.without_weight_regularizers(self, self.model)
+        return without_weight_regularizers(self, self.model)
 
     def _untracked_variables(self) -> list[Any]:
         """What steps assign and Keras does not know of, since it is not saved with the model."""
@@ -186,7 +187,7 @@ class UpdatingWrapper(Wrapper):
 
 def meets_other_replicas(model: keras.Model) -> bool:
     """Whether a layer communicates in the middle of the forward pass."""
-    return any(getattr(layer, "synchronized", False) for layer in model._flatten_layers())
+    return any(getattr(layer, "synchronized", False) for layer in layers_within(model))
 
 
 def _undo_replica_share(loss: Any) -> Any:

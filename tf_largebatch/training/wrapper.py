@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch.keras_internals import default_jit_compile
+from tf_largebatch.keras_internals import default_jit_compile, layers_within
 from tf_largebatch.training import delegation
 from tf_largebatch.training.trainer import Trainer
 
@@ -72,7 +72,7 @@ class Wrapper(Trainer, keras.Model):
 
     def _build_wrapped(self, x: Any) -> None:
         """Builds a model that `fit` got unbuilt, under its own names, before its variables are listed."""
-        if not all(layer.built for layer in self.model._flatten_layers()):
+        if not all(layer.built for layer in layers_within(self.model)):
             self.model(
                 keras.tree.map_structure(
                     lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x

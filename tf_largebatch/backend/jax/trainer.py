@@ -110,11 +110,9 @@ class Trainer:
             raise
 
     def _get_jax_state(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """As Keras's, which empties the variables before the first step; see `keras_internals.handed_out_state`."""
+        """As Keras's, which empties the variables before the first step: their values are noted."""
         state = super()._get_jax_state(*args, **kwargs)  # type: ignore[misc]
-        handed_out = keras_internals.handed_out_state(state, *args, **kwargs)
-        if handed_out is not None:
-            self._jax_state = handed_out
+        keras_internals.note_handed_out_state(self, state, *args, **kwargs)
         return state
 
     def stateless(self, function: Callable[..., Any], state: Any, *args: Any) -> tuple[Any, Any]:
@@ -150,7 +148,7 @@ class Trainer:
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         """Builds what is not built, before Keras traces a step: the wrapped model under its own names."""
-        if data_batch is None and not all(layer.built for layer in self.model._flatten_layers()):
+        if data_batch is None and not all(layer.built for layer in keras_internals.layers_within(self.model)):
             for _, _, batches in iterator:
                 data_batch = batches[0] if isinstance(batches, list | tuple) else next(batches)
                 break

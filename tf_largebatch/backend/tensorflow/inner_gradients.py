@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tf_largebatch.keras_internals import keras_mask, set_keras_mask
 from tf_largebatch.norms.recorder import inner_gradient_message
 
 
@@ -73,8 +74,9 @@ class InnerGradients:
         if graph is not None:
             self.guards.add(tf.nest.flatten(behind)[0].op)
         for i, t in zip(guarded, tf.nest.flatten(behind), strict=True):
-            if getattr(flat[i], "_keras_mask", None) is not None:
-                t._keras_mask = flat[i]._keras_mask
+            mask = keras_mask(flat[i])
+            if mask is not None:
+                set_keras_mask(t, mask)
             flat[i] = flat[i].with_flat_values(t) if isinstance(flat[i], tf.RaggedTensor) else t
         return tf.nest.pack_sequence_as(outputs, flat)
 

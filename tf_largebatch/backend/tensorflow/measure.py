@@ -14,6 +14,7 @@ from tf_largebatch.backend.tensorflow.broadcast import Met, follow, repeating
 from tf_largebatch.backend.tensorflow.recorder import Recorder
 from tf_largebatch.backend.tensorflow.structure import structure_of
 from tf_largebatch.core.paths import variable_path
+from tf_largebatch.keras_internals import without_autocast
 from tf_largebatch.norms.intercept import recording_checked_calls
 from tf_largebatch.norms.measurement import Measurement
 from tf_largebatch.norms.recorder import (
@@ -91,9 +92,7 @@ def _refuse_in_loss(variables: Sequence[Variable], by_examples: Sequence[bool]) 
 
 def _identities(variable: Variable) -> set[int]:
     """Identities of the tf.Variables behind a variable: itself and, under tf.distribute, its components."""
-    value = variable if isinstance(variable, tf.Variable) else variable.value
-    # In tf_keras mixed precision wraps a variable in one that casts.
-    value = getattr(value, "_variable", value)
+    value = without_autocast(variable if isinstance(variable, tf.Variable) else variable.value)
     return {id(value), *(id(component) for component in getattr(value, "values", ()))}
 
 

@@ -8,6 +8,7 @@ import keras
 from keras import layers as L
 from keras import ops
 
+from tf_largebatch.keras_internals import DROPOUT_MASKS, FUSED_DIRECTIONS, INNER_LOOP, layers_within, make_dropout_masks
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.recurrent_cells import ConvLSTMRule, SimpleRNNRule, cell_rule
 from tf_largebatch.norms.time_loop import scan, shown_steps
@@ -22,7 +23,7 @@ def cells_of(layer: Any) -> list[Any]:
 
 def covered_cells(layer: Any) -> list[Any]:
     """The cells and the layers in them: the layer's rule records their variables."""
-    return layer.cell._flatten_layers() if isinstance(layer.cell, keras.layers.Layer) else []
+    return layers_within(layer.cell) if isinstance(layer.cell, keras.layers.Layer) else []
 
 
 def rule_class(layer: Any, cell: Any) -> type[SimpleRNNRule] | None:
@@ -60,9 +61,9 @@ def recurrent(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
     def dropout_masks(cell: Any, inputs: Any, state: Any) -> None:
         # With stacked cells Keras calls each to learn the shape of the next one's inputs.
         with recorder.unseen():
-            type(layer)._maybe_config_dropout_masks(layer, cell, inputs, state)
+            make_dropout_masks(layer, cell, inputs, state)
 
-    replaced: dict[str, Any] = {"inner_loop": inner_loop, "_maybe_config_dropout_masks": dropout_masks}
+    replaced: dict[str, Any] = {INNER_LOOP: inner_loop, DROPOUT_MASKS: dropout_masks}
     if recorder.checks_structure:  # with another batch size than that of the states
         replaced["stateful"] = False
     return type(layer).call(view(layer, **replaced), *args, **kwargs)
@@ -71,7 +72,7 @@ def recurrent(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
 def bidirectional(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
     """Runs Keras's own call, which calls the two layers inside where it may not compute both in one kernel."""
     del recorder
-    separate = {f"_can_attempt_fused_{kind}": lambda *args: False for kind in ("lstm", "gru")}
+    separate = dict.fromkeys(FUSED_DIRECTIONS, lambda *args: False)
     return type(layer).call(view(layer, **separate), *args, **kwargs)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tf_largebatch.keras_internals import layers_within, takes_mask, takes_training
 from tf_largebatch.norms.recorder import Recorder
 from tf_largebatch.norms.rules.combinators import Folded
 from tf_largebatch.norms.shapes import split_rows, static_or_dynamic_shape, static_or_dynamic_size
@@ -32,9 +33,9 @@ def time_distributed(
             "may not be independent in it. Give the time axis a static size or train with gradient_norms='replica'."
         )
     kwargs: dict[str, Any] = {}
-    if inner._call_has_mask_arg and mask is not None:
+    if takes_mask(inner) and mask is not None:
         kwargs["mask"] = _steps_as_rows(mask)
-    if inner._call_has_training_arg:
+    if takes_training(inner):
         kwargs["training"] = training
     batch, steps = recorder.batch_size, static_or_dynamic_size(inputs, 1)
     with recorder.folded(steps, Folded):
@@ -51,7 +52,7 @@ def _steps_as_rows(t: Any) -> Any:
 def _layer_that_may_couple_steps(layer: Any) -> Any:
     """A layer inside that may compute something else from all steps together than from each alone, or None."""
     coupling = (keras.layers.BatchNormalization, keras.layers.Lambda)
-    for sub in layer._flatten_layers():
+    for sub in layers_within(layer):
         if isinstance(sub, coupling) or not type(sub).__module__.startswith("keras."):
             return sub
     return None
@@ -59,6 +60,4 @@ def _layer_that_may_couple_steps(layer: Any) -> Any:
 
 def _keeps_state(layer: Any) -> bool:
     """Whether a step may depend on the steps before: seeds of random numbers, states, vectors that are iterated."""
-    return bool(layer.non_trainable_variables) or any(
-        getattr(sub, "stateful", False) for sub in layer._flatten_layers()
-    )
+    return bool(layer.non_trainable_variables) or any(getattr(sub, "stateful", False) for sub in layers_within(layer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tf_largebatch.tf_keras.keras_internals import averaged_optimizer
 from tf_largebatch.tf_keras.optimizers.clars import CLARS
 
 
@@ -15,5 +16,5 @@ def clars_of(optimizer: Any) -> CLARS | None:
     """
     while optimizer is not None and not isinstance(optimizer, CLARS):
         inner = getattr(optimizer, "inner_optimizer", None)  # LossScaleOptimizer
-        optimizer = getattr(optimizer, "_optimizer", None) if inner is None else inner  # ExponentialMovingAverage
+        optimizer = averaged_optimizer(optimizer) if inner is None else inner
     return optimizer
