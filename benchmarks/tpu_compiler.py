@@ -100,6 +100,18 @@ def lower(step: Any, arguments: Sequence[Any]) -> bytes:
     return step.experimental_get_compiler_ir(*arguments)(stage="stablehlo_serialized", platform_name="CPU")
 
 
+def portable(stablehlo: bytes) -> bytes:
+    """The same module in StableHLO's portable form, which other versions of JAX read."""
+    from jax.extend.mlir import ir
+    from jax.extend.mlir.dialects import stablehlo as dialect
+    from jax.interpreters import mlir
+
+    with mlir.make_ir_context():
+        module = ir.Module.parse(stablehlo)
+        _remove_copies(module.operation)
+        return dialect.serialize_portable_artifact(module, dialect.get_minimum_version())
+
+
 @contextlib.contextmanager
 def all_reduce_among(replicas: int) -> Iterator[None]:
     """Within it the sums over replicas that a traced step asks tf.distribute for are sums over so many TPU replicas.

@@ -15,6 +15,7 @@ from tf_largebatch.backend.jax.dependence import depends_on_other_arrays
 from tf_largebatch.backend.jax.pack import pack
 from tf_largebatch.backend.jax.recorder import Arguments, Plan, Recorder
 from tf_largebatch.backend.jax.scopes import InnerScope, assign, inner_scope
+from tf_largebatch.backend.jax.small_sums import squares_and_sums
 from tf_largebatch.backend.jax.structure import structure_of
 from tf_largebatch.backend.jax.watch import Watch
 from tf_largebatch.core.paths import variable_path
@@ -42,7 +43,7 @@ def measuring_pass(
     measuring = _Pass(model, layers, forward, loss, scale, variables, batch_size, registry, replacements)
     measured = batch_size if examples is None else min(examples, batch_size)
     plan = measuring.plan()
-    arguments = Arguments.zeros(plan, measured, measuring.trained)
+    arguments = Arguments.zeros(plan, batch_size, measured, measuring.trained)
     window = None if measured == batch_size else slice(0, measured)
     return measuring.run(plan, arguments, window, measured)
 
@@ -216,6 +217,7 @@ class _Pass:
             if use.number in recorder.reached and self.trained(use.variable):
                 uses_of.setdefault(id(use.variable), []).append(use)
         self._check_explained(recorder, uses_of)
+        small_sums = squares_and_sums({n: g for n, g in d.contributions.items() if n in recorder.reached}, window)
         gradients, squared_norms = [], []
         for i, variable in enumerate(self.variables):
             uses = uses_of.get(id(variable), [])
@@ -240,6 +242,10 @@ class _Pass:
                 ]
             else:
                 for use in uses:  # one
+                    if use.number in small_sums:
+                        squares, share = small_sums[use.number]
+                        shares.append(share)
+                        continue
                     squares = d.squares[use.number]
                     own = use.number in recorder.with_share
                     shares.append(d.shares[use.number] if own else d.copies[use.copy.number])

@@ -25,13 +25,13 @@ from tf_largebatch.backend.jax.broadcast import table_p
 from tf_largebatch.backend.jax.inner_gradients import InnerGradients
 from tf_largebatch.backend.jax.pack import pack
 from tf_largebatch.backend.jax.scopes import InnerScope
+from tf_largebatch.backend.jax.small_sums import are_small_sums
 from tf_largebatch.backend.jax.watch import watched
 from tf_largebatch.norms import recorder as base
 from tf_largebatch.norms.device import device
 from tf_largebatch.norms.recorder import Contraction, Use, Variable, broadcast_message
 from tf_largebatch.norms.shapes import Size
-from tf_largebatch.norms.sums import squared_norms_and_sum
-from tf_largebatch.norms.uses import measure_uses
+from tf_largebatch.norms.uses import PerExample, measure_uses
 
 
 @dataclasses.dataclass
@@ -43,12 +43,14 @@ class Plan:
         variables: the variable of each use, in order.
         outputs: shape and dtype of each use's recorded tensor.
         complete: whether each use's contraction was complete when it was recorded.
+        sums: whether each use's contributions are small sums over positions, see `sums.are_small_sums`.
     """
 
     copies: list[Variable] = dataclasses.field(default_factory=list)
     variables: list[Variable] = dataclasses.field(default_factory=list)
     outputs: list[jax.ShapeDtypeStruct] = dataclasses.field(default_factory=list)
     complete: list[bool] = dataclasses.field(default_factory=list)
+    sums: list[bool] = dataclasses.field(default_factory=list)
 
     def is_probed(self, number: int) -> bool:
         """Whether the use of this number is seen by a probe."""
@@ -64,28 +66,32 @@ class Arguments:
         copies: for each private value, in order, zeros that are added to it: their gradient is its ordinary one.
         squares: for each use that is not probed zeros [b].
         shares: for each use that is not probed zeros of the variable's shape.
+        contributions: in place of these two, for each use with small sums, zeros [B, *variable's shape].
         probes: for each probed use zeros of its tensor's shape and dtype.
     """
 
     copies: list[jax.Array]
     squares: dict[int, jax.Array]
     shares: dict[int, jax.Array]
+    contributions: dict[int, jax.Array]
     probes: dict[int, jax.Array]
 
     @classmethod
-    def zeros(cls, plan: Plan, measured: int, trained: Callable[[Variable], bool]) -> Arguments:
+    def zeros(cls, plan: Plan, batch_size: int, measured: int, trained: Callable[[Variable], bool]) -> Arguments:
         """The arguments for a plan, with `measured` examples; variables that are not trained have none."""
         uses = [n for n, variable in enumerate(plan.variables) if trained(variable)]
-        inline = [n for n in uses if not plan.is_probed(n)]
+        sums = [n for n in uses if not plan.is_probed(n) and plan.sums[n]]
+        inline = [n for n in uses if not plan.is_probed(n) and not plan.sums[n]]
         return cls(
             [jnp.zeros(v.shape if trained(v) else (), v.dtype) for v in plan.copies],
             {n: jnp.zeros(measured) for n in inline},
             {n: jnp.zeros(plan.variables[n].shape) for n in inline},
+            {n: jnp.zeros((batch_size, *plan.variables[n].shape)) for n in sums},
             {n: jnp.zeros(plan.outputs[n].shape, plan.outputs[n].dtype) for n in uses if plan.is_probed(n)},
         )
 
 
-jax.tree_util.register_dataclass(Arguments, ["copies", "squares", "shares", "probes"], [])
+jax.tree_util.register_dataclass(Arguments, ["copies", "squares", "shares", "contributions", "probes"], [])
 
 
 @dataclasses.dataclass(eq=False)
@@ -232,6 +238,7 @@ class Recorder(base.Recorder):
         self.found.variables.append(use.variable)
         self.found.outputs.append(output)
         self.found.complete.append(_is_complete(use.contraction))
+        self.found.sums.append(are_small_sums(use))
 
     def _connected(self, use: Use, output: jax.Array) -> jax.Array:
         """The recorded tensor behind what sees its gradient."""
@@ -239,7 +246,32 @@ class Recorder(base.Recorder):
             return output
         if use.number in self._arguments.probes:
             return output + watched(self._arguments.probes[use.number], lambda: self.reached.add(use.number))
+        if use.number in self._arguments.contributions:
+            return self._summed_in_the_backward_pass(use, output, self._arguments.contributions[use.number])
         return self._measured_in_the_backward_pass(use, output)
+
+    def _summed_in_the_backward_pass(self, use: Use, output: jax.Array, slot: jax.Array) -> jax.Array:
+        """The recorded tensor; the contributions [B, *variable's shape] leave as the gradient of `slot`."""
+
+        @jax.custom_vjp
+        def seen(y: jax.Array, slot: jax.Array) -> jax.Array:
+            return y
+
+        def forward(y: jax.Array, slot: jax.Array) -> Any:
+            return y, None
+
+        def backward(_: None, d: jax.Array) -> Any:
+            if self.inner_gradients.in_forward_pass:
+                return d, jnp.zeros(slot.shape)
+            self.reached.add(use.number)
+            d = self._after_the_layer_before(use, d)
+            contraction = PerExample() if use.contraction is None else use.contraction
+            found = contraction.contributions(d, slice(None)).reshape(slot.shape)
+            self._results.append(found)
+            return d, found
+
+        seen.defvjp(forward, backward)
+        return seen(output, slot)
 
     def _measured_in_the_backward_pass(self, use: Use, output: jax.Array) -> jax.Array:
         arrays, rebuild = pack(use.contraction)
@@ -257,12 +289,6 @@ class Recorder(base.Recorder):
                 return d, jnp.zeros(slots[0].shape), jnp.zeros(shape), None
             self.reached.add(use.number)
             d = self._after_the_layer_before(use, d)
-            if use.contraction is None:
-                squares, share = squared_norms_and_sum(d)
-                squares = squares if self._window is None else squares[self._window]
-                self.with_share.add(use.number)
-                self._results += [squares, share]
-                return d, squares, share, None
             found = measure_uses([(dataclasses.replace(use, contraction=rebuild(arrays)), d)], self._window)
             self._results += [found.squares, *found.gradients]
             share = jnp.zeros(shape)

@@ -30,7 +30,9 @@ def contributions(a: jax.Array, d: jax.Array, window: Window, groups: int) -> ja
 
 def norms_and_gradient(a: jax.Array, d: jax.Array, window: Window, groups: int) -> tuple[jax.Array, jax.Array]:
     """Returns `||G_i||^2`, shape [B], and `sum_i G_i`, shape [*kernel_size, C / groups, P]; both float32."""
-    entries = math.prod(d.shape[1:-1]) * a.shape[-1] + a.shape[-1] // groups * d.shape[-1]
+    entries = a.shape[-1] // groups * d.shape[-1]
+    if device() != "gpu" or not window.is_pointwise or max(window.strides) > 1:  # a GPU's products read `a` itself
+        entries += math.prod(d.shape[1:-1]) * a.shape[-1]
     return norms_and_gradient_in_chunks(lambda a, d: sums(a, d, window, groups), a, d, chunk_of(4 * entries))
 
 
