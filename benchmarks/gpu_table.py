@@ -8,14 +8,16 @@ from typing import Any
 TITLES = {
     "resnet50": "ResNet-50, 224 px, batch 256, bfloat16",
     "resnet20": "ResNet-20, 32 px, batch 4096, bfloat16",
-    "update": "update of 25.6 million parameters",
     "vit_s": "ViT-S/16, 224 px, batch 256, bfloat16",
     "mobilenetv2": "MobileNetV2, 224 px, batch 256, bfloat16",
     "densenet121": "DenseNet121, 224 px, batch 128, bfloat16",
     "conadv": "ConAdv, ResNet-20, 2048 + 2048 images, bfloat16",
     "conadv_small": "ConAdv, ResNet-20, 128 + 128 images, bfloat16",
     "resnet50_float32": "ResNet-50, 224 px, batch 256, float32",
+    "tensorflow_resnet50": "TensorFlow: ResNet-50, 224 px, batch 256, bfloat16",
+    "tensorflow_resnet20": "TensorFlow: ResNet-20, 32 px, batch 4096, bfloat16",
 }
+UPDATES = {"update": "25.6 million parameters", "tensorflow_update": "the same on TensorFlow"}
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -41,11 +43,13 @@ def markdown(report: Mapping[str, Any]) -> str:
         row = report["cases"][name]
         cells = [f"{row['plain_ms']:.2f}", _ratio(row, "concurrent_ratio"), _ratio(row, "sequential_ratio")]
         lines.append(f"| {TITLES[name]} | {' | '.join(cells)} |")
-    row = report["cases"].get("update")
-    if row:
+    updates = [name for name in UPDATES if name in report["cases"]]
+    if updates:
         lines += ["", "| update | SGD, ms | CLARS, ratio (quartiles) | Lamb, ratio (quartiles) |", "|---|---|---|---|"]
+    for name in updates:
+        row = report["cases"][name]
         cells = [f"{row['SGD_ms']:.3f}", _ratio(row, "CLARS_ratio"), _ratio(row, "Lamb_ratio")]
-        lines.append(f"| {TITLES['update']} | {' | '.join(cells)} |")
+        lines.append(f"| {UPDATES[name]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

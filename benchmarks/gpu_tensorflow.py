@@ -152,7 +152,8 @@ def compile_module(module: bytes, repeats: int) -> Any:
         main = next(one for one in parsed.body.operations if one.operation.attributes["sym_name"].value == "main")
         types = [str(one) for one in ir.FunctionType(main.operation.attributes["function_type"].value).inputs]
         # Which result is a variable's new value, by the argument.
-        aliases = str(parsed.operation.attributes["mhlo.input_output_alias"])
+        has_aliases = "mhlo.input_output_alias" in parsed.operation.attributes
+        aliases = str(parsed.operation.attributes["mhlo.input_output_alias"]) if has_aliases else ""
         result_of = {int(n): int(result) for n, result in _ALIAS.findall(aliases)}
         devices = xla_client.DeviceList((device,))
         program = device.client.compile_and_load(parsed, devices, xla_client.CompileOptions())
