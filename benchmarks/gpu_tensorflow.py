@@ -39,7 +39,7 @@ _UPDATES = 50  # a program; a single one takes less time than its start
 
 def write(directory: str, cases: Mapping[str, tuple[str, int, int, int] | None]) -> None:
     """Writes a module for each program of the cases, traced for a GPU."""
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from benchmarks import tpu_compiler
     from tf_largebatch.norms.device import compiling_for
