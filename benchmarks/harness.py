@@ -32,9 +32,9 @@ def interleaved(programs: Mapping[str, Callable[[], Any]], rounds: int, warm_up:
     """Times programs in turns, so that what else the machine does meanwhile falls on all of them.
 
     Args:
-        programs: the programs by name.
-        rounds: how often each is timed.
-        warm_up: rounds before those, not kept: the first call traces.
+        programs: The programs by name.
+        rounds: How often each is timed.
+        warm_up: Rounds before those, not kept: the first call traces.
 
     Returns:
         The seconds of every round, by name.

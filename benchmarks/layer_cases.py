@@ -15,10 +15,10 @@ class LayerCase:
     """A layer and its input.
 
     Attributes:
-        batch: examples.
-        shape: the input's shape without the batch.
-        make: builds the function from the input to the output, of new layers.
-        vocabulary: where the input is integers, how many there are.
+        batch: Examples.
+        shape: The input's shape without the batch.
+        make: Builds the function from the input to the output, of new layers.
+        vocabulary: Where the input is integers, how many there are.
     """
 
     batch: int

@@ -38,15 +38,15 @@ class Case:
     """A training step of one replica.
 
     Attributes:
-        clars: whether the optimizer is CLARS with per-example norms, not SGD with momentum.
-        conadv: whether the step trains on the images and their adversarial images and attacks the next images besides.
-        norm_examples: how many examples are measured (None: all).
-        batch: images a replica, adversarial images not counted.
-        micro_batch_size: images worked off at a time (None: all).
-        topology: chips and their arrangement.
-        replicas: how many of them take part.
-        baseline: the case that the ratios are to.
-        backend: of Keras.
+        clars: Whether the optimizer is CLARS with per-example norms, not SGD with momentum.
+        conadv: Whether the step trains on the images and their adversarial images and attacks the next images besides.
+        norm_examples: How many examples are measured (None: all).
+        batch: Images a replica, adversarial images not counted.
+        micro_batch_size: Images worked off at a time (None: all).
+        topology: Chips and their arrangement.
+        replicas: How many of them take part.
+        baseline: The case that the ratios are to.
+        backend: Of Keras.
     """
 
     clars: bool = False

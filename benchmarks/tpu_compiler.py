@@ -41,15 +41,15 @@ class Compiled:
     """What the compiler says of one replica's program.
 
     Attributes:
-        device_kind: the TPU's name.
-        compiler: the compiler's version.
+        device_kind: The TPU's name.
+        compiler: The compiler's version.
         flops: floating-point operations. The body of a loop counts once, however often it runs.
-        bytes_accessed: bytes read and written by the program's operations, loops likewise.
-        temporary_bytes: memory (HBM) for intermediate results.
-        argument_bytes: memory for variables and inputs.
-        peak_bytes: the most memory in use at once, variables and inputs included.
-        collectives: the HLO lines of operations between replicas.
-        hlo: the optimized program.
+        bytes_accessed: Bytes read and written by the program's operations, loops likewise.
+        temporary_bytes: Memory (HBM) for intermediate results.
+        argument_bytes: Memory for variables and inputs.
+        peak_bytes: The most memory in use at once, variables and inputs included.
+        collectives: The HLO lines of operations between replicas.
+        hlo: The optimized program.
     """
 
     device_kind: str
@@ -92,8 +92,8 @@ def lower(step: Any, arguments: Sequence[Any]) -> bytes:
     """The step as StableHLO, in MLIR's bytecode.
 
     Args:
-        step: a `tf.function(jit_compile=True)`.
-        arguments: a `tf.TensorSpec` of static shape for each argument.
+        step: A `tf.function(jit_compile=True)`.
+        arguments: A `tf.TensorSpec` of static shape for each argument.
     """
     # TensorFlow built without TPU support refuses to lower for "TPU". The lowering for "CPU" is the same StableHLO
     # but for the algorithm behind random numbers.
@@ -147,12 +147,12 @@ def compile_jax_for_tpu(
     """Compiles a step of JAX, straight from JAX.
 
     Args:
-        step: from the state and the data to a result and the new state, for which the old one's memory is used.
-        state: arrays or their shapes and dtypes, which every device has.
-        data: the same for arrays that are spread over the devices along their first axis.
-        topology: as for `compile_for_tpu`.
-        replicas: how many of its chips run the program.
-        effort: as for `compile_for_tpu`.
+        step: From the state and the data to a result and the new state, for which the old one's memory is used.
+        state: Arrays or their shapes and dtypes, which every device has.
+        data: The same for arrays that are spread over the devices along their first axis.
+        topology: As for `compile_for_tpu`.
+        replicas: How many of its chips run the program.
+        effort: As for `compile_for_tpu`.
     """
     use_settings()
     import jax
@@ -183,13 +183,13 @@ def compile_for_tpu(stablehlo: bytes, topology: str = "v5e:2x2", replicas: int =
     """Compiles a lowered step.
 
     Args:
-        stablehlo: from `lower`.
-        topology: kind of TPU and arrangement of chips, such as "v5e:2x2", "v5e:16x16", "v5p:2x2x1", "v6e:2x2".
-        replicas: how many of its chips run the program, each on its share of the batch.
-        effort: of the compiler's optimizer, from -1 (fastest to compile) to 0 (its default).
+        stablehlo: From `lower`.
+        topology: Kind of TPU and arrangement of chips, such as "v5e:2x2", "v5e:16x16", "v5p:2x2x1", "v6e:2x2".
+        replicas: How many of its chips run the program, each on its share of the batch.
+        effort: Of the compiler's optimizer, from -1 (fastest to compile) to 0 (its default).
 
     Raises:
-        ValueError: if the topology has fewer devices.
+        ValueError: If the topology has fewer devices.
     """
     use_settings()
     import numpy as np

@@ -28,8 +28,8 @@ class NoiseScale:
     Attributes:
         noise_scale: `variance / squared_gradient`, in examples; inf where the gradient is lost in the noise, NaN where
             there is neither.
-        squared_gradient: estimate of `||G||^2`, G the expected gradient; negative where noise outweighs it.
-        variance: estimate of `tr(Sigma)`, the sum of the variances of all entries of an example's gradient.
+        squared_gradient: Estimate of `||G||^2`, G the expected gradient; negative where noise outweighs it.
+        variance: Estimate of `tr(Sigma)`, the sum of the variances of all entries of an example's gradient.
     """
 
     noise_scale: float
@@ -57,14 +57,14 @@ class GradientNoiseScale(keras.callbacks.Callback):
     reads none. `norm_examples` makes it cheaper. Place it before callbacks that read the logs.
 
     Args:
-        path: a CSV file for one row a tensor and epoch: `update`, `variable` (its path), `noise_scale`,
+        path: A CSV file for one row a tensor and epoch: `update`, `variable` (its path), `noise_scale`,
             `squared_gradient`, `variance` as in `NoiseScale`; None for none. A model that has already taken steps
             continues the file: rows of later updates are dropped.
-        decay: of the exponential moving averages, at least 0 and below 1, from update to update: 0.95 looks back over
+        decay: Of the exponential moving averages, at least 0 and below 1, from update to update: 0.95 looks back over
             some twenty. Numbers of single updates scatter, the denominator above all.
 
     Raises:
-        ValueError: if `decay` is out of its range, and when training begins, if the model does not measure per-example
+        ValueError: If `decay` is out of its range, and when training begins, if the model does not measure per-example
             norms.
     """
 

@@ -16,8 +16,8 @@ class GradientNorms:
     They add up over examples, replicas and micro-batches as `values` do, and scale with a loss scale.
 
     Attributes:
-        values: the norms `s_k`, shape [K], float32; 0 where the norm is not known.
-        known: for each tensor whether its norm is known. A norm is not known where the loss does not depend on the
+        values: The norms `s_k`, shape [K], float32; 0 where the norm is not known.
+        known: For each tensor whether its norm is known. A norm is not known where the loss does not depend on the
             tensor.
     """
 
@@ -29,7 +29,7 @@ class GradientNorms:
         """Packs K scalar norms, None for one that is not known.
 
         Args:
-            norms: scalars of any floating dtype, or None.
+            norms: Scalars of any floating dtype, or None.
 
         Returns:
             The packed norms, float32.

@@ -30,7 +30,7 @@ def estimates(mean_squared_norm: Any, squared_norm_of_mean: Any, batch_size: Any
     The first one can be negative where noise outweighs the gradient.
 
     Args:
-        mean_squared_norm: s2, of any shape: one entry for each tensor, or the sum over tensors.
+        mean_squared_norm: S2, of any shape: one entry for each tensor, or the sum over tensors.
         squared_norm_of_mean: `||g||^2`, same shape, same unit.
         batch_size: B, 2 or more.
 

@@ -18,7 +18,7 @@ def variable_labels(variables: Sequence[Any]) -> list[str]:
     their paths.
 
     Args:
-        variables: the variables, in the model's order.
+        variables: The variables, in the model's order.
     """
     labels: list[str] = []
     counts: dict[str, int] = {}

@@ -42,7 +42,7 @@ def brute_force_gradient_norms(
     the gradient.
 
     Raises:
-        ValueError: if one of these checks fails; the message names the layer or variable.
+        ValueError: If one of these checks fails; the message names the layer or variable.
     """
     check_built(model)
     x, y = as_tensors(x), as_tensors(y)

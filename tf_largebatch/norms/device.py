@@ -37,7 +37,7 @@ def compiling_for(kind: Device) -> Iterator[None]:
         kind: "cpu", "gpu" or "tpu".
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: If it is none of them.
     """
     global _compiling_for
     require(kind in _DEVICES, "kind", kind, f"one of {_DEVICES}", "name the kind of device to compile for")

@@ -53,11 +53,11 @@ def record(
     """Runs a model forward and records the calls of its layers with variables of their own.
 
     Args:
-        model: the model.
-        x: its inputs.
-        training: whether it runs in training mode.
-        state: what the forward pass may change.
-        passed_on: returns what goes on in place of a layer's outputs, given the layer and the outputs.
+        model: The model.
+        x: Its inputs.
+        training: Whether it runs in training mode.
+        state: What the forward pass may change.
+        passed_on: Returns what goes on in place of a layer's outputs, given the layer and the outputs.
 
     Returns:
         The calls, and the model's outputs.

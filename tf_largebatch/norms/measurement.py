@@ -17,12 +17,12 @@ class Measurement:
     """Gradients of a loss and the norms of the examples' contributions to them, for K variables.
 
     Attributes:
-        gradients: for each variable its gradient, None where the loss does not depend on it.
-        squared_norms: for each variable `||G_i||^2` of the measured examples, float32, shape [b]; None where the loss
+        gradients: For each variable its gradient, None where the loss does not depend on it.
+        squared_norms: For each variable `||G_i||^2` of the measured examples, float32, shape [b]; None where the loss
             does not depend on it.
-        measured: how many examples were measured, b.
-        batch_size: how many there are, B.
-        loss: the loss, before it is scaled.
+        measured: How many examples were measured, b.
+        batch_size: How many there are, B.
+        loss: The loss, before it is scaled.
     """
 
     gradients: list[Any]

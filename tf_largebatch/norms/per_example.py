@@ -43,22 +43,22 @@ def per_example_gradient_norms(
     either, here; in `LargeBatchModel` they count as part of the loss.
 
     Args:
-        model: a built Keras model, left as it was: moving averages and random seeds are restored.
-        x: the inputs, tensor(s) with the examples on axis 0.
-        y: the targets.
-        loss: a Keras loss, its name, or a function `(y_true, y_pred)` whose values are averaged.
-        sample_weight: optional weights of the examples' losses, shape [B].
-        training: whether the model runs in training mode.
-        allow_generic: whether layers without a rule are differentiated alone, example by example, at two to three
+        model: A built Keras model, left as it was: moving averages and random seeds are restored.
+        x: The inputs, tensor(s) with the examples on axis 0.
+        y: The targets.
+        loss: A Keras loss, its name, or a function `(y_true, y_pred)` whose values are averaged.
+        sample_weight: Optional weights of the examples' losses, shape [B].
+        training: Whether the model runs in training mode.
+        allow_generic: Whether layers without a rule are differentiated alone, example by example, at two to three
             times their own cost (`tf_largebatch.norms.use_generic` does so for one layer).
-        registry: the layer rules.
+        registry: The layer rules.
 
     Returns:
         `{variable path: float32 tensor of shape [B]}`, without the variables that the loss does not depend on. A second
         variable of one path is `"path#2"`, as in `layerwise_rates`.
 
     Raises:
-        ValueError: if the model is not built, a layer with trainable variables has no rule, a variable is used
+        ValueError: If the model is not built, a layer with trainable variables has no rule, a variable is used
             elsewhere than in the layer that owns it, or a layer's first axis is not the batch; the message names them.
     """
     check_built(model)
@@ -123,7 +123,7 @@ def as_loss(loss: Any) -> keras.losses.Loss:
     """A Keras loss object that reduces to a scalar.
 
     Raises:
-        ValueError: if the loss does not reduce.
+        ValueError: If the loss does not reduce.
     """
     loss = keras.losses.get(loss)
     if not isinstance(loss, keras.losses.Loss):

@@ -27,8 +27,8 @@ class Structure:
     """What the structure check finds of a model.
 
     Attributes:
-        has_batch_axis: the answers of `Recorder.has_batch_axis`, by layer, number of its call and of the question.
-        broadcasts: for each use without a batch axis, in the order of a call of the model, what the operations that
+        has_batch_axis: The answers of `Recorder.has_batch_axis`, by layer, number of its call and of the question.
+        broadcasts: For each use without a batch axis, in the order of a call of the model, what the operations that
             follow make of it.
     """
 
@@ -82,8 +82,8 @@ class Recorder(abc.ABC):
     `has_batch_axis(inputs)` tells which a lookup is, by the structure of the model and not by size.
 
     Args:
-        batch_size: number of examples B, an int where it is known, else a scalar int32 tensor.
-        checks_structure: whether this is the forward pass of the structure check, whose batch size is one that no
+        batch_size: Number of examples B, an int where it is known, else a scalar int32 tensor.
+        checks_structure: Whether this is the forward pass of the structure check, whose batch size is one that no
             other axis has: there sizes tell what has a batch axis.
     """
 
@@ -127,7 +127,7 @@ class Recorder(abc.ABC):
         rule accounts for, and such a model can be refused instead of measured wrongly.
 
         Raises:
-            ValueError: if it is no variable, as where a layer computes its kernel from others.
+            ValueError: If it is no variable, as where a layer computes its kernel from others.
         """
 
     @abc.abstractmethod
@@ -150,15 +150,15 @@ class Recorder(abc.ABC):
         """Notes that `output`, which has no batch axis, depends on the last `value` of the variable.
 
         Args:
-            variable: the variable.
-            output: shape [T, ...] or [1, T, ...], known when traced; the same for every example.
-            contraction: as for `record`; its `d` is each example's gradient at the output, [B, *output.shape], float32.
+            variable: The variable.
+            output: Shape [T, ...] or [1, T, ...], known when traced; the same for every example.
+            contraction: As for `record`; its `d` is each example's gradient at the output, [B, *output.shape], float32.
 
         Returns:
             The output, to go on with.
 
         Raises:
-            ValueError: where what becomes of the output cannot be followed.
+            ValueError: Where what becomes of the output cannot be followed.
         """
 
     @abc.abstractmethod
@@ -180,8 +180,8 @@ class Recorder(abc.ABC):
         """Within it every layer's batch axis holds `rows` rows for each example, one example after the other.
 
         Args:
-            rows: how many rows an example has. Within another `folded` it is how many rows one of its rows has.
-            fold: makes of a contraction over single rows one over examples, given the number of examples and of rows
+            rows: How many rows an example has. Within another `folded` it is how many rows one of its rows has.
+            fold: Makes of a contraction over single rows one over examples, given the number of examples and of rows
                 for each. The new contraction receives `d` with all the rows on axis 0.
         """
         saved = self.batch_size, self._rows_per_example, self._fold

@@ -240,7 +240,7 @@ def check_replacements(model: Any, replacements: Mapping[Any, Any], registry: Re
     """Returns the layers to measure in the replacements.
 
     Raises:
-        ValueError: if a layer to be replaced is not the model's own or has its rule run by another layer's, a
+        ValueError: If a layer to be replaced is not the model's own or has its rule run by another layer's, a
             replacement is not built, or has no rule.
     """
     layers = {id(layer) for layer in layers_within(model)}

@@ -13,10 +13,10 @@ def one_step(rules: list[Any], sites: list[list[Any]], states: list[list[Any]], 
     """Runs one time step of each cell on the output of the cell below.
 
     Args:
-        rules: the cells' rules.
-        sites: for each cell its sites at this step.
-        states: for each cell its states before the step.
-        keep: which examples are not masked at this step, booleans [B]; None where there is no mask. The states of the
+        rules: The cells' rules.
+        sites: For each cell its sites at this step.
+        states: For each cell its states before the step.
+        keep: Which examples are not masked at this step, booleans [B]; None where there is no mask. The states of the
             others stay.
 
     Returns:

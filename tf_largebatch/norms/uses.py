@@ -30,8 +30,8 @@ class Together:
 
     Attributes:
         squares: `||sum_u G_i^u||^2` of the measured examples, float32, shape [b].
-        gradients: shares of the variable's gradient that came with the norms.
-        replaced: identities of the private copies whose ordinary gradients those shares replace.
+        gradients: Shares of the variable's gradient that came with the norms.
+        replaced: Identities of the private copies whose ordinary gradients those shares replace.
     """
 
     squares: Tensor
@@ -52,8 +52,8 @@ def measure_uses(uses: Sequence[tuple[Use, Tensor]], window: slice | None) -> To
     """Norms, and what shares of the gradient come with them.
 
     Args:
-        uses: all uses of one variable that the gradient reaches, each with its `d`.
-        window: the measured examples; None for all.
+        uses: All uses of one variable that the gradient reaches, each with its `d`.
+        window: The measured examples; None for all.
     """
     kinds = _joined(uses)
     products = _cross_products(kinds, slice(None) if window is None else window)

@@ -49,8 +49,8 @@ class Decisions:
     """Decides by the batch size, which divides no other axis; or, without one, repeats what was decided.
 
     Attributes:
-        batch_size: the size that tells the batch axis; None to repeat.
-        taken: the operations' names and results, in order.
+        batch_size: The size that tells the batch axis; None to repeat.
+        taken: The operations' names and results, in order.
     """
 
     batch_size: int | None
@@ -63,7 +63,7 @@ class Decisions:
         """Returns what the operation makes of the table of a layer.
 
         Raises:
-            ValueError: if it is neither, or not what was decided for this place.
+            ValueError: If it is neither, or not what was decided for this place.
         """
         name = equation.primitive.name
         if self.batch_size is None:
@@ -103,14 +103,14 @@ def run(
     """Runs a traced program with its tables as one value for each example.
 
     Args:
-        program: the jaxpr of a function without arguments.
-        constants: the values of its constants.
-        batch_size: number of examples B.
-        decide: tells what each operation makes of a table.
-        repeated: gives the table of a use, by its number, its value and what its contraction holds: [B, *shape].
+        program: The jaxpr of a function without arguments.
+        constants: The values of its constants.
+        batch_size: Number of examples B.
+        decide: Tells what each operation makes of a table.
+        repeated: Gives the table of a use, by its number, its value and what its contraction holds: [B, *shape].
 
     Raises:
-        ValueError: if more is made of a table than to broadcast it over the batch in a sum or product.
+        ValueError: If more is made of a table than to broadcast it over the batch in a sum or product.
     """
     environment: dict[Any, Any] = dict(zip(program.constvars, constants, strict=True))
     _run(program, environment, batch_size, decide, repeated)

@@ -13,8 +13,8 @@ def depends_on_other_arrays(function: Callable[[], Sequence[jax.Array]], allowed
     """Returns for each output of a function whether it depends on an array that is neither allowed nor a scalar.
 
     Args:
-        function: without arguments; what it reads from outside are the arrays in question. It is traced, not run.
-        allowed: arrays that the outputs may depend on.
+        function: Without arguments; what it reads from outside are the arrays in question. It is traced, not run.
+        allowed: Arrays that the outputs may depend on.
     """
     closed = jax.make_jaxpr(function)()
     permitted = {id(t) for t in allowed}

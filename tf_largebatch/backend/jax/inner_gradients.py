@@ -21,7 +21,7 @@ class InnerGradients:
     """Guards the layers' outputs in one forward pass.
 
     Attributes:
-        in_forward_pass: whether the forward pass, the loss included, is still being traced.
+        in_forward_pass: Whether the forward pass, the loss included, is still being traced.
     """
 
     def __init__(self) -> None:
@@ -32,8 +32,8 @@ class InnerGradients:
         """Returns the outputs of a recorded layer, nested arrays, behind a guard; masks stay with their arrays.
 
         Args:
-            outputs: what the layer's rule returned.
-            layer: the layer's path, for the message.
+            outputs: What the layer's rule returned.
+            layer: The layer's path, for the message.
         """
 
         def watched(t: jax.Array) -> jax.Array:

@@ -23,9 +23,9 @@ def over_examples(work: Callable[[Any, int], Any], batch: int, examples: slice) 
     """Concatenates what `work(start, count)` returns for `count` examples from `start` on, a part at a time.
 
     Args:
-        work: returns float32, shape [count, ...].
-        batch: the number of examples B.
-        examples: the examples to run it for.
+        work: Returns float32, shape [count, ...].
+        batch: The number of examples B.
+        examples: The examples to run it for.
     """
     start, stop, _ = examples.indices(batch)
     part = max(1, -(-(stop - start) // _MOST_PARTS))

@@ -99,9 +99,9 @@ class Copy:
     """A private value.
 
     Attributes:
-        variable: what it is the value of.
-        number: its place among the private values of a pass.
-        reached: whether the backward pass has reached it.
+        variable: What it is the value of.
+        number: Its place among the private values of a pass.
+        reached: Whether the backward pass has reached it.
     """
 
     variable: Variable
@@ -117,13 +117,13 @@ class Recorder(base.Recorder):
     """Records the uses of variables during one forward pass of a batch.
 
     Args:
-        scope: the scope in which the pass runs, whose trained variables have guarded values.
-        batch_size: number of examples B.
-        trained: tells whether a variable is among those differentiated.
-        plan: what a first trace has found; None in that trace, which measures nothing.
-        arguments: the dummy arguments; None in the first trace.
-        window: the measured examples; None for all.
-        checks_structure: whether this is the forward pass of the structure check.
+        scope: The scope in which the pass runs, whose trained variables have guarded values.
+        batch_size: Number of examples B.
+        trained: Tells whether a variable is among those differentiated.
+        plan: What a first trace has found; None in that trace, which measures nothing.
+        arguments: The dummy arguments; None in the first trace.
+        window: The measured examples; None for all.
+        checks_structure: Whether this is the forward pass of the structure check.
     """
 
     def __init__(

@@ -26,11 +26,11 @@ class InnerScope(keras.StatelessScope):
     """A scope that begins with the values of the scope around it, if there is one, and notes what is assigned in it.
 
     Args:
-        values: pairs of a variable and its value in here, in place of the one outside.
-        collect_losses: whether `add_loss` of layers is collected.
+        values: Pairs of a variable and its value in here, in place of the one outside.
+        collect_losses: Whether `add_loss` of layers is collected.
 
     Attributes:
-        assigned: the variables that were assigned in here, in order.
+        assigned: The variables that were assigned in here, in order.
     """
 
     def __init__(self, values: Iterable[tuple[Any, Any]] = (), collect_losses: bool = False) -> None:

@@ -35,7 +35,7 @@ def structure_of(
     The arguments are those of `backend/tensorflow/structure.py`, but that no tape is there to check.
 
     Raises:
-        ValueError: if an argument is sparse, a layer's first axis is not the batch, or the model cannot be measured for
+        ValueError: If an argument is sparse, a layer's first axis is not the batch, or the model cannot be measured for
             another reason that its forward pass shows; if the model works for no other batch size.
     """
     refuse_composite(model, (args, kwargs))

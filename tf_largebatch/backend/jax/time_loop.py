@@ -32,7 +32,7 @@ def shown_steps(layer: Any, mask: jax.Array, states: list[jax.Array]) -> jax.Arr
     zeros with `zero_output_for_mask`. Unrolled it repeats the last output, and gives zeros before the first, always.
 
     Raises:
-        ValueError: where Keras broadcasts the mask over the wrong axes.
+        ValueError: Where Keras broadcasts the mask over the wrong axes.
     """
     if layer.unroll:
         return jnp.cumsum(mask.astype("int32"), axis=1) > 0

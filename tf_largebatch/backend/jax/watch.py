@@ -27,7 +27,7 @@ class Watch:
     """Watches the values of variables.
 
     Attributes:
-        seen: the variables whose values the backward pass has reached, by identity.
+        seen: The variables whose values the backward pass has reached, by identity.
     """
 
     def __init__(self) -> None:

@@ -78,8 +78,8 @@ class Meeting:
     """Where a tensor without a batch axis meets the batch.
 
     Attributes:
-        output: the tensor `z` [B, ...] in which it is broadcast over the examples.
-        derivative: makes of `dLoss/dz` each example's gradient at the tensor, [B, *shape], float32.
+        output: The tensor `z` [B, ...] in which it is broadcast over the examples.
+        derivative: Makes of `dLoss/dz` each example's gradient at the tensor, [B, *shape], float32.
     """
 
     output: tf.Tensor
@@ -91,8 +91,8 @@ class Followed:
     """What became of a tensor without a batch axis.
 
     Attributes:
-        meetings: where it meets the batch.
-        elsewhere: other tensors made from it. If the loss depends on one of them, the use cannot be measured.
+        meetings: Where it meets the batch.
+        elsewhere: Other tensors made from it. If the loss depends on one of them, the use cannot be measured.
     """
 
     meetings: list[Meeting]
@@ -103,10 +103,10 @@ def follow(u: tf.Tensor, decide: Decide, identities: Container[tf.Operation] = (
     """Follows a tensor without a batch axis to where it meets the batch.
 
     Args:
-        u: a tensor of the graph under construction, of static shape.
-        decide: says what an operation makes of a tensor without a batch axis: of the operation, the place of the
+        u: A tensor of the graph under construction, of static shape.
+        decide: Says what an operation makes of a tensor without a batch axis: of the operation, the place of the
             operand, the operand and the result.
-        identities: operations with a gradient of their own which is known to be the identity's.
+        identities: Operations with a gradient of their own which is known to be the identity's.
     """
     followed = Followed([], [])
     waiting: list[tuple[tf.Tensor, Derivative]] = [(u, lambda d: d)]

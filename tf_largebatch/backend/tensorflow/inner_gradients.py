@@ -22,7 +22,7 @@ class InnerGradients:
     """Guards the layers' outputs in one forward pass.
 
     Args:
-        tape: the step's own tape, which records the forward pass.
+        tape: The step's own tape, which records the forward pass.
     """
 
     def __init__(self, tape: tf.GradientTape) -> None:
@@ -36,11 +36,11 @@ class InnerGradients:
         """Returns the outputs of a recorded layer, nested tensors, behind a guard; masks stay with their tensors.
 
         Args:
-            outputs: what the layer's rule returned.
-            layer: the layer's path, for the message.
+            outputs: What the layer's rule returned.
+            layer: The layer's path, for the message.
 
         Raises:
-            ValueError: if a `ForwardAccumulator` follows the outputs.
+            ValueError: If a `ForwardAccumulator` follows the outputs.
         """
         flat = tf.nest.flatten(outputs)
         tensors = [t.flat_values if isinstance(t, tf.RaggedTensor) else t for t in flat]
@@ -89,7 +89,7 @@ class InnerGradients:
         """Raises ValueError if the loss depends on an inner gradient.
 
         Args:
-            gradients: of the loss at what `begin_backward` returned.
+            gradients: Of the loss at what `begin_backward` returned.
         """
         layers = [layer for (layer, _), g in zip(self._watched, gradients, strict=True) if g is not None]
         if layers:

@@ -29,7 +29,7 @@ class MicroBatches(SplitBatch):
     """A batch split into micro-batches, which run in `tf.while_loop`.
 
     Attributes:
-        static_size: m where every micro-batch has m examples, known when the step is traced; else None.
+        static_size: The size m where every micro-batch has m examples, known when the step is traced; else None.
     """
 
     def __init__(self, data: Any, batch_size: Size, size: Size) -> None:

@@ -21,8 +21,8 @@ def over_examples(work: Callable[[Any, int], tf.Tensor], batch: Any, examples: s
     """Concatenates what `work(start, count)` returns for `count` examples from `start` on, one after the other.
 
     Args:
-        work: returns float32, shape [count, ...].
-        batch: the number of examples B.
-        examples: the examples to run it for.
+        work: Returns float32, shape [count, ...].
+        batch: The number of examples B.
+        examples: The examples to run it for.
     """
     return tf.map_fn(lambda i: work(i, 1)[0], tf.range(batch)[examples], fn_output_signature=tf.float32)

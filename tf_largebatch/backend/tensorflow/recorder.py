@@ -18,9 +18,9 @@ class Recorder(base.Recorder):
     """Records the uses of variables during one forward pass of a batch.
 
     Args:
-        tape: the recording gradient tape of that forward pass.
-        batch_size: number of examples B, an int where it is known, else a scalar int32 tensor.
-        checks_structure: whether this is the forward pass of the structure check.
+        tape: The recording gradient tape of that forward pass.
+        batch_size: Number of examples B, an int where it is known, else a scalar int32 tensor.
+        checks_structure: Whether this is the forward pass of the structure check.
     """
 
     def __init__(self, tape: tf.GradientTape, batch_size: int | tf.Tensor, checks_structure: bool = False) -> None:

@@ -51,17 +51,17 @@ def structure_of(
     """Checks a model that is about to be called, and returns what its rules may ask for.
 
     Args:
-        model: the model.
-        layers: the layers that are measured.
-        registry: their rules.
-        replacements: for some layers the one that is called in their place.
-        refuse: raises if a tape has seen a variable that it must not see.
-        batch_size: number of examples B.
-        args: the arguments of the model's `call`, tensors with the examples on axis 0 and others.
-        kwargs: those by name.
+        model: The model.
+        layers: The layers that are measured.
+        registry: Their rules.
+        replacements: For some layers the one that is called in their place.
+        refuse: Raises if a tape has seen a variable that it must not see.
+        batch_size: Number of examples B.
+        args: The arguments of the model's `call`, tensors with the examples on axis 0 and others.
+        kwargs: Those by name.
 
     Raises:
-        ValueError: if a layer's first axis is not the batch, or the model cannot be measured for another reason that
+        ValueError: If a layer's first axis is not the batch, or the model cannot be measured for another reason that
             its forward pass shows; if the model works for no other batch size.
     """
     flat = [tf.convert_to_tensor(t) if isinstance(t, np.ndarray) else t for t in tf.nest.flatten((args, kwargs))]

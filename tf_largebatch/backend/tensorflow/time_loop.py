@@ -14,9 +14,9 @@ def scan(rules: list[Any], sites: list[list[tf.Tensor]], states: list[list[tf.Te
     """Runs the cells over the time steps.
 
     Args:
-        rules: the cells' rules, from the lowest cell up.
-        sites: for each cell its sites, [B, T, ...].
-        states: for each cell its initial states, [B, ...].
+        rules: The cells' rules, from the lowest cell up.
+        sites: For each cell its sites, [B, T, ...].
+        states: For each cell its initial states, [B, ...].
         mask: booleans [B, T], or None.
 
     Returns:
@@ -65,12 +65,12 @@ def shown_steps(layer: Any, mask: tf.Tensor, states: list[tf.Tensor]) -> tf.Tens
     `zero_output_for_mask`.
 
     Args:
-        layer: the recurrent layer.
+        layer: The recurrent layer.
         mask: booleans [B, T], in the order of processing.
-        states: the initial states of the last cell, unused here.
+        states: The initial states of the last cell, unused here.
 
     Raises:
-        ValueError: where Keras takes the mask in another order than the steps.
+        ValueError: Where Keras takes the mask in another order than the steps.
     """
     del states
     if layer.unroll and layer.go_backwards and layer.zero_output_for_mask:

@@ -23,8 +23,8 @@ def depends_on_examples(gradient: Any, of_examples: Iterable[tf.Tensor] = ()) ->
     """Returns whether a gradient in a graph depends on anything but variables and constants.
 
     Args:
-        gradient: a tensor or `tf.IndexedSlices` of the graph under construction.
-        of_examples: tensors that are the examples' even where these are constants of the graph.
+        gradient: A tensor or `tf.IndexedSlices` of the graph under construction.
+        of_examples: Tensors that are the examples' even where these are constants of the graph.
     """
     examples = {id(t) for t in of_examples}
     waiting = [(t, t.graph) for t in _tensors([gradient])]
@@ -54,8 +54,8 @@ def example_dependent(loss: Callable[[Any], tf.Tensor], output: Any, variables: 
     The loss is traced once more, into a graph that is never run.
 
     Args:
-        loss: the scalar to differentiate, of the model's output.
-        output: nested tensors.
+        loss: The scalar to differentiate, of the model's output.
+        output: Nested tensors.
         variables: `tf.Variable`s that the loss reads.
     """
     flat = tf.nest.flatten(output)

@@ -27,18 +27,18 @@ class DenseNet(tf_keras.Model):
 
     Args:
         model_id: 121, 169 or 201.
-        input_specs: specs of the input, [batch, height, width, channels].
-        growth_rate: channels that each layer adds.
-        block_repeats: layers of each block in place of those of `model_id`.
-        activation: name of the activation.
-        use_sync_bn: whether batch norms share their statistics among replicas.
-        norm_momentum: momentum of the moving averages.
-        norm_epsilon: added to the variance.
-        kernel_initializer: of the convolutions.
-        kernel_regularizer: of the convolutions.
+        input_specs: Specs of the input, [batch, height, width, channels].
+        growth_rate: Channels that each layer adds.
+        block_repeats: Layers of each block in place of those of `model_id`.
+        activation: Name of the activation.
+        use_sync_bn: Whether batch norms share their statistics among replicas.
+        norm_momentum: Momentum of the moving averages.
+        norm_epsilon: Added to the variance.
+        kernel_initializer: Of the convolutions.
+        kernel_regularizer: Of the convolutions.
 
     Raises:
-        ValueError: for an unknown `model_id`.
+        ValueError: For an unknown `model_id`.
     """
 
     def __init__(

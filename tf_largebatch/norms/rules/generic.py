@@ -42,14 +42,14 @@ def use_generic(layer: Any, chunk_size: int = CHUNK_SIZE) -> Any:
     """Has a layer, with all layers inside it, measured by the generic rule, whether it has another rule or not.
 
     Args:
-        layer: the layer, of which examples must be independent and which must draw no random numbers.
-        chunk_size: how many examples are differentiated at a time.
+        layer: The layer, of which examples must be independent and which must draw no random numbers.
+        chunk_size: How many examples are differentiated at a time.
 
     Returns:
         The layer.
 
     Raises:
-        ValueError: if `chunk_size` is not a positive integer.
+        ValueError: If `chunk_size` is not a positive integer.
     """
     if not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(f"chunk_size must be a positive integer. Received: chunk_size={chunk_size!r}")

@@ -54,8 +54,8 @@ def rms_normalization(name: str, without: float) -> Callable[..., Any]:
     """The rule of a layer that multiplies by its variable of this name, or by 1 + the variable, last.
 
     Args:
-        name: the attribute.
-        without: the value with which the layer only normalizes: 1, or 0 where it adds 1 to the variable.
+        name: The attribute.
+        without: The value with which the layer only normalizes: 1, or 0 where it adds 1 to the variable.
     """
 
     def rule(layer: Any, recorder: Recorder, x: Any) -> Any:
@@ -103,7 +103,7 @@ def tokens_and_positions(**at: int | None) -> Callable[..., Any]:
     """The rule of a layer that puts tokens in front of an image's patches and adds a table of positions.
 
     Args:
-        **at: for each variable by its attribute the position of a token, None for a table of all positions. A layer
+        **at: For each variable by its attribute the position of a token, None for a table of all positions. A layer
             need not have all of them.
     """
 

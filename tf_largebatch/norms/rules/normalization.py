@@ -32,11 +32,11 @@ def per_example_affine(layer: Any, recorder: Recorder, dtype: Any, rank: int, ax
     """Gamma and beta repeated for each example, ready to broadcast; None where the layer has none.
 
     Args:
-        layer: the normalization layer.
-        recorder: the record.
-        dtype: the dtype in which the layer normalizes.
-        rank: the rank of the layer's input.
-        axes: the axes of the input, none negative, on which gamma and beta lie.
+        layer: The normalization layer.
+        recorder: The record.
+        dtype: The dtype in which the layer normalizes.
+        rank: The rank of the layer's input.
+        axes: The axes of the input, none negative, on which gamma and beta lie.
     """
 
     def repeated(variable: Any) -> Tensor | None:

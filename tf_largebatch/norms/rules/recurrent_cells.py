@@ -41,8 +41,8 @@ class SimpleRNNRule:
         """Returns the recorded sites. They contain `x W` if the inputs of all steps are known before the loop.
 
         Args:
-            x: the inputs of all steps, [B, (T,) ...], or None.
-            like: a tensor with the leading axes of x; x itself where it is known.
+            x: The inputs of all steps, [B, (T,) ...], or None.
+            like: A tensor with the leading axes of x; x itself where it is known.
         """
         cell, recorder = self.cell, self.recorder
         if x is not None:

@@ -28,11 +28,11 @@ def norms_and_gradient_in_chunks(
     of every chunk, and no example moves.
 
     Args:
-        work: maps `a` and `d` of b examples to their squared norms, shape [b], and the sum of their contributions, both
+        work: Maps `a` and `d` of b examples to their squared norms, shape [b], and the sum of their contributions, both
             float32.
-        a: the layer's input, examples on axis 0.
-        d: the gradient at the layer's output, examples on axis 0.
-        chunk: the largest number of examples of a chunk.
+        a: The layer's input, examples on axis 0.
+        d: The gradient at the layer's output, examples on axis 0.
+        chunk: The largest number of examples of a chunk.
 
     Returns:
         Squared norms, shape [B], and the sum of contributions, both float32.

@@ -33,11 +33,11 @@ class Tiles:
     """How the work is cut.
 
     Attributes:
-        rows: of a tile, kernel offsets times input channels; a power of two, as all of these.
-        columns: of a tile, output channels.
-        positions: multiplied at a time.
-        warps: of a program.
-        stages: of the pipeline that loads inputs.
+        rows: Of a tile, kernel offsets times input channels; a power of two, as all of these.
+        columns: Of a tile, output channels.
+        positions: Multiplied at a time.
+        warps: Of a program.
+        stages: Of the pipeline that loads inputs.
     """
 
     rows: int

@@ -135,8 +135,8 @@ def _products(a: jax.Array, d: jax.Array, rows: tuple[int, int], window: Window)
     Args:
         a: [B, H, W, C].
         d: [B, R, W, P], of the same dtype.
-        rows: zeros before and after the rows of `a`, may be negative; they fix the number K of offsets o.
-        window: its first stride and dilation are the rows'.
+        rows: Zeros before and after the rows of `a`, may be negative; they fix the number K of offsets o.
+        window: Its first stride and dilation are the rows'.
 
     Returns:
         float32, shape [B, K, C, P].

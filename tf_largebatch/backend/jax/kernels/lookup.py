@@ -48,8 +48,8 @@ def inner_product(ids: jax.Array, d: jax.Array, a: jax.Array, d_product: jax.Arr
     Args:
         ids: [B, T], all within the table.
         d: [B, T, P].
-        a: the product's input, [B, T', P].
-        d_product: the gradient `d'` at the product's output, [B, T', rows].
+        a: The product's input, [B, T', P].
+        d_product: The gradient `d'` at the product's output, [B, T', rows].
     """
     looked_up = jnp.take_along_axis(d_product.astype(jnp.float32), ids[:, None, :], 2)  # [B, T', T]
     return (looked_up * products("bup,btp->but", a, d)).sum((1, 2))

@@ -59,8 +59,8 @@ def in_fused_blocks(a: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the same from blocks of `G_i` so small that a TPU's compiler fuses both sums into their products.
 
     Args:
-        a: shape [B, T, D].
-        d: shape [B, T, P].
+        a: Shape [B, T, D].
+        d: Shape [B, T, P].
     """
     inputs, outputs = a.shape[-1], d.shape[-1]
     blocks = 1

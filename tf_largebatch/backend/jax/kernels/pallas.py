@@ -31,9 +31,9 @@ def where_examples_lie(kernel: Callable[..., Any], with_gradient: bool) -> Calla
     XLA cannot cut a kernel by itself; it would gather the whole batch on every device.
 
     Args:
-        kernel: maps `a` [B, ...] and `d` [B, ...], of two axes each, and a hashable description to squared norms [B]
+        kernel: Maps `a` [B, ...] and `d` [B, ...], of two axes each, and a hashable description to squared norms [B]
             and, with the gradient, a sum over the examples of two axes, as a list.
-        with_gradient: whether it returns both.
+        with_gradient: Whether it returns both.
     """
     return kernel if jax.device_count() == 1 else _partitioned(kernel, with_gradient)
 

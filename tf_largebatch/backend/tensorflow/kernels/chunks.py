@@ -34,12 +34,12 @@ def norms_and_gradient_in_chunks(
     """Concatenates the norms and adds up the gradients that `work` returns for each chunk.
 
     Args:
-        work: maps `a` and `d` of b examples to their squared norms, shape [b], and the sum of their contributions,
+        work: Maps `a` and `d` of b examples to their squared norms, shape [b], and the sum of their contributions,
             both float32; called with at least one example.
-        a: the layer's input, examples on axis 0.
-        d: the gradient at the layer's output, examples on axis 0.
-        chunk: the number of examples in a chunk; the last chunk may have fewer.
-        shape: the shape of a contribution.
+        a: The layer's input, examples on axis 0.
+        d: The gradient at the layer's output, examples on axis 0.
+        chunk: The number of examples in a chunk; the last chunk may have fewer.
+        shape: The shape of a contribution.
 
     Returns:
         Squared norms, shape [B], and the sum of contributions, both float32.

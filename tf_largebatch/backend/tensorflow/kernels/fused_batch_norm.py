@@ -23,12 +23,12 @@ def fused_batch_norm(
     `sum_t d_{i,t} (x_{i,t} - mean) / sqrt(variance + epsilon)` and `sum_t d_{i,t}`.
 
     Args:
-        x: shape [B, ..., C], float32.
-        gamma: the scale, repeated for each example, shape [B, C], float32; it receives the gradient.
-        beta: the offset, repeated for each example, shape [B, C], float32; it receives the gradient.
-        scale: the scale once, shape [C]; of no examples there is none in `gamma`.
-        offset: the offset once, shape [C].
-        epsilon: added to the variance.
+        x: Shape [B, ..., C], float32.
+        gamma: The scale, repeated for each example, shape [B, C], float32; it receives the gradient.
+        beta: The offset, repeated for each example, shape [B, C], float32; it receives the gradient.
+        scale: The scale once, shape [C]; of no examples there is none in `gamma`.
+        offset: The offset once, shape [C].
+        epsilon: Added to the variance.
 
     Returns:
         `y` of x's shape; the mean and the biased variance, shape [C], through which no gradient flows.

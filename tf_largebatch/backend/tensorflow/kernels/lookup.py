@@ -50,8 +50,8 @@ def inner_product(ids: tf.Tensor, d: tf.Tensor, a: tf.Tensor, d_product: tf.Tens
     Args:
         ids: [B, T], all within the table.
         d: [B, T, P].
-        a: the product's input, [B, T', P].
-        d_product: the gradient `d'` at the product's output, [B, T', rows].
+        a: The product's input, [B, T', P].
+        d_product: The gradient `d'` at the product's output, [B, T', rows].
     """
     looked_up = tf.gather(tf.cast(d_product, tf.float32), ids, axis=2, batch_dims=1)  # [B, T', T]
     products = tf.matmul(tf.cast(a, tf.float32), tf.cast(d, tf.float32), transpose_b=True)
@@ -80,9 +80,9 @@ def _squared_norms_of_repeated(d: tf.Tensor, order: tf.Tensor, repeated: tf.Tens
 
     Args:
         d: [B, T, P].
-        order: positions in the order of their ids, [B, T].
-        repeated: whether the id there is one of several, [B, T].
-        continues: whether it is that of the place before, [B, T].
+        order: Positions in the order of their ids, [B, T].
+        repeated: Whether the id there is one of several, [B, T].
+        continues: Whether it is that of the place before, [B, T].
     """
     batch, positions, width = static_or_dynamic_shape(d)
     total = batch * positions

@@ -22,9 +22,9 @@ def row_contributions(a: tf.Tensor, d: tf.Tensor, padding: list[int], stride: in
     Args:
         a: [B, H, W, C].
         d: [B, R, W, P], of the same dtype.
-        padding: rows of zeros before and after `a`, may be negative; they fix the number K of offsets o.
-        stride: of the convolution whose kernel's gradient this is.
-        dilation: of the convolution whose kernel's gradient this is.
+        padding: Rows of zeros before and after `a`, may be negative; they fix the number K of offsets o.
+        stride: Of the convolution whose kernel's gradient this is.
+        dilation: Of the convolution whose kernel's gradient this is.
 
     Returns:
         float32, shape [B, K, C, P].
