@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import pathlib
@@ -60,3 +61,50 @@ def test_public_names_are_documented():
     for name in tf_largebatch.__all__:
         thing = getattr(tf_largebatch, name)
         assert isinstance(thing, str) or (thing.__doc__ and len(thing.__doc__) > 40), name
+
+
+# A noun at the beginning makes no sentence: functions return, compute or do something.
+NOUNS = {"The", "A", "An", "What", "Whether", "How", "Which", "All", "Some", "One", "Its", "Each"}
+SECTIONS = {"Args:", "Attributes:", "Raises:", "Returns:", "Yields:", "Example:"}
+# Summaries that begin with a noun and are sentences.
+VERBS = re.compile(r"\b(add up|is|must|takes the place|has no|has a|see|keeps)\b")
+
+
+def documented():
+    """Every documented module, class and function of the package with its file."""
+    for path in sorted((ROOT / "tf_largebatch").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+                yield f"{path.relative_to(ROOT)}: {getattr(node, 'name', 'module')}", node
+
+
+def lower_case_entries(docstring):
+    """The entries of Args, Attributes and Raises that begin with a lower-case word; dtypes and symbols may."""
+    section, found = None, []
+    for line in docstring.splitlines():
+        depth = len(line) - len(line.lstrip())
+        if line.strip() in SECTIONS:
+            section, margin = line.strip(), depth
+        elif line.strip() and section and depth <= margin:
+            section = None
+        elif section in ("Args:", "Attributes:", "Raises:") and depth == margin + 4:
+            entry = re.match(r"\s*[\w.*`, ]+?: (?!b?float|u?int|bool|tau\b)([a-z].*)", line)
+            found += [line.strip()] if entry else []
+    return found
+
+
+def test_docstrings_have_one_style():
+    wrong = []
+    for place, node in documented():
+        docstring = ast.get_docstring(node)
+        summary = docstring.splitlines()[0]
+        decorators = [ast.unparse(decorator) for decorator in getattr(node, "decorator_list", ())]
+        if not summary.endswith((".", ":", "!")):
+            wrong.append(f"{place}: the first line is no sentence: {summary}")
+        if isinstance(node, ast.FunctionDef) and not any("property" in decorator for decorator in decorators):
+            if summary.split()[0] in NOUNS and not VERBS.search(summary):
+                wrong.append(f"{place}: the summary begins with a noun, not with what the function does: {summary}")
+        if re.search(r"^\s*(args|arguments|parameters|returns|raises|yields):$", docstring, re.MULTILINE):
+            wrong.append(f"{place}: Args:, Returns: and Raises: are written with a capital")
+        wrong += [f"{place}: begin the entry with a capital: {entry}" for entry in lower_case_entries(docstring)]
+    assert not wrong, "\n".join(wrong)

@@ -385,7 +385,7 @@ def replaced_loss_terms(compile_loss: Any, losses: Sequence[Any], with_metrics: 
 
 
 def _outside_the_graph() -> contextlib.AbstractContextManager[None]:
-    """A context in which TensorFlow creates variables that outlive the graph under construction."""
+    """Returns a context in which TensorFlow creates variables that outlive the graph under construction."""
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
     import tensorflow as tf

@@ -69,7 +69,7 @@ def build(name: str, image_shape: ImageShape, num_classes: int) -> keras.Model:
 
 
 def is_application(name: str) -> bool:
-    """Whether a network's canonical name is one of keras.applications."""
+    """Returns whether a network's canonical name is one of keras.applications."""
     return name in applications()
 
 

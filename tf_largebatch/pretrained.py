@@ -13,7 +13,7 @@ from tf_largebatch import models
 
 
 def takes_pixels(name: str, weights: str | None = None) -> bool:
-    """Whether a network takes pixels as they are stored in place of standardized images.
+    """Returns whether a network takes pixels as they are stored in place of standardized images.
 
     Args:
         name: Name of a network, or the path of a .keras file.
@@ -23,7 +23,7 @@ def takes_pixels(name: str, weights: str | None = None) -> bool:
 
 
 def is_file(name: str) -> bool:
-    """Whether a network's name is that of a .keras file."""
+    """Returns whether a network's name is that of a .keras file."""
     return name.lower().endswith(".keras")
 
 
@@ -100,7 +100,7 @@ def from_file(path: str, image_shape: models.ImageShape, num_classes: int) -> ke
 
 
 def returns_logits(model: keras.Model) -> bool:
-    """Whether a classifier returns logits: unless its last layer is a softmax."""
+    """Returns whether a classifier returns logits: unless its last layer is a softmax."""
     last = model.layers[-1]
     if isinstance(last, keras.Model):
         return returns_logits(last)

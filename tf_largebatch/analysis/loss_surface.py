@@ -62,21 +62,21 @@ class LossSurface:
         return variable_labels(self._model.trainable_variables)
 
     def weights(self) -> Arrays:
-        """The present weights."""
+        """Returns the present weights."""
         return [ops.convert_to_numpy(v) for v in self._model.trainable_variables]
 
     def value(self, weights: Sequence[np.ndarray] | None = None) -> float:
-        """The loss at the given weights; by default at the present ones."""
+        """Returns the loss at the given weights; by default at the present ones."""
         weights = self.weights() if weights is None else weights
         return float(self._mean(lambda *batch: [ops.convert_to_numpy(self._derivatives.value(weights, *batch))])[0])
 
     def gradient(self, weights: Sequence[np.ndarray] | None = None) -> Arrays:
-        """The gradient of f, in the shapes of the weights."""
+        """Returns the gradient of f, in the shapes of the weights."""
         weights = self.weights() if weights is None else weights
         return self._mean(lambda *batch: _arrays(self._derivatives.gradient(weights, *batch)))
 
     def hessian_product(self, vectors: Sequence[np.ndarray], weights: Sequence[np.ndarray] | None = None) -> Arrays:
-        """The Hessian of f times a vector, both in the shapes of the weights."""
+        """Returns the Hessian of f times a vector, both in the shapes of the weights."""
         weights = self.weights() if weights is None else weights
         return self._mean(lambda *batch: _arrays(self._derivatives.product(weights, vectors, *batch)))
 
@@ -91,7 +91,7 @@ class LossSurface:
             yield len(x) / n, x, y
 
     def _mean(self, function: Callable[..., Arrays]) -> Arrays:
-        """The mean over the examples of what a function returns for each batch."""
+        """Returns the mean over the examples of what a function returns for each batch."""
         others = [ops.convert_to_tensor(v) for v in self._model.non_trainable_variables]
         parts = [[share * a for a in function(x, y, others)] for share, x, y in self._batches()]
         return [functools.reduce(operator.add, column) for column in zip(*parts, strict=True)]

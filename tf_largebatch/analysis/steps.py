@@ -100,7 +100,10 @@ def stable_steps(surface: LossSurface, updates: int = 20, seed: int = 0) -> dict
 
 
 def _last_below(fails: Callable[[float], bool], guess: float) -> float:
-    """The largest number that does not fail, near a guess; 0 or infinity if there is none within 60 doublings."""
+    """Returns the largest number that does not fail, near a guess.
+
+    It is 0 or infinity if there is none within 60 doublings.
+    """
     low = high = guess
     if fails(guess):
         for _ in range(_MOST_DOUBLINGS):

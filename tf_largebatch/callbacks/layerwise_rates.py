@@ -74,7 +74,7 @@ def read_layerwise_values(path: str | os.PathLike[str]) -> list[tuple[int, str, 
 
 
 def read_layerwise_rates(path: str | os.PathLike[str]) -> list[tuple[int, str, float | str, float | str]]:
-    """The rows as (update, variable, rate, gradient norm), with `""` for what is not there."""
+    """Returns the rows as (update, variable, rate, gradient norm), with `""` for what is not there."""
     return [
         (update, name, values.get("rate", ""), values.get("gradient_norm", ""))
         for update, name, values in read_layerwise_values(path)

@@ -152,7 +152,7 @@ def _quotient(gradient: float, trace: float) -> NoiseScale:
 
 
 def read_noise_scales(path: str | os.PathLike[str]) -> list[tuple[int, str, NoiseScale]]:
-    """The rows of a CSV file that `GradientNoiseScale` wrote: update, variable, and its noise scale."""
+    """Returns the rows of a CSV file that `GradientNoiseScale` wrote: update, variable, and its noise scale."""
     with naming_damage(path):
         return [(int(update), name, NoiseScale(*map(float, rest))) for update, name, *rest in _read_rows(path)]
 

@@ -89,7 +89,7 @@ class Adversary(UpdatingWrapper):
         return [*(v for v in self.model.weights if id(v) not in mains), *self.adversarial_batch_norms.weights]
 
     def _attack_of(self, main: bool) -> Callable[..., Any]:
-        """The attack with the present weights, compiled: a graph shows the logits behind a softmax."""
+        """Returns the attack with the present weights, compiled: a graph shows the logits behind a softmax."""
 
         def attack(data: Any, step: Any) -> Any:
             return self._attacked(data, step, lag=0, main=main)
@@ -162,5 +162,5 @@ class Adversary(UpdatingWrapper):
 
 
 def settings_dtype() -> str:
-    """The dtype of `Adversary.settings`."""
+    """Returns the dtype of `Adversary.settings`."""
     return "float64" if keras.config.floatx() == "float64" else "float32"

@@ -89,7 +89,7 @@ def check_fixed(name: str, value: Any, present: Any) -> None:
 
 
 def plain_range(value_range: Any) -> list[Any]:
-    """The range as lists of floats: [lower, upper], or one such list for each channel.
+    """Returns the range as lists of floats: [lower, upper], or one such list for each channel.
 
     Raises:
         ValueError: Unless every pair is of finite numbers with lower < upper.

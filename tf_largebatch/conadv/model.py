@@ -217,7 +217,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         self._create_state()
 
     def get_build_config(self) -> dict[str, Any] | None:
-        """What `build` needs where the wrapped model does not know its input."""
+        """Returns what `build` needs where the wrapped model does not know its input."""
         shape = build_input_shape(self)
         return None if shape is None else {"input_shape": shape}
 
@@ -235,7 +235,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
             self._in_flight.clear()
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """One update, as `keras.Model.train_on_batch` makes it; also within `fit`, from a callback."""
+        """Makes one update, as `keras.Model.train_on_batch` makes it; also within `fit`, from a callback."""
         self.end_step()
         with self._training(aside=True):
             return super().train_on_batch(*args, **kwargs)
@@ -319,7 +319,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> ConAdvModel:
-        """The inverse of `get_config`."""
+        """Makes the object that `get_config` describes."""
         augment = config["augment"]
         if augment is not None:
             augment = keras.saving.deserialize_keras_object(augment, custom_objects=custom_objects)

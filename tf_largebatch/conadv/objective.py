@@ -112,7 +112,7 @@ def direction(loss: Any, y: Any, own: Any, outputs: Any) -> tuple[Any, Any]:
 
 
 def _logits(outputs: Any, end: str) -> Any:
-    """The outputs; their logits where they are probabilities nonetheless, which Keras's losses see, too."""
+    """Returns the outputs; their logits where they are probabilities nonetheless, which Keras's losses see, too."""
     logits = logits_behind(outputs, end)
     return _floating(outputs) if logits is None else logits
 
@@ -123,7 +123,7 @@ def _floating(outputs: Any) -> Any:
 
 
 def _softmax_over(z: Any, chosen: Any) -> Any:
-    """The softmax over the chosen classes of each image, 0 elsewhere."""
+    """Returns the softmax over the chosen classes of each image, 0 elsewhere."""
     lowest = float(np.finfo(keras.backend.standardize_dtype(z.dtype)).min)
     largest = ops.max(ops.where(chosen, z, ops.full_like(z, lowest)), axis=-1, keepdims=True)
     powers = ops.where(chosen, ops.exp(ops.minimum(z - largest, 0.0)), ops.zeros_like(z))

@@ -134,7 +134,7 @@ class RobustAccuracy:
         self._counts: Any = None
 
     def __call__(self, batches: Iterable[tuple[Any, Any]]) -> float:
-        """The accuracy on these batches after the attack, with the model's present weights."""
+        """Returns the accuracy on these batches after the attack, with the model's present weights."""
         right = without_gradient = total = 0
         for number, batch in enumerate(batches):
             x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)

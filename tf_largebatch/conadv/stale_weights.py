@@ -74,7 +74,7 @@ class StaleWeights(keras.layers.Layer):
                 snapshots.copy(snapshot, variable)
 
     def lag(self, steps: int) -> list[tuple[Any, Any]]:
-        """The weights of `steps` steps ago, as pairs of variable and value.
+        """Returns the weights of `steps` steps ago, as pairs of variable and value.
 
         Args:
             steps: 0 to `staleness`. 0 are the present weights, for which no pair is needed.

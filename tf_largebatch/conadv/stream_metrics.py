@@ -36,7 +36,7 @@ class StreamMetrics(UpdatingWrapper):
     _classes: int
 
     def step_logs(self) -> dict[str, Any]:
-        """The logs after a step: the metrics, those that there are in training alone included."""
+        """Returns the logs after a step: the metrics, those that there are in training alone included."""
         logs = self.get_metrics_result()
         for metric in self._training_metrics():
             logs[metric.name] = metric.result()
@@ -45,7 +45,7 @@ class StreamMetrics(UpdatingWrapper):
         return logs
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """The compiled metrics and the loss. What there is in training alone is left to `fit`."""
+        """Returns the compiled metrics and the loss. What there is in training alone is left to `fit`."""
         own = {metric.name for metric in self._training_metrics()}
         return {name: value for name, value in super().get_metrics_result().items() if name not in own}
 

@@ -65,23 +65,23 @@ class LInf(Ball):
     """Each value changes by at most epsilon."""
 
     def start(self, x: Any, seed: Any) -> Any:
-        """`u`, uniform in [-1, 1] for each value."""
+        """Returns `u`, uniform in [-1, 1] for each value."""
         return random_numbers.uniform(ops.shape(x), seed[0], x.dtype, -1.0, 1.0)
 
     def direction(self, gradient: Any, step_size: Any) -> Any:
-        """`sign(g)`."""
+        """Returns `sign(g)`."""
         return ops.sign(gradient)
 
     def project(self, moved: Any, x: Any, epsilon: Any) -> Any:
-        """`moved`, clipped to `x +- epsilon`."""
+        """Returns `moved`, clipped to `x +- epsilon`."""
         return ops.minimum(ops.maximum(moved, x - epsilon), x + epsilon)
 
     def distance(self, difference: Any) -> Any:
-        """The largest absolute change of a value."""
+        """Returns the largest absolute change of a value."""
         return ops.max(ops.abs(difference), axis=_values(difference))
 
     def size(self, difference: Any) -> Any:
-        """The mean absolute change of a value: the largest one is epsilon for nearly every image."""
+        """Returns the mean absolute change of a value: the largest one is epsilon for nearly every image."""
         return ops.mean(ops.abs(difference), axis=_values(difference))
 
 
@@ -89,7 +89,7 @@ class L2(Ball):
     """The change of all values of an image has a Euclidean norm of at most epsilon."""
 
     def start(self, x: Any, seed: Any) -> Any:
-        """`r^(1/D) * d`, r uniform in [0, 1], d uniform on the unit sphere, D values in an image."""
+        """Returns `r^(1/D) * d`, r uniform in [0, 1], d uniform on the unit sphere, D values in an image."""
         shape = ops.shape(x)
         values = ops.cast(ops.prod(ops.convert_to_tensor(shape[1:], "int32")), x.dtype)
         direction = _unit(random_numbers.normal(shape, seed[0], x.dtype))
@@ -97,7 +97,7 @@ class L2(Ball):
         return radius ** (1.0 / values) * direction
 
     def direction(self, gradient: Any, step_size: Any) -> Any:
-        """`(step_size * g) / || step_size * g ||_2`.
+        """Returns `(step_size * g) / || step_size * g ||_2`.
 
         This is the steepest direction if distance is measured in units of 1/255 of each channel's range. For a scalar
         step size it is `g / ||g||`.
@@ -106,7 +106,7 @@ class L2(Ball):
         return _unit(step_size * _unit_max(gradient))
 
     def project(self, moved: Any, x: Any, epsilon: Any) -> Any:
-        """`moved`, or the point where the line from x to it leaves the ball."""
+        """Returns `moved`, or the point where the line from x to it leaves the ball."""
         positive = epsilon > 0
         difference = ops.where(positive, moved - x, ops.zeros_like(x))
         in_radii = difference / ops.where(positive, epsilon, ops.ones_like(epsilon))
@@ -114,7 +114,7 @@ class L2(Ball):
         return x + difference / ops.maximum(length, 1.0)
 
     def distance(self, difference: Any) -> Any:
-        """The Euclidean norm over all values of an image."""
+        """Returns the Euclidean norm over all values of an image."""
         return ops.sqrt(ops.sum(ops.square(difference), axis=_values(difference)))
 
 
@@ -149,5 +149,5 @@ def _unit_max(vectors: Any) -> Any:
 
 
 def _values(x: Any) -> list[int]:
-    """The axes of one example."""
+    """Returns the axes of one example."""
     return list(range(1, len(x.shape)))

@@ -267,5 +267,5 @@ def _check_not_negative(name: str, value: Any) -> None:
 
 
 def _is_symbolic(value: Any) -> bool:
-    """Whether the value may be known only when a graph runs."""
+    """Returns whether the value may be known only when a graph runs."""
     return ops.is_tensor(value)

@@ -16,7 +16,10 @@ import numpy as np
 
 @functools.cache
 def tensorflow_is_installed() -> bool:
-    """Whether TensorFlow makes the batches. Where Keras runs on JAX, TensorFlow then leaves the accelerators to JAX."""
+    """Returns whether TensorFlow makes the batches.
+
+    Where Keras runs on JAX, TensorFlow then leaves the accelerators to JAX.
+    """
     try:
         if importlib.util.find_spec("tensorflow") is None:
             return False

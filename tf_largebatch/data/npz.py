@@ -16,7 +16,7 @@ _TEST = (("test_images", "test_labels"), ("x_test", "y_test"))
 
 
 def is_npz(name: str) -> bool:
-    """Whether a data set's name is that of a NumPy file."""
+    """Returns whether a data set's name is that of a NumPy file."""
     return name.lower().endswith(".npz")
 
 

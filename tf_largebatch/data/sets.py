@@ -59,5 +59,5 @@ def known_set(name: str) -> KnownSet:
 
 
 def is_built_in(name: str) -> bool:
-    """Whether the set comes without tensorflow_datasets and without a directory."""
+    """Returns whether the set comes without tensorflow_datasets and without a directory."""
     return is_npz(name) or (name in SETS and SETS[name].arrays is not None)

@@ -166,7 +166,7 @@ class _Evaluation:
 
 
 def _train_function(model: keras.Model, steps: int) -> Callable[[Any], dict[str, Any]]:
-    """One update with the next batch of an iterator."""
+    """Makes one update with the next batch of an iterator."""
     if type(model).make_train_function is not keras.Model.make_train_function:
         # A model that does more than one batch at a time, such as ConAdvModel: its function is made for strategies.
         model.make_train_function()
@@ -183,7 +183,7 @@ def _train_function(model: keras.Model, steps: int) -> Callable[[Any], dict[str,
 
 
 def _on_all_replicas(model: keras.Model, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function run by every replica on its share of a batch, compiled as the model is."""
+    """Returns the function run by every replica on its share of a batch, compiled as the model is."""
     function = tf.autograph.experimental.do_not_convert(function)
 
     @tf.autograph.experimental.do_not_convert
@@ -194,7 +194,7 @@ def _on_all_replicas(model: keras.Model, function: Callable[[Any], Any]) -> Call
 
 
 def _batch_norm_averaging(model: keras.Model) -> Callable[[], None]:
-    """What makes the batch normalizations' moving averages their mean over the replicas."""
+    """Returns what makes the batch normalizations' moving averages their mean over the replicas."""
     layers = [layer for layer in layers_within(model) if isinstance(layer, keras.layers.BatchNormalization)]
     variables = [v for layer in layers if layer.built for v in (layer.moving_mean, layer.moving_variance)]
     strategy = model.distribute_strategy

@@ -61,7 +61,10 @@ def check(name: str, replicas: int | None = None, environ: Mapping[str, str] | N
 
 
 def scope(name: str, replicas: int | None = None, tpu: str | None = None) -> tuple[AbstractContextManager[Any], int]:
-    """The scope to make a model in, and the number of replicas; on JAX, that of one device. Arguments as of `build`."""
+    """Returns the scope to make a model in, and the number of replicas.
+
+    On JAX it is the scope of one device. The arguments are those of `build`.
+    """
     if keras.backend.backend() != "tensorflow":
         check(name, replicas)
         return nullcontext(), 1
@@ -70,7 +73,7 @@ def scope(name: str, replicas: int | None = None, tpu: str | None = None) -> tup
 
 
 def build(name: str, replicas: int | None = None, tpu: str | None = None) -> Any:
-    """The strategy. To be called before anything else touches a device, and before the model is made.
+    """Makes the strategy. Call it before anything else touches a device, and before the model is made.
 
     Args:
         name: One of `STRATEGIES`. `"multi_worker"` waits until all workers have been started.
@@ -94,7 +97,7 @@ def build(name: str, replicas: int | None = None, tpu: str | None = None) -> Any
 
 
 def is_chief(name: str, environ: Mapping[str, str] | None = None) -> bool:
-    """Whether this process is the one that writes results: the first worker, or the only process.
+    """Returns whether this process is the one that writes results: the first worker, or the only process.
 
     Args:
         name: One of `STRATEGIES`.
@@ -108,7 +111,7 @@ def is_chief(name: str, environ: Mapping[str, str] | None = None) -> bool:
 
 
 def task_name(environ: Mapping[str, str] | None = None) -> str:
-    """What TF_CONFIG calls this process: `worker-1`.
+    """Returns what TF_CONFIG calls this process: `worker-1`.
 
     Args:
         environ: Where `TF_CONFIG` is looked up, by default the environment.

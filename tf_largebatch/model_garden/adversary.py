@@ -133,11 +133,11 @@ class Adversary:
             self._is_waiting.assign(True)
 
     def perturbation(self, adversarial: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
-        """The mean size of the perturbations in units of 1/255, as `ImageAttack.sizes` defines it."""
+        """Returns the mean size of the perturbations in units of 1/255, as `ImageAttack.sizes` defines it."""
         return tf.reduce_mean(self._attack.sizes(tf.cast(adversarial, tf.float32), tf.cast(images, tf.float32)))
 
     def _with_snapshots(self, target: RebuildableNetwork) -> RebuildableNetwork:
-        """The target network with weights of its own, which join the snapshots."""
+        """Returns the target network with weights of its own, which join the snapshots."""
         trained = {id(variable) for variable in self._trained}
         mine: dict[int, Any] = {}
 
@@ -170,7 +170,7 @@ class Adversary:
 
 
 def image_attack(config: Any) -> ImageAttack:
-    """The attack that a `ConAdv` config describes."""
+    """Returns the attack that a `ConAdv` config describes."""
     return ImageAttack(
         epsilon=config.epsilon,
         value_range=value_range(config),
@@ -184,12 +184,15 @@ def image_attack(config: Any) -> ImageAttack:
 
 
 def needs_next_batch(config: Any) -> bool:
-    """Whether training steps with a `ConAdv` config need the next step's batch as well."""
+    """Returns whether training steps with a `ConAdv` config need the next step's batch as well."""
     return config.enabled and config.staleness > 0 and attack_named(config.attack).reads_weights
 
 
 def value_range(config: Any) -> list[tuple[float, float]]:
-    """`(lower, upper)` of valid inputs for each channel: by default what Model Garden's parser makes of 0 and 255."""
+    """Returns `(lower, upper)` of valid inputs for each channel.
+
+    By default it is what Model Garden's parser makes of 0 and 255.
+    """
     if config.value_range is not None:
         flat = config.value_range
         return [(flat[i], flat[i + 1]) for i in range(0, len(flat), 2)]

@@ -100,7 +100,7 @@ def check_model_dir(directory: str, mode: str, init_checkpoint: str | None) -> N
 
 
 def explained(error: Exception, directory: str) -> str | None:
-    """One sentence for an error that ended a run; None for one that only a traceback explains.
+    """Returns one sentence for an error that ended a run; None for one that only a traceback explains.
 
     Args:
         error: What was raised.
@@ -138,7 +138,7 @@ def _check_init_checkpoint(path: str) -> None:
 
 
 def _latest(directory: str) -> str | None:
-    """The newest checkpoint; None if there is none or if the file that names it is damaged."""
+    """Returns the newest checkpoint; None if there is none or if the file that names it is damaged."""
     try:
         return tf.train.latest_checkpoint(directory)
     except ValueError:

@@ -65,7 +65,7 @@ def _imagenet(
     dropout_rate: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> configs.ExperimentConfig:
-    """An experiment on ImageNet-format TFRecords. The optimizer decays the weights; there is no regularizer."""
+    """Returns an experiment on ImageNet-format TFRecords. The optimizer decays the weights; there is no regularizer."""
 
     def data(pattern: str, is_training: bool) -> model_garden.DataConfig:
         return model_garden.DataConfig(
@@ -172,7 +172,7 @@ def _cifar10(optimization: configs.OptimizationConfig, recipe: dict, conadv: dic
 
 @exp_factory.register_config_factory("clars_resnet_cifar10")
 def clars_resnet_cifar10() -> configs.ExperimentConfig:
-    """A small ResNet-18 on CIFAR-10 with CLARS, without warmup."""
+    """Returns a small ResNet-18 on CIFAR-10 with CLARS, without warmup."""
     recipe = {"train_examples": 50000, "validation_examples": 10000, "epochs": 2.0, "base_learning_rate": 0.1}
     optimization = _optimization("clars", {**CLARS_OPTIMIZER, "max_rate": 1.0, "eta": 0.3}, CLARS_DECAY)
     return _cifar10(optimization, {**recipe, "base_batch_size": 128}, None)
@@ -180,7 +180,7 @@ def clars_resnet_cifar10() -> configs.ExperimentConfig:
 
 @exp_factory.register_config_factory("conadv_resnet_cifar10")
 def conadv_resnet_cifar10() -> configs.ExperimentConfig:
-    """A small ResNet-18 on CIFAR-10 with CLARS and concurrent adversarial learning."""
+    """Returns a small ResNet-18 on CIFAR-10 with CLARS and concurrent adversarial learning."""
     params = clars_resnet_cifar10()
     params.task.conadv = configs.ConAdv(**CONADV_ATTACK)
     return params

@@ -24,7 +24,7 @@ def build(
     build_inputs: Callable[[Any, Any], tf.data.Dataset],
     with_next: bool,
 ) -> tf.data.Dataset:
-    """The data of the task, for training or validation.
+    """Returns the data of the task, for training or validation.
 
     Args:
         task: The task's config.
@@ -120,7 +120,7 @@ def _check_present(field: str, params: Any, task: Any) -> None:
 
 
 def _patterns(input_path: Any) -> list[str]:
-    """The file patterns of Model Garden's `input_path`: a string with commas or a list of such."""
+    """Returns the file patterns of Model Garden's `input_path`: a string with commas or a list of such."""
     if isinstance(input_path, str):
         return [pattern.strip() for pattern in input_path.split(",") if pattern.strip()]
     if isinstance(input_path, list | tuple):
@@ -129,7 +129,7 @@ def _patterns(input_path: Any) -> list[str]:
 
 
 def _prepared(field: str, params: Any) -> Any:
-    """The builder of a prepared data set. Model Garden would download what is not there."""
+    """Returns the builder of a prepared data set. Model Garden would download what is not there."""
     where = params.tfds_data_dir or tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(params.tfds_name, data_dir=params.tfds_data_dir or None)

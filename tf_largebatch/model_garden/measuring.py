@@ -14,7 +14,7 @@ from tf_largebatch.training.step import Measuring
 
 
 def measuring_of(norms: Any, network: Any, batch_size: Any, micro_batch_size: int | None) -> Measuring:
-    """What a pass over (a micro-batch of) a batch is to measure.
+    """Returns what a pass over (a micro-batch of) a batch is to measure.
 
     Args:
         norms: The `GradientNorms` config, of mode "exact" or "sampled".
@@ -29,7 +29,7 @@ def measuring_of(norms: Any, network: Any, batch_size: Any, micro_batch_size: in
 
 
 def registry_of(norms: Any) -> Registry:
-    """The layer rules that a `GradientNorms` config asks for."""
+    """Returns the layer rules that a `GradientNorms` config asks for."""
     return TF_KERAS.allowing_generic() if norms.allow_generic else TF_KERAS
 
 

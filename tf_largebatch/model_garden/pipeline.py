@@ -44,7 +44,7 @@ class Views:
         self._augmenters = tuple(augmenters)
 
     def distort(self, image: tf.Tensor) -> tf.Tensor:
-        """The views of one image, [H, W, C] with values in 0 to 255."""
+        """Returns the views of one image, [H, W, C] with values in 0 to 255."""
         views = [image, *(augmenter.distort(image) for augmenter in self._augmenters)]
         return tf.stack([tf.cast(view, image.dtype) for view in views])
 

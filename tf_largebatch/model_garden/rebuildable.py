@@ -82,12 +82,12 @@ class RebuildableNetwork:
         return self.rebuild(choose)
 
     def raw_trainable(self) -> list[Any]:
-        """The network's trainable variables, unwrapped."""
+        """Returns the network's trainable variables, unwrapped."""
         return [without_autocast(variable) for variable in self.network.trainable_variables]
 
 
 def batch_norms(network: tf_keras.Model) -> list[Any]:
-    """All batch-normalization layers that a network calls, synchronized ones too."""
+    """Returns all batch-normalization layers that a network calls, synchronized ones too."""
     base = tf_keras.layers.BatchNormalization.__mro__[1]
     return [layer for layer in layers_within(network) if isinstance(layer, base) and layer.built]
 

@@ -57,17 +57,17 @@ def require_one_of(chosen: Any, config: hyperparams.OneOfConfig, field: str) -> 
 
 
 def is_integer(value: Any, least: int) -> bool:
-    """Whether the value is an integer of `least` or more."""
+    """Returns whether the value is an integer of `least` or more."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: Any) -> bool:
-    """Whether the value is a finite real number."""
+    """Returns whether the value is a finite real number."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line and without TensorFlow's account of where it arose.
+    """Returns what an error says, on one line and without TensorFlow's account of where it arose.
 
     A sentence of this package inside an assertion of a graph is taken out of the account.
     """
@@ -82,7 +82,7 @@ def one_line(error: BaseException) -> str:
 
 
 def either(names: list[str]) -> str:
-    """The names with "or" before the last."""
+    """Returns the names with "or" before the last."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
@@ -93,7 +93,10 @@ def _field_names(config: Any) -> list[str]:
 
 
 def _section(config: Any, key: str) -> Any:
-    """The section behind a field: an object, its class where the field is null, or None where it is no section."""
+    """Returns the section behind a field.
+
+    It is an object, its class where the field is null, or None where it is no section.
+    """
     value = None if isinstance(config, type) else getattr(config, key)
     if isinstance(value, hyperparams.ParamsDict):
         return value

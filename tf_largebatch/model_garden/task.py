@@ -128,7 +128,7 @@ class LargeBatchTask(model_garden_task.ImageClassificationTask):
     def train_step(
         self, inputs: tuple[Any, Any], model: tf_keras.Model, optimizer: Any, metrics: Sequence[Any] | None = None
     ) -> dict[str, tf.Tensor]:
-        """One update; see the class."""
+        """Makes one update; see the class."""
         streams, labels = self._streams(inputs, model, optimizer)
         targets = self._targets(labels)
         batch_size, micro_batch_size = batch_size_of(labels), self.task_config.micro_batch_size
@@ -171,7 +171,7 @@ class LargeBatchTask(model_garden_task.ImageClassificationTask):
         return {self.loss: tf.add_n([stream.weight * total.losses[i] for i, stream in enumerate(streams)])}
 
     def _streams(self, inputs: Any, model: tf_keras.Model, optimizer: Any) -> tuple[list[Stream], tf.Tensor]:
-        """The views of this step's batch and their networks, clean, adversarial, augmented; and the labels."""
+        """Returns the views of this step's batch and their networks, clean, adversarial, augmented; and the labels."""
         conadv, upcoming = self.task_config.conadv, None
         if needs_next_batch(conadv):
             inputs, upcoming = inputs
@@ -192,12 +192,15 @@ class LargeBatchTask(model_garden_task.ImageClassificationTask):
         ], labels
 
     def _trainable_variables(self, streams: Sequence[Stream]) -> list[Any]:
-        """The variables of all streams' networks, each once."""
+        """Returns the variables of all streams' networks, each once."""
         variables = [variable for stream in streams for variable in stream.network.trainable_variables]
         return list({_identity(variable): variable for variable in reversed(variables)}.values())[::-1]
 
     def _targets(self, labels: tf.Tensor) -> tf.Tensor:
-        """What Model Garden's losses compare with: classes, one-hot vectors, or 0 and 1 for binary cross-entropy."""
+        """Returns what Model Garden's losses compare with.
+
+        These are classes, one-hot vectors, or 0 and 1 for binary cross-entropy.
+        """
         config = self.task_config
         classes = config.model.num_classes
         if config.losses.one_hot and not config.train_data.is_multilabel:
@@ -226,7 +229,7 @@ class LargeBatchTask(model_garden_task.ImageClassificationTask):
             metric.update_state(value)
 
     def _batch_norm_distance(self) -> tf.Tensor:
-        """How far the moving averages of this replica's clean and adversarial images have moved apart."""
+        """Returns how far the moving averages of this replica's clean and adversarial images have moved apart."""
         return distance(zip(*(batch_norms(b.network) for b in (self._clean, self._auxiliary[0])), strict=True))
 
 
@@ -251,5 +254,5 @@ def _scales_loss(optimizer: Any) -> bool:
 
 
 def _identity(variable: Any) -> int:
-    """The same for a variable and the wrappers in which mixed precision puts it, anew in each network."""
+    """Returns the same for a variable and the wrappers in which mixed precision puts it, anew in each network."""
     return id(without_autocast(variable))

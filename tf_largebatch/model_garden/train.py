@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _resolved(flags_obj: Any) -> Any:
-    """The configuration that the flags give.
+    """Returns the configuration that the flags give.
 
     Raises:
         ConfigurationError: If there is none that can be trained with.

@@ -133,7 +133,7 @@ def _with_cells_called(model: Any) -> Iterator[None]:
 
 
 def _with_first_repeated(batch: Any) -> Any:
-    """A batch with its first example once more."""
+    """Returns a batch with its first example once more."""
 
     def repeated(t: Any) -> Any:
         if t is None:
@@ -149,6 +149,6 @@ def _with_first_repeated(batch: Any) -> Any:
 
 
 def _row(i: int, t: Any) -> Any:
-    """One for example i, zero for the others, ready to multiply t with."""
+    """Returns one for example i, zero for the others, ready to multiply t with."""
     row = ops.one_hot(i, t.shape[0], dtype=keras.backend.standardize_dtype(t.dtype))
     return ops.reshape(row, [-1] + [1] * (len(t.shape) - 1))

@@ -90,15 +90,15 @@ def record(
 
 
 def floats_of(outputs: Any) -> list[Any]:
-    """The floating-point tensors of nested outputs."""
+    """Returns the floating-point tensors of nested outputs."""
     return [t for t in keras.tree.flatten(outputs) if is_float(t)]
 
 
 def is_float(t: Any) -> bool:
-    """Whether it is a floating-point tensor."""
+    """Returns whether it is a floating-point tensor."""
     return ops.is_tensor(t) and keras.backend.is_float_dtype(t.dtype)
 
 
 def _present_value(t: Any) -> Any:
-    """The value now, where t is a variable."""
+    """Returns the value now, where t is a variable."""
     return ops.copy(ops.convert_to_tensor(t)) if hasattr(t, "assign") else t

@@ -52,7 +52,10 @@ class Measurement:
         return tuple(squares is not None for squares in self.squared_norms)
 
     def _sums(self, function: Callable[[Any], Any]) -> Any:
-        """The function's sums over the examples, [K], all at once: hundreds of small operations make a large graph."""
+        """Returns the function's sums over the examples, [K], all at once.
+
+        Hundreds of small operations make a large graph.
+        """
         known = [squares for squares in self.squared_norms if squares is not None]
         if not known:
             return ops.zeros([len(self.squared_norms)], "float32")
@@ -61,7 +64,7 @@ class Measurement:
         return ops.sum(function(rows), axis=1)
 
     def _per_measured(self, number: Size) -> Any:
-        """The number divided by how many examples were measured; 0 if none were."""
+        """Returns the number divided by how many examples were measured; 0 if none were."""
         if isinstance(number, int) and isinstance(self.measured, int):
             return number / self.measured if self.measured else 0.0
         return ops.divide_no_nan(ops.cast(number, "float32"), ops.cast(self.measured, "float32"))

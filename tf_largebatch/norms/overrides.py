@@ -15,7 +15,7 @@ from typing import Any
 
 @functools.cache
 def reached_methods(layer_class: type) -> tuple[str, ...]:
-    """The methods and properties of a layer class that its `call` uses, directly or not, `call` first.
+    """Returns the methods and properties of a layer class that its `call` uses, directly or not, `call` first.
 
     What keras.layers.Layer itself defines is left out.
     """
@@ -29,7 +29,7 @@ def reached_methods(layer_class: type) -> tuple[str, ...]:
 
 
 def overridden_method(layer_class: type, base: type, methods: tuple[str, ...]) -> str | None:
-    """The first of these methods of the base that a subclass overrides; None if it overrides none."""
+    """Returns the first of these methods of the base that a subclass overrides; None if it overrides none."""
     for name in methods:
         if inspect.getattr_static(layer_class, name, None) is not inspect.getattr_static(base, name, None):
             return name
@@ -37,7 +37,7 @@ def overridden_method(layer_class: type, base: type, methods: tuple[str, ...]) -
 
 
 def _classes_below_layer(layer_class: type) -> Iterator[type]:
-    """The classes of the method resolution order up to `Layer`, of Keras 3 or of tf_keras."""
+    """Returns the classes of the method resolution order up to `Layer`, of Keras 3 or of tf_keras."""
     for cls in layer_class.__mro__:
         if cls.__name__ == "Layer":
             return
@@ -50,7 +50,7 @@ def _is_own_method(layer_class: type, name: str) -> bool:
 
 
 def _names_used_by(layer_class: type, method: str) -> set[str]:
-    """The names in the code of a method, as the class and the classes above it define it."""
+    """Returns the names in the code of a method, as the class and the classes above it define it."""
     names: set[str] = set()
     for cls in _classes_below_layer(layer_class):
         todo = list(_code(vars(cls).get(method)))
@@ -62,7 +62,7 @@ def _names_used_by(layer_class: type, method: str) -> set[str]:
 
 
 def _code(definition: Any) -> Iterator[CodeType]:
-    """The code of a function, method or property."""
+    """Returns the code of a function, method or property."""
     if isinstance(definition, property):
         functions = [f for f in (definition.fget,) if f is not None]
     elif isinstance(definition, staticmethod | classmethod):

@@ -120,7 +120,7 @@ def number_of_examples(x: Any) -> int:
 
 
 def as_loss(loss: Any) -> keras.losses.Loss:
-    """A Keras loss object that reduces to a scalar.
+    """Returns a Keras loss object that reduces to a scalar.
 
     Raises:
         ValueError: If the loss does not reduce.
@@ -148,7 +148,7 @@ class _FunctionLoss(keras.losses.Loss):
 
 
 def undivided(loss: keras.losses.Loss, batch_size: int, sample_weight: Any) -> float | Tensor:
-    """The factor by which a loss's reduction divides the sum of the examples' losses."""
+    """Returns the factor by which a loss's reduction divides the sum of the examples' losses."""
     if loss.reduction == "sum":
         return 1.0
     if loss.reduction == "mean_with_sample_weight" and sample_weight is not None:

@@ -44,13 +44,16 @@ class Contraction(Protocol):
     """
 
     def contributions(self, d: Tensor, examples: slice) -> Tensor:
-        """`G_i` for the examples of the slice, shape [b, *w.shape]: the direct form, right for any number of uses."""
+        """Returns `G_i` for the examples of the slice, shape [b, *w.shape].
+
+        This is the direct form, right for any number of uses.
+        """
 
     def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
-        """`||G_i||^2` in float32, shape [b], by the cheapest form for these shapes."""
+        """Returns `||G_i||^2` in float32, shape [b], by the cheapest form for these shapes."""
 
     def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
-        """`||G_i||^2`, shape [B], and `sum_i G_i` where the two are cheaper together; else None."""
+        """Returns `||G_i||^2`, shape [B], and `sum_i G_i` where the two are cheaper together; else None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,7 +254,7 @@ def layer_path(layer: Any) -> str:
 
 
 def batch_axis_message(layer: str, variable: str, rows: int, batch_size: int) -> str:
-    """The sentence for a layer whose first axis is not the batch."""
+    """Returns the sentence for a layer whose first axis is not the batch."""
     found = f"{rows // batch_size} rows for each example" if rows % batch_size == 0 else f"{rows} rows for all examples"
     return (
         "Per-example gradient norms need the examples on axis 0 of every layer's output, one row for each example; "
@@ -261,7 +264,7 @@ def batch_axis_message(layer: str, variable: str, rows: int, batch_size: int) ->
 
 
 def broadcast_message(layers: Sequence[str]) -> str:
-    """The sentence for outputs without a batch axis of which more is made than a sum or product with the batch."""
+    """Returns the sentence for outputs without a batch axis that meet the batch in no sum or product."""
     return (
         f"Per-example gradient norms are not available: the outputs of {', '.join(sorted(set(layers)))} are the same "
         "for all examples, and the model does more with them than to broadcast them over the batch in a sum or "
@@ -271,7 +274,7 @@ def broadcast_message(layers: Sequence[str]) -> str:
 
 
 def inner_gradient_message(layers: Sequence[str]) -> str:
-    """The sentence for a loss that depends on a derivative of recorded layers."""
+    """Returns the sentence for a loss that depends on a derivative of recorded layers."""
     return (
         "Per-example gradient norms are not available: the loss depends on a derivative that the model takes through "
         f"the layers {', '.join(layers)} in its own forward pass, and the second derivatives of their weights cannot "
@@ -282,7 +285,7 @@ def inner_gradient_message(layers: Sequence[str]) -> str:
 
 
 def unrecorded_use_message(paths: Sequence[str]) -> str:
-    """The sentence for variables that are used where no rule sees it."""
+    """Returns the sentence for variables that are used where no rule sees it."""
     return (
         "Per-example gradient norms are not available: these variables are used elsewhere than in the layer that owns "
         f"them, where their use cannot be measured: {', '.join(paths)}. Use them through their layer or train with "
@@ -291,7 +294,7 @@ def unrecorded_use_message(paths: Sequence[str]) -> str:
 
 
 def unexplained_message(paths: Sequence[str]) -> str:
-    """The sentence for private values that the loss depends on otherwise than through recorded tensors."""
+    """Returns the sentence for private values that the loss depends on otherwise than through recorded tensors."""
     return (
         "Per-example gradient norms are not available: the loss depends on these variables, but not on what their "
         f"layers returned: {', '.join(paths)}. A layer that runs inside a vectorized map or a loop cannot be measured: "

@@ -39,7 +39,7 @@ def without_trace(model: Any) -> Iterator[None]:
 
 
 def untraceable_message(model: Any, batch_size: Any, error: Exception) -> str:
-    """The sentence for a model that cannot be traced with another batch size."""
+    """Returns the sentence for a model that cannot be traced with another batch size."""
     return (
         f"Per-example gradient norms are not available: {layer_path(model)!r} could not be traced with another batch "
         f"size than {batch_size} ({type(error).__name__}: {error}). Write the model for any batch size or train with "
@@ -48,7 +48,7 @@ def untraceable_message(model: Any, batch_size: Any, error: Exception) -> str:
 
 
 def no_batch_message(model: Any, arguments: Sequence[Any], batch_size: Any) -> str:
-    """The sentence for a model that is called without the batch."""
+    """Returns the sentence for a model that is called without the batch."""
     return (
         f"Per-example gradient norms need inputs with the examples on axis 0; {layer_path(model)!r} was called "
         f"with {[getattr(t, 'shape', t) for t in arguments]} for a batch of {batch_size}. Pass the batch to the model "

@@ -14,7 +14,7 @@ def sum_squares_per_example(t: Any) -> Any:
 
 
 def squared_norms_and_sum(contributions: Any) -> tuple[Any, Any]:
-    """`||G_i||^2`, shape [b], and `sum_i G_i`, both float32, from the `G_i`, shape [b, *w.shape].
+    """Returns `||G_i||^2`, shape [b], and `sum_i G_i`, both float32, from the `G_i`, shape [b, *w.shape].
 
     A sum over thousands of examples in float16 is wrong in its first digit.
     """

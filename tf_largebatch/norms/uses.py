@@ -87,7 +87,7 @@ def _norms_and_gradient(kind: _Kind, window: slice | None, replaceable: bool) ->
 
 
 def _joined(uses: Sequence[tuple[Use, Tensor]]) -> list[_Kind]:
-    """The uses, those of one kind joined where the kind can be."""
+    """Returns the uses, those of one kind joined where the kind can be."""
     of_kind: dict[Any, list[tuple[Use, Tensor]]] = {}
     for use, d in uses:
         joins = use.contraction is not None and hasattr(use.contraction, "joined")
@@ -111,7 +111,7 @@ def _contraction(use: Use) -> Any:
 
 
 def _cross_products(kinds: Sequence[_Kind], examples: slice) -> list[Tensor] | None:
-    """`2 <G_u, G_v>`, shape [b], for each pair of kinds; None if one of them is not known."""
+    """Returns `2 <G_u, G_v>`, shape [b], for each pair of kinds; None if one of them is not known."""
     products = []
     for i, one in enumerate(kinds):
         for other in kinds[i + 1 :]:
@@ -133,7 +133,7 @@ class PerExample:
     """A variable repeated for each example: `d` is `G_i` itself."""
 
     def contributions(self, d: Tensor, examples: slice) -> Tensor:
-        """`G_i = d_i` in float32."""
+        """Returns `G_i = d_i` in float32."""
         return ops.cast(of_examples(d, examples), "float32")
 
     def all_norms_are_free(self, d: Tensor) -> bool:
@@ -142,7 +142,7 @@ class PerExample:
         return True
 
     def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
-        """`||d_i||^2`."""
+        """Returns `||d_i||^2`."""
         return sum_squares_per_example(of_examples(d, examples))
 
     def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ class Added:
     shape: tuple[int, ...]
 
     def contributions(self, d: Tensor, examples: slice) -> Tensor:
-        """`sum_u G_i^u` in float32."""
+        """Returns `sum_u G_i^u` in float32."""
         del d
         return functools.reduce(
             operator.add, (ops.cast(c.contributions(d_u, examples), "float32") for c, d_u in self.parts)

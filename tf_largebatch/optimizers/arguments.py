@@ -106,7 +106,7 @@ def hyperparameter(name: str, value: Any, within: Callable[[float], bool], rule:
 
 
 def may_differ(value: Any, number: float) -> bool:
-    """Whether a hyper-parameter may differ from a number in the step that is being traced: a traced one may."""
+    """Returns whether a hyper-parameter may differ from a number in the step that is being traced: a traced one may."""
     return ops.is_tensor(value) or value != number
 
 

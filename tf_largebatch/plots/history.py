@@ -84,12 +84,12 @@ def plot_history(
 
 
 def _is_curves(mapping: Mapping[str, Any]) -> bool:
-    """Whether this is `History.history` itself and not runs by their labels."""
+    """Returns whether this is `History.history` itself and not runs by their labels."""
     return bool(mapping) and all(isinstance(values, list | tuple) for values in mapping.values())
 
 
 def _curves(run: Any) -> dict[str, tuple[list[float], list[float]]]:
-    """`{metric: (epochs, values)}` of one run."""
+    """Returns `{metric: (epochs, values)}` of one run."""
     if isinstance(run, str | os.PathLike):
         rows = read_metrics(local_path(run, "history") / METRICS)
         if not rows and not (local_path(run, "history") / LAYERWISE_RATES).exists():
@@ -133,7 +133,7 @@ def _draw_curves(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: li
 
 
 def _look(number: int) -> dict[str, Any]:
-    """The colour and the marker of a run."""
+    """Returns the colour and the marker of a run."""
     return {
         "color": style.COLOURS[number % len(style.COLOURS)],
         "marker": style.MARKERS[number % len(style.MARKERS)],

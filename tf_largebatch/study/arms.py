@@ -63,7 +63,7 @@ def _given(name: str, default: float) -> Callable[[Mapping[str, Any]], float]:
 
 
 def _layerwise(cls: type) -> Callable[[Mapping[str, Any], Any, int], keras.optimizers.Optimizer]:
-    """An optimizer with layer-wise rates.
+    """Returns an optimizer with layer-wise rates.
 
     `learning_rate` times `unadapted_rate_factor`, 1 unless given, is the rate of the tensors without adaptation,
     `adapted_learning_rate` the product of learning rate and `eta` that the adapted tensors take: the two are searched
@@ -155,7 +155,7 @@ OPTIMIZERS: dict[str, Row] = {
 def make_optimizer(
     name: str, point: Mapping[str, Any], schedule: Any, model: keras.Model, batch_size: int
 ) -> keras.optimizers.Optimizer:
-    """The optimizer of a trial; tensors of fewer than two dimensions get no weight decay from any optimizer."""
+    """Returns the optimizer of a trial; tensors of fewer than two dimensions get no weight decay from any optimizer."""
     optimizer = OPTIMIZERS[name].make(point, schedule, batch_size)
     if not isinstance(optimizer, (LARS, CLARS)):
         optimizer.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if len(v.shape) < 2])

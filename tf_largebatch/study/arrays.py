@@ -159,7 +159,7 @@ def _fashion_mnist(data_dir: str | None) -> tuple[Labelled, Labelled]:
 
 
 def _idx(path: pathlib.Path) -> np.ndarray:
-    """An array of bytes in the idx format: two zeros, the type, the rank, the sizes, the values."""
+    """Returns an array of bytes in the idx format: two zeros, the type, the rank, the sizes, the values."""
     try:
         content = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:

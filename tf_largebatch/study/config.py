@@ -37,7 +37,7 @@ class Dimension:
     choices: tuple[Any, ...] = ()
 
     def at(self, u: float) -> Any:
-        """The value at a point `u` of the unit interval [0, 1)."""
+        """Returns the value at a point `u` of the unit interval [0, 1)."""
         if self.scale == "choice":
             return self.choices[min(int(u * len(self.choices)), len(self.choices) - 1)]
         if self.scale == "log":
@@ -135,7 +135,7 @@ class Study:
     seed: int = 0
 
     def arm(self, name: str) -> Arm:
-        """The arm of a name."""
+        """Returns the arm of a name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def trials_of(self, arm: str) -> int:
@@ -147,7 +147,7 @@ class Study:
         return self.updates * self.arm(arm).passes
 
     def augment_of(self, arm: str) -> str:
-        """How an arm augments the images."""
+        """Returns how an arm augments the images."""
         own = self.arm(arm).augment
         return self.augment if own is None else own
 
@@ -157,11 +157,14 @@ class Study:
         return None if size is None or size >= batch_size else int(size)
 
     def records_agreement_of(self, arm: str) -> bool:
-        """Whether the runs of an arm record the agreement of the examples' gradients."""
+        """Returns whether the runs of an arm record the agreement of the examples' gradients."""
         return self.record_agreement and OPTIMIZERS[self.arm(arm).optimizer].measures_norms
 
     def describe(self) -> dict[str, Any]:
-        """The study as JSON types, the content of its `study.yaml`; without `data_dir`, which changes no result."""
+        """Returns the study as JSON types, the content of its `study.yaml`.
+
+        `data_dir` is left out: it changes no result.
+        """
         content = dataclasses.asdict(self)
         del content["data_dir"]
         content["arms"] = {arm.name: _plain_arm(arm) for arm in self.arms}

@@ -70,12 +70,12 @@ class SignalCLARS(CLARS):
 
 
 def denominator_of(point: Mapping[str, Any]) -> str:
-    """The row of `DENOMINATORS` that a point names."""
+    """Returns the row of `DENOMINATORS` that a point names."""
     return str(point.get("denominator", MEAN))
 
 
 def make_clars(point: Mapping[str, Any], batch_size: int) -> Callable[..., CLARS]:
-    """The constructor of the CLARS of a point, without the arguments that all layer-wise optimizers have."""
+    """Returns the constructor of the CLARS of a point, without the arguments that all layer-wise optimizers have."""
     arguments = {"gradient_norms": "per_example", "norm_exponent": point.get("norm_exponent", 1.0)}
     if denominator_of(point) != SIGNAL:
         return functools.partial(CLARS, **arguments)
@@ -84,5 +84,5 @@ def make_clars(point: Mapping[str, Any], batch_size: int) -> Callable[..., CLARS
 
 
 def wrapper(point: Mapping[str, Any]) -> type[LargeBatchModel]:
-    """The model that measures what the CLARS of a point divides by."""
+    """Returns the model that measures what the CLARS of a point divides by."""
     return LargeBatchModel if denominator_of(point) == MEAN else RootMeanSquareModel

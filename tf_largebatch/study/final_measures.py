@@ -88,7 +88,7 @@ class FinalMeasures:
 
 
 def _batches(labelled: arrays.Labelled, count: int) -> list[tuple[Any, Any]]:
-    """The first images and labels, in batches."""
+    """Returns the first images and labels, in batches."""
     images, labels = (array[:count] for array in labelled)
     starts = range(0, count, BATCH_SIZE)
     return [(images[start : start + BATCH_SIZE], labels[start : start + BATCH_SIZE]) for start in starts]

@@ -40,7 +40,7 @@ class Reached:
 
 
 def reached(directories: Sequence[pathlib.Path]) -> dict[str, dict[Setting, Reached]]:
-    """What each arm reached at each setting, of the arms that have final runs there."""
+    """Returns what each arm reached at each setting, of the arms that have final runs there."""
     found: dict[str, dict[Setting, Reached]] = {}
     for directory in directories:
         study = read_study(directory / CONFIG)
@@ -63,12 +63,12 @@ def _reached(rows: Sequence[Mapping[str, Any]]) -> Reached:
 
 
 def worst_gap(mine: Mapping[Setting, Reached], reference: Mapping[Setting, Reached]) -> float:
-    """The smallest difference in accuracy to the reference over the settings that both have."""
+    """Returns the smallest difference in accuracy to the reference over the settings that both have."""
     return min(mine[setting].accuracy - reference[setting].accuracy for setting in mine if setting in reference)
 
 
 def markdown(found: Mapping[str, Mapping[Setting, Reached]], reference: str) -> str:
-    """A table with a line for each arm, the best worst gap first, in percent and percentage points."""
+    """Returns a table with a line for each arm, the best worst gap first, in percent and percentage points."""
     settings = list(dict.fromkeys(setting for values in found.values() for setting in values))
     header = ["arm", *(f"{name}, {batch_size:,}" for name, batch_size in settings)]
     header += [f"worst gap to {reference}", "largest drop", "at the cap"]
@@ -94,7 +94,7 @@ def markdown(found: Mapping[str, Mapping[Setting, Reached]], reference: str) -> 
 
 
 def picture(found: Mapping[str, Mapping[Setting, Reached]], reference: str) -> matplotlib.figure.Figure:
-    """The gaps as a heat map: arms by settings, in points, cut off at 10 below and above."""
+    """Returns the gaps as a heat map: arms by settings, in points, cut off at 10 below and above."""
     settings = list(found[reference])
     names = sorted(found, key=lambda name: -worst_gap(found[name], found[reference]))
     gaps = [

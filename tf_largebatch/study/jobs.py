@@ -42,7 +42,7 @@ class Job:
 
 
 def points(study: Study, arm: Arm) -> list[dict[str, Any]]:
-    """The points of an arm's search: the same quasi-random sequence of the unit cube for every arm.
+    """Returns the points of an arm's search: the same quasi-random sequence of the unit cube for every arm.
 
     Halton, "On the efficiency of certain quasi-random sequences of points", 1960, scrambled by the study's seed.
     """
@@ -60,13 +60,13 @@ def points(study: Study, arm: Arm) -> list[dict[str, Any]]:
 
 @functools.lru_cache(maxsize=8)
 def all_points(study: Study) -> dict[str, list[dict[str, Any]]]:
-    """The points of every arm's search."""
+    """Returns the points of every arm's search."""
     return {arm.name: points(study, arm) for arm in study.arms}
 
 
 @functools.lru_cache(maxsize=8)
 def search_jobs(study: Study) -> tuple[Job, ...]:
-    """All runs of all searches, in an order in which every arm has about as many runs at any time."""
+    """Returns all runs of all searches, in an order in which every arm has about as many runs at any time."""
     return tuple(
         Job(arm.name, batch_size, "search", trial, study.seed, all_points(study)[arm.name][trial])
         for trial in range(study.trials)
@@ -77,7 +77,7 @@ def search_jobs(study: Study) -> tuple[Job, ...]:
 
 
 def best_job(study: Study, arm: str, batch_size: int, rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The search run with the best validation accuracy at the end; None before the search is complete.
+    """Returns the search run with the best validation accuracy at the end; None before the search is complete.
 
     Of equal accuracies the first trial is the best.
     """
@@ -88,7 +88,7 @@ def best_job(study: Study, arm: str, batch_size: int, rows: Iterable[Mapping[str
 
 
 def final_jobs(study: Study, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
-    """The runs with new seeds of the best points, for every arm and batch size whose search is complete."""
+    """Returns the runs with new seeds of the best points, for every arm and batch size whose search is complete."""
     rows = list(rows)
     jobs = []
     for batch_size in study.batch_sizes:
@@ -101,7 +101,7 @@ def final_jobs(study: Study, rows: Iterable[Mapping[str, Any]]) -> list[Job]:
 
 
 def pending(study: Study, rows: Iterable[Mapping[str, Any]], first: Sequence[str] = ()) -> list[Job]:
-    """The runs that can be done now and are not.
+    """Returns the runs that can be done now and are not.
 
     Args:
         study: The study.
@@ -116,6 +116,6 @@ def pending(study: Study, rows: Iterable[Mapping[str, Any]], first: Sequence[str
 
 
 def total(study: Study) -> int:
-    """How many runs the whole study has."""
+    """Returns how many runs the whole study has."""
     trials = sum(study.trials_of(arm.name) for arm in study.arms)
     return len(study.batch_sizes) * (trials + len(study.arms) * len(study.final_seeds))

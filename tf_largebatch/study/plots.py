@@ -80,7 +80,10 @@ def _curves(study: Study, rows: Rows) -> matplotlib.figure.Figure:
 
 
 def _agreement(study: Study, rows: Rows) -> matplotlib.figure.Figure:
-    """||grad|| / s over the updates: the geometric mean over the adapted tensors and the final runs, or else all."""
+    """Returns ||grad|| / s over the updates.
+
+    It is the geometric mean over the adapted tensors, or else all, and the final runs.
+    """
     figure, axes = _panels(len(study.batch_sizes))
     for axis, batch_size in zip(axes, study.batch_sizes, strict=True):
         for number, arm in enumerate(study.arms):
@@ -169,13 +172,16 @@ def _search(study: Study, rows: Rows) -> matplotlib.figure.Figure:
 
 
 def _ranges(study: Study) -> list[str]:
-    """The hyper-parameters that some arm searches on a range."""
+    """Returns the hyper-parameters that some arm searches on a range."""
     found = (name for arm in study.arms for name, dimension in arm.space.items() if dimension.scale != "choice")
     return list(dict.fromkeys(found))
 
 
 def _learning_rate(study: Study, rows: Rows) -> matplotlib.figure.Figure:
-    """The best learning rate of each arm over the batch size; of layer-wise optimizers that of the adapted tensors."""
+    """Returns the best learning rate of each arm over the batch size.
+
+    Of layer-wise optimizers it is that of the adapted tensors.
+    """
     figure, axes = _panels(1)
     for number, arm in enumerate(study.arms):
         found = [(batch_size, summary(study, arm, batch_size, rows)) for batch_size in study.batch_sizes]

@@ -56,7 +56,7 @@ def write_report(study: Study, rows: Rows, directory: str | os.PathLike[str]) ->
 
 
 def summary(study: Study, arm: Arm, batch_size: int, rows: Rows) -> dict[str, Any] | None:
-    """What an arm reached at a batch size; None before its search is complete.
+    """Returns what an arm reached at a batch size; None before its search is complete.
 
     Returns:
         `point` and `validation_accuracy` of the best trial, `trains` (share of the trials with a validation accuracy
@@ -87,7 +87,7 @@ def summary(study: Study, arm: Arm, batch_size: int, rows: Rows) -> dict[str, An
 
 
 def markdown(study: Study, rows: Rows) -> str:
-    """The comparison as a Markdown table a batch size, and what was not run."""
+    """Returns the comparison as a Markdown table a batch size, and what was not run."""
     lines = [
         f"# {study.name}",
         "",
@@ -143,12 +143,15 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _accuracy_after(row: Mapping[str, Any], updates: float) -> float:
-    """The validation accuracy at the first evaluation after so many updates."""
+    """Returns the validation accuracy at the first evaluation after so many updates."""
     later = [accuracy for update, _, accuracy in row["curve"] if update >= updates]
     return later[0] if later else 0.0
 
 
 def _median_updates(rows: Rows, target: float) -> float | None:
-    """The median of the updates that the runs needed to reach the validation accuracy; None unless all reached it."""
+    """Returns the median of the updates that the runs needed to reach the validation accuracy.
+
+    It is None unless all reached it.
+    """
     needed = [next((u for u, _, accuracy in row["curve"] if accuracy >= target), None) for row in rows]
     return None if not needed or None in needed else statistics.median(n for n in needed if n is not None)

@@ -112,7 +112,7 @@ class Progress:
 def row_of(
     job: Job, progress: Progress, found: Mapping[str, float | None], device_name: str, began: float
 ) -> dict[str, Any]:
-    """The row of a run.
+    """Returns the row of a run.
 
     Args:
         job: The run.
@@ -154,12 +154,15 @@ def row_of(
 
 
 def load(study: Study) -> arrays.Data:
-    """The data of a study."""
+    """Returns the data of a study."""
     return arrays.load(study.dataset, study.data_dir, study.validation_examples, study.image_size)
 
 
 def make_network(study: Study, data: arrays.Data, seed: int, policy: str | None = None) -> keras.Model:
-    """The network of a run, with the initial weights of its seed; its dtype policy is by default the study's."""
+    """Returns the network of a run, with the initial weights of its seed.
+
+    By default its dtype policy is the study's.
+    """
     keras.utils.set_random_seed(seed)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy or study.mixed_precision)
@@ -170,7 +173,7 @@ def make_network(study: Study, data: arrays.Data, seed: int, policy: str | None 
 
 
 def make_schedule(study: Study, job: Job) -> ShapedSchedule:
-    """The learning rate of a run."""
+    """Returns the learning rate of a run."""
     arm = study.arm(job.arm)
     updates = study.updates_of(job.arm)
     peak = job.point["learning_rate"] * SCALINGS[arm.scaling](job.batch_size / BASE_BATCH_SIZE)
@@ -184,7 +187,7 @@ def compiled(
     learning_rate: Any,
     metrics: Sequence[str] | None = ("accuracy",),
 ) -> keras.Model:
-    """The network of a run with its optimizer, wrapped where that needs per-example gradient norms.
+    """Returns the network of a run with its optimizer, wrapped where that needs per-example gradient norms.
 
     Args:
         study: The study.
@@ -215,7 +218,7 @@ def compiled(
 
 
 def segments(updates: int, evaluations: int) -> list[tuple[int, int]]:
-    """The updates between two evaluations, as pairs of the first and the one after the last."""
+    """Returns the updates between two evaluations, as pairs of the first and the one after the last."""
     ends = [round(updates * k / evaluations) for k in range(evaluations + 1)]
     return list(itertools.pairwise(ends))
 
@@ -261,11 +264,11 @@ class Batches(keras.utils.PyDataset):
         return self._permuted(np.arange(number * self._batch_size, (number + 1) * self._batch_size))
 
     def crops(self, number: int) -> np.ndarray:
-        """How the images of a batch are cropped and flipped, [batch_size, 3]; see `arrays.draw_crops`."""
+        """Returns how the images of a batch are cropped and flipped, [batch_size, 3]; see `arrays.draw_crops`."""
         return arrays.draw_crops(self._batch_size, np.random.default_rng((self._seed, 1, number)))
 
     def _permuted(self, positions: np.ndarray) -> np.ndarray:
-        """The images at positions of the endless sequence of shuffled passes."""
+        """Returns the images at positions of the endless sequence of shuffled passes."""
         n = len(self._labels)
         passes, places = positions // n, positions % n
         result = np.empty_like(positions)

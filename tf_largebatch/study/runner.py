@@ -97,7 +97,10 @@ def run_study(
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The runs in a file, one JSON object a line; a last line that a killed process left half-written is dropped."""
+    """Returns the runs in a file, one JSON object a line.
+
+    A last line that a killed process left half-written is dropped.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         return []

@@ -71,7 +71,7 @@ class ShapedSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.shape, self.power = shape, float(power)
 
     def __call__(self, step: Any) -> Any:
-        """The learning rate of a step, counted from 0."""
+        """Returns the learning rate of a step, counted from 0."""
         step = ops.cast(step, "float32")
         p = ops.clip((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 0.0, 1.0)
         decayed = SHAPES[self.shape](p, self.power)

@@ -32,7 +32,7 @@ class Information:
 
 
 def returns_logits(model: keras.Model, information: Information | None = None) -> bool:
-    """Whether a classifier returns logits: as its file says, else unless its last layer is a softmax.
+    """Returns whether a classifier returns logits: as its file says, else unless its last layer is a softmax.
 
     Args:
         model: The classifier.

@@ -131,7 +131,7 @@ def prepare(config: TrainConfig) -> Run:
 
 
 def needs_evaluation(config: TrainConfig, finished: Result) -> bool:
-    """Whether a finished run lacks the evaluation that --eval_attack asks for."""
+    """Returns whether a finished run lacks the evaluation that --eval_attack asks for."""
     return config.adversarial.eval_attack != "none" and finished.attack != adversarial.attack_in_words(
         config.adversarial
     )
@@ -153,7 +153,10 @@ def make_deterministic() -> None:
 
 
 def has_soft_labels(config: RunConfig) -> bool:
-    """Whether the loss takes the share of each class: Keras's sparse loss takes neither smoothed nor mixed labels."""
+    """Returns whether the loss takes the share of each class.
+
+    Keras's sparse loss takes neither smoothed nor mixed labels.
+    """
     return bool(config.label_smoothing or config.mixup)
 
 

@@ -14,7 +14,7 @@ from tf_largebatch.keras_internals import COMPILED_ATTRIBUTES
 
 
 def overrides(model: keras.Model, name: str) -> bool:
-    """Whether a model has a method or property of its own in place of keras.Model's."""
+    """Returns whether a model has a method or property of its own in place of keras.Model's."""
     return name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name)
 
 
@@ -46,7 +46,7 @@ def compiled_as(model: keras.Model, wrapper: keras.Model) -> Iterator[keras.Mode
 
 
 def compute_loss(model: keras.Model, wrapper: keras.Model, arguments: dict[str, Any]) -> Any:
-    """The wrapped model's own `compute_loss`, on the wrapper's compiled loss."""
+    """Returns the wrapped model's own `compute_loss`, on the wrapper's compiled loss."""
     if "training" not in inspect.signature(model.compute_loss).parameters:  # as before Keras 3.3
         arguments = {name: value for name, value in arguments.items() if name != "training"}
     with compiled_as(model, wrapper):
@@ -54,7 +54,7 @@ def compute_loss(model: keras.Model, wrapper: keras.Model, arguments: dict[str, 
 
 
 def fit_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call of `keras.Model.fit` by name, defaults included."""
+    """Returns the arguments of a call of `keras.Model.fit` by name, defaults included."""
     bound = inspect.signature(keras.Model.fit).bind(None, *args, **kwargs)
     bound.apply_defaults()
     return {name: value for name, value in bound.arguments.items() if name != "self"}

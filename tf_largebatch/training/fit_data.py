@@ -9,7 +9,7 @@ import keras
 
 
 def known_batch_size(x: Any, batch_size: int | None) -> int | None:
-    """The batch size of `fit`'s data where it is known without drawing a batch."""
+    """Returns the batch size of `fit`'s data where it is known without drawing a batch."""
     if is_dataset(x):
         shape = getattr(keras.tree.flatten(x.element_spec)[0], "shape", None)
         return shape[0] if shape is not None and shape.rank else None
@@ -20,7 +20,7 @@ def known_batch_size(x: Any, batch_size: int | None) -> int | None:
 
 
 def is_dataset(x: Any) -> bool:
-    """Whether data for `fit` are a tf.data.Dataset."""
+    """Returns whether data for `fit` are a tf.data.Dataset."""
     return hasattr(x, "element_spec")
 
 

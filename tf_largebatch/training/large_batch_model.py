@@ -114,7 +114,7 @@ class LargeBatchModel(UpdatingWrapper):
             self.end_of_fit()
 
     def train_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """One update, as `keras.Model.train_on_batch` makes it."""
+        """Makes one update, as `keras.Model.train_on_batch` makes it."""
         if self.compiled and self.micro_batch_size is not None and self._micro_batch_losses.needs_a_sample():
             self._check_losses(x, y, sample_weight)
         return super().train_on_batch(x, y, sample_weight, *args, **kwargs)
@@ -141,7 +141,10 @@ class LargeBatchModel(UpdatingWrapper):
             self._micro_batch_losses.check(*data)
 
     def training_step(self, data: Any) -> dict[str, Any]:
-        """One update, which reads and assigns variables; see the class. `train_step` is made of it on each backend."""
+        """Makes one update, which reads and assigns variables.
+
+        See the class. `train_step` is made of it on each backend.
+        """
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         self._build_wrapped(x)
         return self._update([Stream(x)], y, sample_weight)
@@ -194,7 +197,7 @@ class LargeBatchModel(UpdatingWrapper):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> LargeBatchModel:
-        """The inverse of `get_config`."""
+        """Makes the object that `get_config` describes."""
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
         return cls(**{**config, "model": model})
 

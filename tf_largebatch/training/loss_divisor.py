@@ -14,14 +14,17 @@ _MEANS = ("sum_over_batch_size", "mean")
 
 
 def depends_on_the_data(losses: Sequence[Any], model: keras.Model) -> bool:
-    """Whether one of these losses of a model may divide by anything but the number of its elements."""
+    """Returns whether one of these losses of a model may divide by anything but the number of its elements."""
     weighted = any(getattr(loss, "reduction", None) == "mean_with_sample_weight" for loss in losses)
     ignoring = any(keras_internals.wrapped_function(loss)[1].get("ignore_class") is not None for loss in losses)
     return weighted or ignoring or makes_masks(model)
 
 
 def divisor(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
-    """What Keras divides a loss by, up to a factor that is the same for all micro-batches; None for the examples."""
+    """Returns what Keras divides a loss by, up to a factor that is the same for all micro-batches.
+
+    None for the examples.
+    """
     mask = keras_internals.keras_mask(y_pred)
     if keras_internals.wrapped_function(loss)[1].get("ignore_class") is not None:
         values = loss.call(ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred))
@@ -42,7 +45,7 @@ def divisor(loss: Any, y_true: Any, y_pred: Any, sample_weight: Any) -> Any:
 
 
 def keras_function(loss: Any) -> Any:
-    """The function of Keras's behind one of Keras's own losses; None for other losses."""
+    """Returns the function of Keras's behind one of Keras's own losses; None for other losses."""
     if isinstance(loss, keras.losses.Loss) and not type(loss).__module__.startswith("keras."):
         return None
     wrapped, _ = keras_internals.wrapped_function(loss)
@@ -51,7 +54,7 @@ def keras_function(loss: Any) -> Any:
 
 
 def couples_examples(loss: Any, y_pred: Any) -> bool:
-    """Whether one of Keras's own losses reduces over axis 0, the examples, or compares them."""
+    """Returns whether one of Keras's own losses reduces over axis 0, the examples, or compares them."""
     name = keras_function(loss).__name__
     axis = keras_internals.wrapped_function(loss)[1].get("axis", None if name in ("dice", "tversky") else -1)
     if name == "circle" or axis is None:
@@ -61,7 +64,7 @@ def couples_examples(loss: Any, y_pred: Any) -> bool:
 
 
 def makes_masks(model: keras.Model) -> bool:
-    """Whether a layer may make a mask that is not another one's."""
+    """Returns whether a layer may make a mask that is not another one's."""
     for layer in keras_internals.layers_within(model):
         if isinstance(layer, keras.layers.Masking) or getattr(layer, "mask_zero", False):
             return True
@@ -75,5 +78,5 @@ def makes_masks(model: keras.Model) -> bool:
 
 
 def is_own(layer: Any) -> bool:
-    """Whether a layer's or model's class is none of Keras's."""
+    """Returns whether a layer's or model's class is none of Keras's."""
     return not type(layer).__module__.startswith("keras.")

@@ -68,7 +68,7 @@ def adds_means(model: keras.Model, x: Any) -> bool:
 
 
 def examples(data: Any, start: int, stop: int) -> Any:
-    """Some examples of nested eager tensors, with their masks."""
+    """Returns some examples of nested eager tensors, with their masks."""
 
     def cut(t: Any) -> Any:
         if t is None:
@@ -86,7 +86,7 @@ def examples(data: Any, start: int, stop: int) -> Any:
 
 
 def spread_examples(data: Any) -> Any:
-    """At most 8 examples, spread over nested arrays or tensors with the examples on axis 0, as tensors."""
+    """Returns at most 8 examples, spread over nested arrays or tensors with the examples on axis 0, as tensors."""
 
     def take(t: Any) -> Any:
         if t is None:
@@ -104,7 +104,7 @@ def spread_examples(data: Any) -> Any:
 
 
 def _value_and_gradient(loss: Callable[[Any], Any], data: tuple[Any, ...], start: int, stop: int) -> tuple[Any, Any]:
-    """The loss of some examples, [1], and its gradient by their predictions, [examples, values], float32."""
+    """Returns the loss of some examples, [1], and its gradient by their predictions, [examples, values], float32."""
     x, y, y_pred, sample_weight = examples(data, start, stop)
     flat = keras.tree.flatten(y_pred)
     places = [i for i, t in enumerate(flat) if t is not None]
@@ -122,7 +122,7 @@ def _value_and_gradient(loss: Callable[[Any], Any], data: tuple[Any, ...], start
 
 
 def _close(a: Any, b: Any) -> bool:
-    """Whether two tensors are equal but for rounding, relative to the largest entry."""
+    """Returns whether two tensors are equal but for rounding, relative to the largest entry."""
     scale = ops.maximum(ops.max(ops.abs(a)), ops.max(ops.abs(b)))
     return bool(ops.max(ops.abs(a - b)) <= _TOLERANCE * scale)
 

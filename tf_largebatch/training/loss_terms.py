@@ -55,11 +55,11 @@ class MicroBatchLosses:
         return keras_internals.compiled_loss(self._wrapper)
 
     def _compiled(self) -> list[Any]:
-        """The losses given to `compile`."""
+        """Returns the losses given to `compile`."""
         return [keras.losses.get(loss) for loss in keras.tree.flatten(self._wrapper.loss) if loss is not None]
 
     def needs_a_sample(self) -> bool:
-        """Whether it takes some examples to find out if the loss, or what layers add to it, is a mean over them."""
+        """Returns whether some examples are needed to find out if the loss, and what layers add, is a mean."""
         if "add_loss" not in self._found and any(
             is_own(layer) for layer in keras_internals.layers_within(self._wrapper.model)
         ):
@@ -143,7 +143,7 @@ class MicroBatchLosses:
             self._require_known("add_loss", "what a layer adds by add_loss")
 
     def totals(self, batches: MicroBatches) -> list[Any] | None:
-        """What each term divides by on the whole batch; None where each divides by its number of elements.
+        """Returns what each term divides by on the whole batch; None where each divides by its number of elements.
 
         Only masks and weights are computed: nothing reads the rest of these forward passes, and it is pruned.
 
@@ -190,7 +190,10 @@ class MicroBatchLosses:
         return weighted
 
     def _watched(self, loss: Callable[..., Any], metric: Any) -> Callable[..., Any]:
-        """The loss of an output, which also updates the output's metric: by examples, as Keras weights batches."""
+        """Returns the loss of an output, which also updates the output's metric.
+
+        By examples, as Keras weights batches.
+        """
 
         def watched(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
             value = loss(y_true, y_pred, sample_weight)
@@ -234,7 +237,7 @@ class MicroBatchLosses:
             keras_internals.build_compile_loss(self._total_loss, y, y_pred, sample_weight)
 
     def _calls(self, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, tuple[Any, Any, Any]]]:
-        """Each term, and the targets, predictions and weights that it is called with."""
+        """Returns each term, and the targets, predictions and weights that it is called with."""
         compile_loss = self._total_loss
         if compile_loss is None:
             return []
@@ -258,7 +261,7 @@ def _coupled(wrapper: Any, name: str) -> ValueError:
 
 
 def _of_data(loss: Any, data: tuple[Any, ...]) -> Any:
-    """A compiled loss of targets, predictions and weights, as a loss of all data."""
+    """Returns a compiled loss of targets, predictions and weights, as a loss of all data."""
     return loss(*data[1:])
 
 
@@ -272,7 +275,10 @@ def _own_loss(wrapper: Any) -> Callable[[Any], Any]:
 
 
 def _key(loss: Any) -> Any:
-    """What stays the same of a loss from `compile` to the step: the function that Keras wraps, or the object."""
+    """Returns what stays the same of a loss from `compile` to the step.
+
+    The function that Keras wraps, or the object.
+    """
     wrapped, _ = keras_internals.wrapped_function(loss)
     return id(loss if wrapped is None else wrapped)
 

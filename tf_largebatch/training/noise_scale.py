@@ -68,7 +68,7 @@ class NoiseScaleAverages:
         self._weight.assign(keep * self._weight + weight)
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """The averages of `||G||^2` and of `tr(Sigma)`, float64 [K]; NaN before the first update."""
+        """Returns the averages of `||G||^2` and of `tr(Sigma)`, float64 [K]; NaN before the first update."""
         if not self.variables:
             return np.full(0, np.nan), np.full(0, np.nan)
         weight = float(keras.ops.convert_to_numpy(self._weight))

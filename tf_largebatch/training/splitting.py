@@ -10,7 +10,7 @@ from tf_largebatch.norms.shapes import Size
 
 
 def number_of_micro_batches(batch_size: Size, micro_batch_size: Size) -> Size:
-    """How many micro-batches a batch makes. The last one may be smaller; an empty batch makes none."""
+    """Returns how many micro-batches a batch makes. The last one may be smaller; an empty batch makes none."""
     return -(-batch_size // micro_batch_size)
 
 
@@ -55,4 +55,4 @@ class SplitBatch(abc.ABC):
 
     @abc.abstractmethod
     def mapped(self, function: Callable[[Any, Any], Any], like: Any) -> Any:
-        """The results of a function of each micro-batch and its number; see `mapped_over_micro_batches`."""
+        """Returns the results of a function of each micro-batch and its number; see `mapped_over_micro_batches`."""

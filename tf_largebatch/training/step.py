@@ -100,7 +100,7 @@ def run_pass(
     measuring: Measuring | None = None,
     replacements: Mapping[Any, Any] | None = None,
 ) -> Pass:
-    """One forward and one backward pass of a stream.
+    """Runs one forward and one backward pass of a stream.
 
     Args:
         forward: Computes the network's outputs.
@@ -140,7 +140,7 @@ def run_pass(
 
 
 def _losses(unscaled: Any) -> Any:
-    """The loss of one stream as `Pass.losses`."""
+    """Returns the loss of one stream as `Pass.losses`."""
     return ops.reshape(ops.cast(ops.mean(unscaled), "float32"), [1])
 
 
@@ -208,7 +208,7 @@ def _averaged(
     output_specs: Sequence[Any],
     state: Sequence[Any],
 ) -> Pass:
-    """The results of all micro-batches, averaged by number of examples, in one compiled loop."""
+    """Returns the results of all micro-batches, averaged by number of examples, in one compiled loop."""
     traced: list[Pass] = []
     packed = [ops.zeros([size], "float32") for size in (streams, len(variables), len(variables))]
     zeros = [*packed, *(ops.zeros(v.shape, v.dtype) for v in variables)]
@@ -240,7 +240,7 @@ def _averaged(
 
 
 def _added(passes: Sequence[Pass], variables: Sequence[Any], identity: Callable[[Any], Any]) -> Pass:
-    """The sum of several passes, variable by variable."""
+    """Returns the sum of several passes, variable by variable."""
     number = {identity(variable): i for i, variable in enumerate(variables)}
     gradients: list[list[Any]] = [[] for _ in variables]
     norms = []
@@ -262,7 +262,7 @@ def _added(passes: Sequence[Pass], variables: Sequence[Any], identity: Callable[
 
 
 def _of_all(norms: GradientNorms, numbers: list[int], size: int) -> GradientNorms:
-    """The norms of some of all variables, those of these numbers, as norms of all."""
+    """Returns the norms of some of all variables, those of these numbers, as norms of all."""
     if numbers == list(range(size)):
         return norms
     known = [False] * size
@@ -272,7 +272,7 @@ def _of_all(norms: GradientNorms, numbers: list[int], size: int) -> GradientNorm
 
 
 def _sum(values: Sequence[Any]) -> Any:
-    """The sum of the values that are not None; None if all are. A single value stays as it is."""
+    """Returns the sum of the values that are not None; None if all are. A single value stays as it is."""
     present = [value for value in values if value is not None]
     if len(present) < 2:
         return present[0] if present else None
@@ -280,7 +280,7 @@ def _sum(values: Sequence[Any]) -> Any:
 
 
 def _after(passes: Sequence[Pass], inputs: Any) -> Any:
-    """The inputs, once these passes are done and their activations are freed."""
+    """Returns the inputs, once these passes are done and their activations are freed."""
     done = [g for one in passes for g in one.gradients if g is not None]
     done += [one.norms.values for one in passes if one.norms is not None]
     return run_after(done, inputs) if done else inputs

@@ -36,7 +36,7 @@ class UpdatingWrapper(Wrapper):
     _micro_batch_losses: MicroBatchLosses
 
     def _update(self, streams: Sequence[Stream], y: Any, sample_weight: Any) -> dict[str, Any]:
-        """One update on the streams of a batch; returns the logs."""
+        """Makes one update on the streams of a batch; returns the logs."""
         batch_size = batch_size_of(streams[0].inputs)
         size = self._size_of_micro_batches(batch_size)
         totals = None
@@ -134,7 +134,7 @@ class UpdatingWrapper(Wrapper):
             loss_scaling.apply(self.optimizer, gradients, variables)
 
     def _measuring(self, batch_size: Size, size: Size | None) -> Measuring | None:
-        """How the passes measure norms; None if neither the optimizer nor the noise scale reads them."""
+        """Returns how the passes measure norms; None if neither the optimizer nor the noise scale reads them."""
         if self._noise_scale is None and not self._reads_norms():
             return None
         examples = self.norm_examples
@@ -143,23 +143,23 @@ class UpdatingWrapper(Wrapper):
         return Measuring(self.model, self._registry, examples, self._noise_scale is not None)
 
     def _size_of_micro_batches(self, batch_size: Size) -> Size | None:
-        """How many examples run at a time; None for all, without a loop."""
+        """Returns how many examples run at a time; None for all, without a loop."""
         if self.micro_batch_size is not None:
             return self.micro_batch_size
         # The loop does not run on a replica without examples, which adds nothing then.
         return ops.maximum(batch_size, 1) if self._may_be_empty(batch_size) else None
 
     def _may_be_empty(self, batch_size: Size) -> bool:
-        """Whether a last, small batch may leave this replica without examples, which many kernels cannot do with."""
+        """Returns whether a last, small batch may leave this replica without examples, which many kernels refuse."""
         return replica_may_be_empty(batch_size) and not meets_other_replicas(self.model)
 
     def _reads_norms(self) -> bool:
-        """Whether the optimizer reads per-example norms."""
+        """Returns whether the optimizer reads per-example norms."""
         clars = self._clars()
         return clars is not None and clars.reads_per_example_norms
 
     def _clars(self) -> CLARS | None:
-        """The optimizer if it is one that takes gradient norms, out of its loss-scaling wrapper."""
+        """Returns the optimizer if it is one that takes gradient norms, out of its loss-scaling wrapper."""
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         return optimizer if isinstance(optimizer, CLARS) else None
 
@@ -168,14 +168,14 @@ class UpdatingWrapper(Wrapper):
         return KERAS.allowing_generic() if self.allow_generic else KERAS
 
     def _loss_scale(self) -> Any:
-        """The factor by which the optimizer has the loss multiplied."""
+        """Returns the factor by which the optimizer has the loss multiplied."""
         return self.optimizer.scale_loss(ops.ones((), "float32"))
 
     def _without_weight_regularizers(self) -> contextlib.AbstractContextManager[None]:
         return without_weight_regularizers(self, self.model)
 
     def _untracked_variables(self) -> list[Any]:
-        """What steps assign and Keras does not know of, since it is not saved with the model."""
+        """Returns what steps assign and Keras does not know of, since it is not saved with the model."""
         averages = getattr(self, "_noise_scale", None)
         return [] if averages is None else averages.variables
 
@@ -186,7 +186,7 @@ class UpdatingWrapper(Wrapper):
 
 
 def meets_other_replicas(model: keras.Model) -> bool:
-    """Whether a layer communicates in the middle of the forward pass."""
+    """Returns whether a layer communicates in the middle of the forward pass."""
     return any(getattr(layer, "synchronized", False) for layer in layers_within(model))
 
 

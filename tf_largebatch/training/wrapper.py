@@ -22,7 +22,7 @@ class Wrapper(Trainer, keras.Model):
     model: keras.Model
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """The wrapped model's output."""
+        """Returns the wrapped model's output."""
         del training  # the call context passes it on
         if mask is not None and "mask" in inspect.signature(self.model.call).parameters:
             return self.model(inputs, mask=mask)
@@ -35,7 +35,7 @@ class Wrapper(Trainer, keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        """The compiled loss and the layers' losses, or the wrapped model's own `compute_loss`."""
+        """Returns the compiled loss and the layers' losses, or the wrapped model's own `compute_loss`."""
         arguments = {"x": x, "y": y, "y_pred": y_pred, "sample_weight": sample_weight, "training": training}
         if not delegation.overrides(self.model, "compute_loss"):
             return super().compute_loss(**arguments)
@@ -49,7 +49,7 @@ class Wrapper(Trainer, keras.Model):
             return model.compute_metrics(x, y, y_pred, sample_weight)
 
     def get_metrics_result(self) -> dict[str, Any]:
-        """The metrics' values by name."""
+        """Returns the metrics' values by name."""
         if not delegation.overrides(self.model, "get_metrics_result"):
             return super().get_metrics_result()
         with delegation.compiled_as(self.model, self) as model:

@@ -160,7 +160,7 @@ def _on_tables(program: Any, equation: Any, operands: list[Any], batch_size: int
 
 
 def _as_rows(table: _Table, rank: int, layer: str) -> jax.Array:
-    """A table [B, 1, ...] of the batch's rank as rows [B, ...]."""
+    """Returns a table [B, 1, ...] of the batch's rank as rows [B, ...]."""
     if table.values.ndim != rank + 1 or table.values.shape[1] != 1:
         raise ValueError(broadcast_message([layer]))
     return table.values[:, 0]
@@ -171,7 +171,7 @@ def _with_rows(t: Any, batch_size: int) -> tuple[int, ...]:
 
 
 def _repeated_over_the_batch(equation: Any, operands: list[Any], layer: str) -> jax.Array:
-    """A table that an operation repeats for every example: each example's own value in its place."""
+    """Returns a table that an operation repeats for every example: each example's own value in its place."""
     shape, axes = equation.params["shape"], equation.params["broadcast_dimensions"]
     table = operands[0].values
     inside = [axis for axis, to in enumerate(axes) if to == 0]
@@ -193,7 +193,10 @@ def _has_tables(program: Any) -> bool:
 
 
 def _plain(value: Any) -> jax.Array:
-    """A result of the program, which must not be a table: it would have a batch axis that it should not have."""
+    """Returns a result of the program, which must not be a table.
+
+    It would have a batch axis that it should not have.
+    """
     if isinstance(value, _Table):
         raise ValueError(broadcast_message([value.layer]))
     return value

@@ -57,7 +57,7 @@ def differentiated_run(
 
 
 def gradients_of(call: LayerCall, d: Sequence[Any], check: bool = False) -> list[tuple[Any, jax.Array]]:
-    """The gradients of a layer's own variables against `d` at its outputs, float32, where there are any."""
+    """Returns the gradients of a layer's own variables against `d` at its outputs, float32, where there are any."""
     own = own_trainable_variables(call.layer)
     state = {id(v): value for v, value in call.state}  # among it kernels to which spectral normalization assigns
 
@@ -105,7 +105,7 @@ def _require_values(layer: Any, outputs: Any) -> Any:
 
 
 def _sum(t: jax.Array, zeros: jax.Array) -> jax.Array:
-    """The sum, with the mask that Keras keeps at the first term."""
+    """Returns the sum, with the mask that Keras keeps at the first term."""
     total = t + zeros
     mask = keras_internals.keras_mask(t)
     if mask is not None:

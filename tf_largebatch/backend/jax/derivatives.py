@@ -24,13 +24,13 @@ class Derivatives:
         self._value, self._gradient, self._product = jax.jit(function), jax.jit(gradient), jax.jit(product)
 
     def value(self, weights: Sequence[Any], *arguments: Any) -> Any:
-        """The function's value."""
+        """Returns the function's value."""
         return self._value(list(weights), *arguments)
 
     def gradient(self, weights: Sequence[Any], *arguments: Any) -> list[Any]:
-        """Its gradient, in the shapes of the weights."""
+        """Returns its gradient, in the shapes of the weights."""
         return list(self._gradient(list(weights), *arguments))
 
     def product(self, weights: Sequence[Any], vectors: Sequence[Any], *arguments: Any) -> list[Any]:
-        """Its Hessian times vectors in the shapes of the weights."""
+        """Returns its Hessian times vectors in the shapes of the weights."""
         return list(self._product(list(weights), list(vectors), *arguments))

@@ -42,7 +42,7 @@ def explaining_indivisible_batches() -> Iterator[None]:
 
 
 def indivisible_message(received: str) -> str:
-    """The sentence for a batch that the devices do not divide."""
+    """Returns the sentence for a batch that the devices do not divide."""
     return (
         f"Every batch must have a multiple of {devices_of_a_process()} examples, the number of devices among which "
         f"keras.distribution splits it; received {received}: choose another batch size, and drop the last, smaller "

@@ -36,7 +36,7 @@ def _contributions(alone: Any, batched: list[jax.Array], rebuild: Any, d: jax.Ar
 
 
 def norms_and_gradients(alone: Any, d: jax.Array, start: int, stop: int) -> tuple[jax.Array, list[jax.Array]]:
-    """`||G_i||^2` of the examples from start to stop, [variables, b], and for each variable `sum_i G_i`.
+    """Returns `||G_i||^2` of the examples from start to stop, [variables, b], and for each variable `sum_i G_i`.
 
     Every chunk has the same size. The last one is filled up with its last example, whose `d` is zero there.
     """

@@ -68,7 +68,7 @@ class _Pass:
         self._rebuilds: dict[int, Callable[..., Any]] = {}
 
     def trained(self, variable: Variable) -> bool:
-        """Whether a variable is differentiated."""
+        """Returns whether a variable is differentiated."""
         return id(variable) in self._known
 
     def plan(self) -> Plan:
@@ -135,7 +135,7 @@ class _Pass:
             return self.forward()
 
     def _outputs(self, recorder: Recorder, scope: InnerScope) -> tuple[Any, dict[int, list[jax.Array]]]:
-        """The forward pass; and what the contractions of the probed uses hold, by the uses' numbers."""
+        """Returns the forward pass; and what the contractions of the probed uses hold, by the uses' numbers."""
         if not self._structure.broadcasts:
             return self._forward(recorder, checks=False), self._held(recorder)
         trees: list[Any] = []
@@ -170,7 +170,7 @@ class _Pass:
         return held
 
     def _again(self, use: Use, held: Mapping[int, list[jax.Array]]) -> Any:
-        """The contraction of a probed use, with the arrays that left the differentiated function."""
+        """Returns the contraction of a probed use, with the arrays that left the differentiated function."""
         return None if use.contraction is None else self._rebuilds[use.number](held[use.number])
 
     def _refuse(self, seen: Mapping[int, Variable]) -> None:
@@ -211,7 +211,7 @@ class _Pass:
         measured: int,
         window: slice | None,
     ) -> Measurement:
-        """The gradient and the norms of each variable."""
+        """Returns the gradient and the norms of each variable."""
         uses_of: dict[int, list[Use]] = {}
         for use in recorder.uses:
             if use.number in recorder.reached and self.trained(use.variable):

@@ -14,7 +14,7 @@ from tf_largebatch.training.splitting import SplitBatch
 
 
 def batch_size_of(data: Any) -> int:
-    """The number of examples in nested arrays with the examples on axis 0."""
+    """Returns the number of examples in nested arrays with the examples on axis 0."""
     return int(next(leaf for leaf in jax.tree.leaves(data)).shape[0])
 
 
@@ -91,7 +91,7 @@ class MicroBatches(SplitBatch):
         return result, outputs
 
     def _stacked(self, t: jax.Array) -> jax.Array:
-        """The micro-batches of equal size on an axis of their own, in front."""
+        """Returns the micro-batches of equal size on an axis of their own, in front."""
         number = self._batch_size // self._size
         parts = jnp.reshape(t[: number * self._size], (number, self._size, *t.shape[1:]))
         return _on_all_devices(parts)
@@ -113,7 +113,7 @@ def _on_all_devices(parts: jax.Array) -> jax.Array:
 
 
 def unless_empty(function: Callable[[], jax.Array], like: jax.Array) -> jax.Array:
-    """The function's result; for a batch without examples the array in whose shape and dtype it would be."""
+    """Returns the function's result; for a batch without examples the array in whose shape and dtype it would be."""
     return function() if like.shape[0] else like
 
 

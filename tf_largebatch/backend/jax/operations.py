@@ -112,14 +112,14 @@ def _known(constant: Any) -> Any:
 
 
 def _behind(made: Made, primitives: Sequence[str]) -> Made:
-    """What is behind primitives that leave numbers as they are."""
+    """Returns what is behind primitives that leave numbers as they are."""
     while made.primitive in primitives:
         made = made.inputs[0]
     return made
 
 
 def _softmax_of(made: Made) -> tuple[Made, tuple[int, ...]] | None:
-    """The logits and the axes where the value is `exp(z - max z) / sum(exp(z - max z))`, else None."""
+    """Returns the logits and the axes where the value is `exp(z - max z) / sum(exp(z - max z))`, else None."""
     if made.primitive != "div":
         return None
     powers, total = made.inputs
@@ -137,13 +137,13 @@ def _softmax_of(made: Made) -> tuple[Made, tuple[int, ...]] | None:
 
 
 def _of_first(change: Callable[[Made, Any], Any], made: Made) -> Any:
-    """`change(made, logarithm of the first input)`."""
+    """Returns `change(made, logarithm of the first input)`."""
     found = logarithm(made.inputs[0])
     return None if found is None else change(made, found)
 
 
 def _of_all(combine: Callable[[Made, list[Any]], Any], made: Made) -> Any:
-    """`combine(made, logarithms of all inputs)`."""
+    """Returns `combine(made, logarithms of all inputs)`."""
     found = [logarithm(one) for one in made.inputs]
     return None if any(one is None for one in found) else combine(made, found)
 

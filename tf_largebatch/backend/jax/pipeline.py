@@ -79,7 +79,7 @@ class TrainFunction:
         return logs, state
 
     def step(self, state: Any, settings: Any, batch: Any, adversarial: Any, coming: Any) -> tuple[Any, Any, Any]:
-        """One step: the logs, the new state, and the adversarial images of the coming batch."""
+        """Does one step and returns the logs, the new state, and the adversarial images of the coming batch."""
         model = self._model
 
         def body() -> tuple[dict[str, Any], Any]:
@@ -92,7 +92,7 @@ class TrainFunction:
         return logs, state, images
 
     def alone(self, state: Any, settings: Any, batch: Any) -> tuple[dict[str, Any], Any]:
-        """One step that attacks its own batch first: the logs and the new state."""
+        """Does one step that attacks its own batch first and returns the logs and the new state."""
         model = self._model
 
         def body() -> dict[str, Any]:
@@ -102,7 +102,7 @@ class TrainFunction:
         return model.stateless(body, state)
 
     def attack(self, state: Any, settings: Any, batch: Any) -> Any:
-        """The adversarial images of the present step's batch."""
+        """Returns the adversarial images of the present step's batch."""
         model = self._model
 
         def body() -> Any:
@@ -130,7 +130,10 @@ class TrainFunction:
         return jax.jit(function, donate_argnums=0, out_shardings=shardings)
 
     def _draw(self, iterator: Iterator[Any]) -> Any:
-        """The next batch; None where there is none, or where none will be trained on: a generator would lose it."""
+        """Returns the next batch.
+
+        It is None where there is none, or where none will be trained on: a generator would lose it.
+        """
         left = self._in_flight.batches_left
         if left is not None and left <= 1:
             return None
@@ -139,5 +142,5 @@ class TrainFunction:
 
 
 def _arrays(batch: Any) -> Any:
-    """A batch as arrays on the device, which two steps read."""
+    """Returns a batch as arrays on the device, which two steps read."""
     return keras.tree.map_structure(lambda t: None if t is None else jnp.asarray(t), batch)

@@ -53,7 +53,7 @@ class Plan:
     sums: list[bool] = dataclasses.field(default_factory=list)
 
     def is_probed(self, number: int) -> bool:
-        """Whether the use of this number is seen by a probe."""
+        """Returns whether the use of this number is seen by a probe."""
         of_variable = sum(v is self.variables[number] for v in self.variables)
         return of_variable > 1 or not self.complete[number]
 
@@ -187,7 +187,7 @@ class Recorder(base.Recorder):
         return table_p.bind(output, *held, number=use.number, layer=self._path())
 
     def is_probed(self, use: Use) -> bool:
-        """Whether a use is seen by a probe."""
+        """Returns whether a use is seen by a probe."""
         return self._arguments is not None and use.number in self._arguments.probes
 
     def repeated(self, number: int, value: jax.Array, held: list[jax.Array]) -> jax.Array:
@@ -217,7 +217,7 @@ class Recorder(base.Recorder):
         return self.inner_gradients.guard(outputs, layer)
 
     def _read(self, variable: Variable, dtype: Any, dummy: jax.Array | None) -> jax.Array:
-        """The variable's value in the layer's compute dtype or in `dtype`, without gradient but for the dummy's."""
+        """Returns the variable's value in the layer's compute dtype or in `dtype`; only the dummy gets a gradient."""
         guarded = self.scope.get_current_value(variable)
         value = jax.lax.stop_gradient(variable.value if guarded is None else guarded)
         self.scope.replace(variable, value if dummy is None else value + dummy)
@@ -241,7 +241,7 @@ class Recorder(base.Recorder):
         self.found.sums.append(are_small_sums(use))
 
     def _connected(self, use: Use, output: jax.Array) -> jax.Array:
-        """The recorded tensor behind what sees its gradient."""
+        """Returns the recorded tensor behind what sees its gradient."""
         if self._arguments is None or self._plan is None or not self._trained(use.variable):
             return output
         if use.number in self._arguments.probes:
@@ -316,7 +316,7 @@ class Recorder(base.Recorder):
 
 
 def _is_complete(contraction: Any) -> bool:
-    """Whether a contraction has all its fields, those of contractions in it included."""
+    """Returns whether a contraction has all its fields, those of contractions in it included."""
     if not dataclasses.is_dataclass(contraction):
         inside = contraction if isinstance(contraction, (list, tuple)) else ()
         return all(_is_complete(one) for one in inside)

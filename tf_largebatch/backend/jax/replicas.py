@@ -8,7 +8,7 @@ import keras
 
 
 def have_parts_of_the_batch() -> bool:
-    """Whether several devices each hold a part of the batch."""
+    """Returns whether several devices each hold a part of the batch."""
     distribution = keras.distribution.distribution()
     return distribution is not None and distribution.device_mesh.devices.size > 1
 

@@ -58,7 +58,7 @@ class InnerScope(keras.StatelessScope):
         self.state_mapping[id(variable)] = value
 
     def changes(self) -> list[Any]:
-        """The new values of `assigned`."""
+        """Returns the new values of `assigned`."""
         return [self.state_mapping[id(variable)] for variable in self._assigned.values()]
 
 

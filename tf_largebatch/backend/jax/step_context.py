@@ -26,7 +26,7 @@ def scope(values: list[tuple[Any, Any]]) -> keras.StatelessScope:
 
 
 def is_known(x: Any) -> bool:
-    """Whether the numbers of an array or tensor can be read now."""
+    """Returns whether the numbers of an array or tensor can be read now."""
     return not isinstance(x, jax.core.Tracer)
 
 

@@ -92,6 +92,6 @@ def structure_of(
 
 
 def _has_batch_axis(t: Any, batch_size: int) -> bool:
-    """Whether an argument of the model is an array of the batch's examples."""
+    """Returns whether an argument of the model is an array of the batch's examples."""
     is_array = isinstance(t, np.ndarray) or keras.ops.is_tensor(t)
     return is_array and bool(len(t.shape)) and t.shape[0] == batch_size

@@ -43,7 +43,7 @@ _kept: list[StudyRuns] = []
 
 
 def runs_of(study: Study) -> StudyRuns:
-    """The runs of a study; those of the last study are kept, with their programs."""
+    """Returns the runs of a study; those of the last study are kept, with their programs."""
     if not _kept or _kept[0].study != study:
         _kept[:] = [StudyRuns(study)]
     return _kept[0]
@@ -68,7 +68,7 @@ class _Beginning:
     reads_rates: Callable[[State], list[float]] | None
 
     def network_values(self, state: State) -> tuple[list[Any], list[Any]]:
-        """The values of the network's own variables, out of a state."""
+        """Returns the values of the network's own variables, out of a state."""
         trainable, others = ([values[k] for k in ks] for values, ks in zip(state[:2], self.places, strict=True))
         return trainable, others
 
@@ -165,7 +165,7 @@ class StudyRuns:
         return arm.optimizer, job.batch_size, named, updates, augment, adversarial
 
     def _first_state(self, beginning: _Beginning, seed: int) -> State:
-        """The state before the first update of a run with this seed."""
+        """Returns the state before the first update of a run with this seed."""
         weights = self._initial_weights(seed)
         if not isinstance(beginning.model, ConAdvModel):
             return (*weights, beginning.slots)
@@ -182,7 +182,7 @@ class StudyRuns:
         return (*jax.device_put((trainable, others)), beginning.slots)
 
     def _program(self, job: Job, length: int) -> concurrent.futures.Future[Any]:
-        """The program of the updates between two evaluations."""
+        """Returns the program of the updates between two evaluations."""
         key = self._setting(job), length
         if key not in self._programs:
             try:
@@ -314,7 +314,7 @@ def _reader_of_agreements(optimizer: Any) -> Callable[[State], dict[str, float |
 
 
 def crop_and_flip(images: Any, crops: Any) -> Any:
-    """`study.arrays.crop_and_flip` on the device."""
+    """Returns `study.arrays.crop_and_flip` on the device."""
     margin = arrays.CROP_MARGIN
     padded = jnp.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)))
     corners = crops.astype(jnp.int32)

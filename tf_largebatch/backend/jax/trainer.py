@@ -51,7 +51,7 @@ class Trainer:
         return [*super().non_trainable_variables, *self._untracked_variables()]  # type: ignore[misc]
 
     def train_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
-        """One update: a pure function, which `jax.jit` and `jax.lax.scan` take.
+        """Makes one update: a pure function, which `jax.jit` and `jax.lax.scan` take.
 
         Args:
             state: The values of `trainable_variables`, `non_trainable_variables`, `optimizer.variables` and
@@ -64,7 +64,7 @@ class Trainer:
         return self.stateless(self.training_step, state, data)
 
     def test_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
-        """One batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
+        """Runs one batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
         if not delegation.overrides(self.model, "test_step"):
             return super().test_step(state, data)  # type: ignore[misc]
         own = self.trainable_variables, self.non_trainable_variables, self.metrics_variables
@@ -74,7 +74,7 @@ class Trainer:
         return logs, _updated(state, own, theirs, new)
 
     def predict_step(self, state: Any, data: Any) -> tuple[Any, Any]:
-        """One batch of `predict`: the wrapped model's own `predict_step` if it has one."""
+        """Runs one batch of `predict`: the wrapped model's own `predict_step` if it has one."""
         if not delegation.overrides(self.model, "predict_step"):
             return super().predict_step(state, data)  # type: ignore[misc]
         own = self.trainable_variables, self.non_trainable_variables
@@ -83,19 +83,19 @@ class Trainer:
         return outputs, _updated(state, own, theirs, (None, non_trainable))[1]
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`."""
+        """Trains as `keras.Model.fit` does."""
         arguments = delegation.fit_arguments(args, kwargs)
         check_divisible(arguments["x"], arguments["batch_size"], arguments["steps_per_epoch"])
         with explaining_indivisible_batches(), self._giving_values_back():
             return super().fit(*args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`."""
+        """Evaluates as `keras.Model.evaluate` does."""
         with explaining_indivisible_batches(), self._giving_values_back():
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.predict`."""
+        """Predicts as `keras.Model.predict` does."""
         with explaining_indivisible_batches(), self._giving_values_back():
             return super().predict(*args, **kwargs)  # type: ignore[misc]
 
@@ -173,14 +173,14 @@ def check_divisible(x: Any, batch_size: int | None, steps: int | None) -> None:
 
 
 def _rearranged(state: Any, own: Sequence[Any], theirs: Sequence[Any]) -> tuple[list[Any], ...]:
-    """The values of a wrapped model's variables, out of the wrapper's state."""
+    """Returns the values of a wrapped model's variables, out of the wrapper's state."""
     pairs = [zip(*group, strict=True) for group in zip(own, state, strict=True)]
     value_of = {id(v): value for group in pairs for v, value in group}
     return tuple([value_of[id(v)] for v in variables] for variables in theirs)
 
 
 def _updated(state: Any, own: Sequence[Any], theirs: Sequence[Any], new: Any) -> tuple[list[Any], ...]:
-    """The wrapper's state with the new values of the wrapped model's variables."""
+    """Returns the wrapper's state with the new values of the wrapped model's variables."""
     value_of = {
         id(v): value
         for vs, values in zip(theirs, new, strict=True)
@@ -191,7 +191,7 @@ def _updated(state: Any, own: Sequence[Any], theirs: Sequence[Any], new: Any) ->
 
 
 def number_of_replicas() -> int:
-    """How many replicas share a batch, each with a loss of its own: 1, since arrays span all devices."""
+    """Returns how many replicas share a batch, each with a loss of its own: 1, since arrays span all devices."""
     return 1
 
 
@@ -214,11 +214,14 @@ def synchronize(model: keras.Model) -> None:
 
 
 def scratch_scope(collect_losses: bool = False) -> keras.StatelessScope:
-    """A scope to enter: within it what layers assign is dropped, and `add_loss` works if losses are collected."""
+    """Returns a scope to enter.
+
+    Within it what layers assign is dropped, and `add_loss` works if losses are collected.
+    """
     return inner_scope(collect_losses=collect_losses)
 
 
 def replica_may_be_empty(batch_size: Any) -> bool:
-    """Whether a last, small batch may leave a replica without examples: never, see `number_of_replicas`."""
+    """Returns whether a last, small batch may leave a replica without examples: never, see `number_of_replicas`."""
     del batch_size
     return False

@@ -21,5 +21,5 @@ def dense(gradient: Any, variable: Any) -> Any:
 
 
 def takes(dtype: str) -> bool:
-    """Whether there are update kernels for variables of this dtype: never."""
+    """Returns whether there are update kernels for variables of this dtype: never."""
     return False

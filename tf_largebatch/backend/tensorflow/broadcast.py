@@ -157,7 +157,7 @@ def _follow_through(
 
 
 def _keeps_entries(op: tf.Operation, t: tf.Tensor, z: tf.Tensor) -> bool:
-    """Whether `z` has the entries of `t` in the same order, as `t[:, None]` does."""
+    """Returns whether `z` has the entries of `t` in the same order, as `t[:, None]` does."""
     if op.type != "StridedSlice":
         return op.type in _SAME_ENTRIES
     strides = tf.get_static_value(op.inputs[3])
@@ -166,13 +166,13 @@ def _keeps_entries(op: tf.Operation, t: tf.Tensor, z: tf.Tensor) -> bool:
 
 
 def _transposed_back(axes: Any) -> Derivative:
-    """The inverse of a transposition, of each example's gradient."""
+    """Returns the inverse of a transposition, of each example's gradient."""
     inverse = [0, *(1 + int(axis) for axis in np.argsort(axes))]
     return lambda d: tf.transpose(d, inverse)
 
 
 def _chain(*steps: Derivative) -> Derivative:
-    """One step after the other, the last one first."""
+    """Runs one step after the other, the last one first."""
 
     def chained(d: tf.Tensor) -> tf.Tensor:
         for step in reversed(steps):
@@ -183,19 +183,19 @@ def _chain(*steps: Derivative) -> Derivative:
 
 
 def _is_repeated_over_examples(t: tf.Tensor, z: tf.Tensor) -> bool:
-    """Whether `t` is broadcast along axis 0 of `z`, by its shape, and has all other axes of its own."""
+    """Returns whether `t` is broadcast along axis 0 of `z`, by its shape, and has all other axes of its own."""
     if t.shape.rank is None or z.shape.rank is None or not t.shape.is_fully_defined():
         return False
     return z.shape.rank > t.shape.rank or (z.shape.rank == t.shape.rank and t.shape[0] == 1)
 
 
 def _repeats_ones(t: tf.Tensor, sizes: tf.TensorShape) -> bool:
-    """Whether a result of these sizes repeats `t` along new axes and axes of size 1 alone, as broadcasting does."""
+    """Returns whether a result of these sizes repeats `t` along new axes and axes of size 1 alone."""
     return all(b in (1, a) for a, b in zip(reversed(sizes), reversed(t.shape), strict=False))
 
 
 def _of_operand(op: tf.Operation, place: int) -> Derivative:
-    """The derivative of an elementwise operation with respect to one operand."""
+    """Returns the derivative of an elementwise operation with respect to one operand."""
     if op.type in ("Add", "AddV2"):
         return lambda d: d
     if op.type == "Sub":
@@ -226,11 +226,11 @@ class Met:
     derivative: Derivative
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The inner contributions, at each example's gradient of `u`."""
+        """Returns the inner contributions, at each example's gradient of `u`."""
         return self.inner.contributions(self.derivative(tf.cast(d, tf.float32)), examples)
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """The inner squared norms, at each example's gradient of `u`."""
+        """Returns the inner squared norms, at each example's gradient of `u`."""
         return self.inner.squared_norms(self.derivative(tf.cast(d, tf.float32)), examples)
 
     def norms_and_gradient(self, d: tf.Tensor) -> None:

@@ -38,7 +38,7 @@ def differentiated_run(
 
 
 def gradients_of(call: LayerCall, d: Sequence[Any], check: bool = False) -> list[tuple[Any, tf.Tensor]]:
-    """The gradients of a layer's own variables against `d` at its outputs, float32, where there are any."""
+    """Returns the gradients of a layer's own variables against `d` at its outputs, float32, where there are any."""
     own = own_trainable_variables(call.layer)
     for variable, value in call.state:
         variable.assign(value)
@@ -56,7 +56,7 @@ def gradients_of(call: LayerCall, d: Sequence[Any], check: bool = False) -> list
 
 
 def _new_tensors(layer: Any, outputs: Any) -> Any:
-    """The outputs as tensors of their own, so that the gradient at them is that of this call."""
+    """Returns the outputs as tensors of their own, so that the gradient at them is that of this call."""
     outputs = keras.tree.map_structure(_identity, outputs)
     if any(not hasattr(t, "numpy") for t in floats_of(outputs)):
         raise ValueError(
@@ -67,7 +67,7 @@ def _new_tensors(layer: Any, outputs: Any) -> Any:
 
 
 def _identity(t: Any) -> Any:
-    """The tensor again, with the mask that Keras keeps at it; None stays."""
+    """Returns the tensor again, with the mask that Keras keeps at it; None stays."""
     if not isinstance(t, tf.Tensor):
         return t
     copy = tf.identity(t)

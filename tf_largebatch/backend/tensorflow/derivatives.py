@@ -37,15 +37,15 @@ class Derivatives:
         )
 
     def value(self, weights: Sequence[Any], *arguments: Any) -> Any:
-        """The function's value."""
+        """Returns the function's value."""
         return self._value(_tensors(weights), *arguments)
 
     def gradient(self, weights: Sequence[Any], *arguments: Any) -> list[Any]:
-        """Its gradient, in the shapes of the weights."""
+        """Returns its gradient, in the shapes of the weights."""
         return list(self._gradient(_tensors(weights), *arguments))
 
     def product(self, weights: Sequence[Any], vectors: Sequence[Any], *arguments: Any) -> list[Any]:
-        """Its Hessian times vectors in the shapes of the weights."""
+        """Returns its Hessian times vectors in the shapes of the weights."""
         return list(self._product(_tensors(weights), _tensors(vectors), *arguments))
 
 

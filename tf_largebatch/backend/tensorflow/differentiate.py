@@ -58,5 +58,5 @@ def run_after(done: Sequence[Any], inputs: Any) -> Any:
 
 
 def _readable(variable: Any) -> Any:
-    """What a gradient tape takes for a variable."""
+    """Returns what a gradient tape takes for a variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable

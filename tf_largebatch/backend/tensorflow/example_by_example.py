@@ -39,7 +39,7 @@ def _contributions(alone: Any, batched: list[tf.Tensor], rebuild: Any, d: tf.Ten
 
 
 def norms_and_gradients(alone: Any, d: tf.Tensor, start: Size, stop: Size) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """`||G_i||^2` of the examples from start to stop, [variables, b], and for each variable `sum_i G_i`.
+    """Returns `||G_i||^2` of the examples from start to stop, [variables, b], and for each variable `sum_i G_i`.
 
     Every chunk has the same size, which XLA needs to know. The last one is filled up with its last example, whose `d`
     is zero there.
@@ -87,7 +87,7 @@ def _check_same(alone: Any, error: tf.Tensor) -> tf.Tensor:
 
 
 def rows_per_example() -> int:
-    """How many copies of an example make its batch; the gradient is that of the first.
+    """Returns how many copies of an example make its batch; the gradient is that of the first.
 
     One, but two without an accelerator: vectorized, a batch of one gives products of [n, 1, j, k] with [k, l], in which
     the oneDNN kernels of TensorFlow 2.20 and 2.21 write past their memory (tensorflow/tensorflow issue 117700).

@@ -97,7 +97,7 @@ class InnerGradients:
 
 
 def _is_vectorized(d: tf.Tensor) -> bool:
-    """Whether a gradient is traced for one row of many, by `batch_jacobian` or `vectorized_map` in a graph."""
+    """Returns whether a gradient is traced for one row of many, by `batch_jacobian` or `vectorized_map` in a graph."""
     if tf.executing_eagerly():
         return False
     waiting, seen = [d.op], {d.op}

@@ -78,7 +78,7 @@ def measuring_pass(
 
 
 def _seen(tape: tf.GradientTape, variables: Sequence[Variable]) -> list[Variable]:
-    """The variables whose reads the tape has recorded."""
+    """Returns the variables whose reads the tape has recorded."""
     seen = {id(v) for v in tape.watched_variables()}
     return [v for v in variables if seen & _identities(v)]
 
@@ -157,7 +157,9 @@ def _check_explained(uses: Sequence[Use], d_outputs: Sequence[Any], d_copy: Mapp
 
 
 def _met(recorder: Recorder) -> tuple[list[Use], list[tuple[str, tf.Tensor]]]:
-    """The uses, those without a batch axis seen where they meet the batch; and tensors that are made of these besides.
+    """Returns the uses, those without a batch axis seen where they meet the batch.
+
+    Returns also the tensors that are made of these besides.
 
     These tensors come with the path of the variable.
     """
@@ -179,7 +181,7 @@ def _met(recorder: Recorder) -> tuple[list[Use], list[tuple[str, tf.Tensor]]]:
 def _shares_and_norms(
     used: list[Use], backward: Backward, d_copy: dict[int, Gradient]
 ) -> tuple[list[Gradient], tf.Tensor | None]:
-    """The shares of one variable's gradient that its uses make, and `||G_i||^2` of the measured examples."""
+    """Returns the shares of one variable's gradient that its uses make, and `||G_i||^2` of the measured examples."""
     if not used:
         return [], None
     together = backward.together.get(id(used[0].variable))
@@ -194,7 +196,7 @@ def _shares_and_norms(
 
 
 def _window(batch_size: Size, examples: int | None) -> tuple[Size, slice | None]:
-    """How many examples are measured and which: the first ones; None for all."""
+    """Returns how many examples are measured and which: the first ones; None for all."""
     if examples is None:
         return batch_size, None
     if isinstance(batch_size, int):
@@ -204,7 +206,7 @@ def _window(batch_size: Size, examples: int | None) -> tuple[Size, slice | None]
 
 
 def _add(shares: list[Gradient], dtype: Any) -> Gradient:
-    """The sum of the shares in the variable's dtype; sparse if all of them are."""
+    """Returns the sum of the shares in the variable's dtype; sparse if all of them are."""
     if not shares:
         return None
     if len(shares) == 1:
@@ -218,5 +220,5 @@ def _add(shares: list[Gradient], dtype: Any) -> Gradient:
 
 
 def _readable(variable: Variable) -> Any:
-    """What a gradient tape takes for a variable."""
+    """Returns what a gradient tape takes for a variable."""
     return variable if isinstance(variable, tf.Variable) else variable.value

@@ -12,7 +12,7 @@ from tf_largebatch.training.splitting import SplitBatch
 
 
 def batch_size_of(data: Any) -> Size:
-    """The number of examples in nested tensors with the examples on axis 0: an int where the shape says it.
+    """Returns the number of examples in nested tensors with the examples on axis 0: an int where the shape says it.
 
     Args:
         data: Nested dense, sparse or ragged tensors; leaves that are None are skipped.
@@ -45,7 +45,7 @@ class MicroBatches(SplitBatch):
         return part, tf.cast(stop - start, tf.float32) / tf.cast(self._batch_size, tf.float32)
 
     def _examples(self, t: Any, start: tf.Tensor, stop: tf.Tensor) -> Any:
-        """Some examples of one tensor."""
+        """Returns some examples of one tensor."""
         if isinstance(t, tf.SparseTensor):
             others = [t.dense_shape[i] if t.shape[i] is None else t.shape[i] for i in range(1, t.shape.rank)]
             sizes = tf.stack([tf.cast(self.static_size or stop - start, tf.int64), *others])
@@ -95,18 +95,18 @@ class MicroBatches(SplitBatch):
         return self._together(results, like)
 
     def _collector(self, spec: Any) -> tf.TensorArray:
-        """An array to write each micro-batch's tensor to, described by the whole batch's spec."""
+        """Returns an array to write each micro-batch's tensor to, described by the whole batch's spec."""
         shape = [self.static_size, *spec.shape[1:]]
         return tf.TensorArray(spec.dtype, self.number, infer_shape=False, element_shape=shape)
 
     def _together(self, collected: tf.TensorArray, spec: Any) -> tf.Tensor:
-        """The batch's tensor, from those of the micro-batches."""
+        """Returns the batch's tensor, from those of the micro-batches."""
         whole = collected.stack() if self.static_size else collected.concat()
         return tf.reshape(whole, [self._batch_size, *spec.shape[1:]])
 
 
 def unless_empty(function: Callable[[], tf.Tensor], like: tf.Tensor) -> tf.Tensor:
-    """The function's result; for a batch without examples the tensor in whose shape and dtype it would be."""
+    """Returns the function's result; for a batch without examples the tensor in whose shape and dtype it would be."""
     return tf.cond(tf.shape(like)[0] > 0, function, lambda: tf.identity(like))
 
 

@@ -58,18 +58,18 @@ def logarithm(outputs: Any) -> Any:
 
 
 def _operation(tensor: Any) -> Any:
-    """The operation that gives a tensor of a graph; None for an eager tensor."""
+    """Returns the operation that gives a tensor of a graph; None for an eager tensor."""
     return tensor.op if tf.is_symbolic_tensor(tensor) else None
 
 
 def _of_first(change: Callable[[Any, Any], Any], operation: Any, inputs: Sequence[Any]) -> Any:
-    """`change(operation, logarithm of the first input)`."""
+    """Returns `change(operation, logarithm of the first input)`."""
     found = logarithm(inputs[0])
     return None if found is None else change(operation, found)
 
 
 def _of_all(combine: Callable[[Any, list[Any]], Any], operation: Any, inputs: Sequence[Any]) -> Any:
-    """`combine(operation, logarithms of all inputs)`."""
+    """Returns `combine(operation, logarithms of all inputs)`."""
     found = [logarithm(tensor) for tensor in inputs]
     return None if any(one is None for one in found) else combine(operation, found)
 

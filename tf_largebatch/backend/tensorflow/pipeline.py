@@ -74,7 +74,7 @@ class TrainFunction:
 
     @tf.autograph.experimental.do_not_convert
     def step(self, batch: Any, adversarial: Any, coming: Any) -> tuple[dict[str, Any], Any]:
-        """One step on all replicas: the logs, and the adversarial images of the coming batch."""
+        """Does one step on all replicas and returns the logs, and the adversarial images of the coming batch."""
         if not self._ahead:
             return self._averaged(self._on_replicas(self._model.train_step, batch)), None
         logs, adversarial = self._on_replicas(self._train_and_attack, batch, adversarial, coming)
@@ -86,7 +86,10 @@ class TrainFunction:
         return self._model.train_on_pair(batch, adversarial), images
 
     def _run(self, batch: Any, adversarial: Any, iterator: Any, left: tf.Tensor) -> tuple[Any, ...]:
-        """The steps of one call: logs, the batch in flight, its adversarial images, whether there is one, steps."""
+        """Does the steps of one call.
+
+        Returns the logs, the batch in flight, its adversarial images, whether there is one, and the number of steps.
+        """
         steps = self._model.steps_per_execution
         if steps == 1:
             coming, goes_on = self._draw(iterator, batch, left > 1)
@@ -111,7 +114,7 @@ class TrainFunction:
         return logs, pack(batch), adversarial[0] if self._ahead else None, goes_on, done
 
     def _draw(self, iterator: Any, batch: Any, wanted: tf.Tensor) -> tuple[Any, tf.Tensor]:
-        """The next batch and True; where there is none or none is wanted, a stand-in and False.
+        """Returns the next batch and True; where there is none or none is wanted, a stand-in and False.
 
         Drawing a batch that will not be trained on would lose it, where the iterator is the user's generator.
         """
@@ -129,12 +132,12 @@ class TrainFunction:
         return pack(coming), goes_on
 
     def _stand_in(self, t: Any) -> Any:
-        """One example where the program takes any number, else all: their attack costs time and is dropped."""
+        """Returns one example where the program takes any number, else all: their attack costs time and is dropped."""
         of_any_size = isinstance(t, tf.Tensor) and not tf.executing_eagerly() and t.shape.rank and t.shape[0] is None
         return t[:1] if of_any_size and not self._model.jit_compile else t
 
     def _drawn(self, iterator: Any) -> Any:
-        """The next batch, with None where Keras's data adapters have an empty optional."""
+        """Returns the next batch, with None where Keras's data adapters have an empty optional."""
         batch = next(iterator, _END)
         if batch is _END:
             raise StopIteration
@@ -143,11 +146,11 @@ class TrainFunction:
         return batch
 
     def _first(self, batch: Any, spec: Any) -> Any:
-        """The adversarial images of the first batch."""
+        """Returns the adversarial images of the first batch."""
         return self._of_any_size(self._first_attack, spec, (batch,))(batch)
 
     def _of_any_size(self, function: Any, spec: Any, arguments: tuple[Any, ...]) -> Any:
-        """The function, traced for batches of the data's spec, so that a smaller last batch needs no other trace."""
+        """Returns the function, traced for batches of the data's spec: a smaller last batch needs no other trace."""
         if not self._model.run_eagerly and not function.experimental_get_tracing_count():
             others = list(arguments[1:])
             if others and self._ahead:
@@ -160,7 +163,7 @@ class TrainFunction:
         return self._model.distribute_strategy.run(tf.autograph.experimental.do_not_convert(step), args=arguments)
 
     def _compiled(self, function: Any, jit: bool = True, jit_alone: bool = False) -> Any:
-        """The function, compiled as the model is; `jit_alone` if only XLA makes it a program of its own."""
+        """Returns the function, compiled as the model is; `jit_alone` if only XLA makes it a program of its own."""
         model = self._model
         function = tf.autograph.experimental.do_not_convert(function)
         if model.run_eagerly or (jit_alone and not model.jit_compile):

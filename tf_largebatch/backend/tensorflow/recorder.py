@@ -124,11 +124,11 @@ class Recorder(base.Recorder):
 
 
 def _read(variable: Variable, dtype: Any) -> tf.Tensor:
-    """The variable's value, in the layer's compute dtype or in `dtype`."""
+    """Returns the variable's value, in the layer's compute dtype or in `dtype`."""
     value = tf.convert_to_tensor(variable)
     return value if dtype is None else tf.cast(value, dtype)
 
 
 def _graph() -> Any:
-    """The graph under construction; None in eager execution."""
+    """Returns the graph under construction; None in eager execution."""
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 def have_parts_of_the_batch() -> bool:
-    """Whether several replicas each see a part of the batch."""
+    """Returns whether several replicas each see a part of the batch."""
     return tf.distribute.get_strategy().num_replicas_in_sync > 1
 
 

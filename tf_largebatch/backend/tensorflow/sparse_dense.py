@@ -29,7 +29,7 @@ class SparseMatMul:
         return matmul.contributions(with_positions(dense), with_positions(of_examples(d, examples)))
 
     def squared_norms(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """One position: `||a_i||^2 ||d_i||^2`. Several: row c of `G_i` is `sum_t a_{i,t,c} d_{i,t}`."""
+        """Returns `||a_i||^2 ||d_i||^2` for one position. For several, row c of `G_i` is `sum_t a_{i,t,c} d_{i,t}`."""
         a, d = _of_examples(self.a, examples), tf.cast(of_examples(d, examples), tf.float32)
         values = tf.cast(a.values, tf.float32)
         example, column = a.indices[:, 0], a.indices[:, -1]

@@ -179,7 +179,7 @@ def _is_float(t: Any) -> bool:
 
 
 def _has_batch_axis(t: Any, batch_size: Size) -> bool:
-    """Whether an argument of the model is a tensor of the batch's examples."""
+    """Returns whether an argument of the model is a tensor of the batch's examples."""
     if not isinstance(t, (tf.Tensor, tf.SparseTensor, tf.RaggedTensor)) or not t.shape.rank:
         return False
     rows = t.shape[0]
@@ -187,7 +187,7 @@ def _has_batch_axis(t: Any, batch_size: Size) -> bool:
 
 
 def _spec(t: Any, rows: int, fill: int | None) -> Any:
-    """What to trace with in place of a batch: the same with another number of rows, unknown sizes filled in."""
+    """Returns what to trace with in place of a batch: the same with another number of rows, unknown sizes filled in."""
     shape = [rows, *(fill if n is None else n for n in t.shape[1:])]
     if isinstance(t, tf.SparseTensor):
         return tf.SparseTensorSpec(shape, t.dtype)
@@ -197,14 +197,14 @@ def _spec(t: Any, rows: int, fill: int | None) -> Any:
 
 
 def _repeated_to(rows: int, t: Any) -> Any:
-    """The first examples of a batch, as often as it takes to make so many rows."""
+    """Returns the first examples of a batch, as often as it takes to make so many rows."""
     if isinstance(t, tf.SparseTensor):
         return tf.sparse.from_dense(_repeated_to(rows, tf.sparse.to_dense(t)))
     return tf.gather(t, tf.range(rows) % tf.shape(t)[0])
 
 
 def _signature(t: Any) -> Any:
-    """What of an argument the trace depends on, but for its number of rows."""
+    """Returns what of an argument the trace depends on, but for its number of rows."""
     if isinstance(t, (tf.Tensor, tf.SparseTensor, tf.RaggedTensor)):
         return type(t).__name__, t.dtype, tuple(t.shape[1:]) if t.shape.rank else ()
     return t if isinstance(t, (bool, int, float, str, type(None))) else id(t)

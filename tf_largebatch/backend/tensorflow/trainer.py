@@ -29,24 +29,24 @@ class Trainer:
     training_step: Any
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """One update; see the class."""
+        """Makes one update; see the class."""
         return self.training_step(data)
 
     def test_step(self, data: Any) -> dict[str, Any]:
-        """One batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
+        """Runs one batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
         if not delegation.overrides(self.model, "test_step"):
             return super().test_step(data)  # type: ignore[misc]
         with delegation.compiled_as(self.model, self) as model:
             return model.test_step(data)
 
     def predict_step(self, data: Any) -> Any:
-        """One batch of `predict`: the wrapped model's own `predict_step` if it has one."""
+        """Runs one batch of `predict`: the wrapped model's own `predict_step` if it has one."""
         own = delegation.overrides(self.model, "predict_step")
         return self.model.predict_step(data) if own else super().predict_step(data)  # type: ignore[misc]
 
 
 def number_of_replicas() -> int:
-    """How many replicas share a batch, each with a loss of its own."""
+    """Returns how many replicas share a batch, each with a loss of its own."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
@@ -74,10 +74,13 @@ def synchronize(model: keras.Model) -> None:
 
 
 def scratch_scope(collect_losses: bool = False) -> keras.StatelessScope:
-    """A scope to enter: within it what layers assign is dropped, and `add_loss` works if losses are collected."""
+    """Returns a scope to enter.
+
+    Within it what layers assign is dropped, and `add_loss` works if losses are collected.
+    """
     return keras.StatelessScope(collect_losses=collect_losses)
 
 
 def replica_may_be_empty(batch_size: Any) -> bool:
-    """Whether a last, small batch may leave a replica without examples."""
+    """Returns whether a last, small batch may leave a replica without examples."""
     return number_of_replicas() > 1 and not isinstance(batch_size, int)

@@ -35,12 +35,15 @@ def dense(gradient: Any, variable: Any) -> Any:
 
 
 def takes(dtype: str) -> bool:
-    """Whether the kernels update variables of this dtype: they compute in it, so it must be the update's own."""
+    """Returns whether the kernels update variables of this dtype.
+
+    The kernels compute in it, so it must be the update's own.
+    """
     return dtype == rates.compute_dtype(dtype)
 
 
 def can_decay_velocity(momentum: float, nesterov: bool) -> bool:
-    """Whether `decay_velocity` is exact: the gradient enters the weights through the velocity alone.
+    """Returns whether `decay_velocity` is exact: the gradient enters the weights through the velocity alone.
 
     The factor 1 / momentum must not leave the range of the dtype, either.
     """

@@ -110,7 +110,7 @@ class DenseNet(tf_keras.Model):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> DenseNet:
-        """The inverse of `get_config`."""
+        """Makes the object that `get_config` describes."""
         del custom_objects
         return cls(**config)
 

@@ -33,7 +33,10 @@ class Positions:
     max_length: int
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i`, row t: the sum of `d` over all axes but t and the last; 0 beyond T. Shape [b, max_length, C]."""
+        """Returns `G_i`.
+
+        Row t is the sum of `d` over all axes but t and the last; 0 beyond T. Shape [b, max_length, C].
+        """
         d = tf.cast(of_examples(d, examples), tf.float32)
         summed = [axis for axis in range(1, d.shape.rank - 1) if axis != self.axis]
         rows = tf.reduce_sum(d, axis=summed)
@@ -55,7 +58,7 @@ class Buckets:
     one_hot: tf.Tensor
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i[r, h]`: the sum of `d_{i,h}` over the pairs of positions in bucket r. Shape [b, R, H]."""
+        """Returns `G_i[r, h]`: the sum of `d_{i,h}` over the pairs of positions in bucket r. Shape [b, R, H]."""
         d = tf.cast(of_examples(d, examples), tf.float32)
         flat = tf.reshape(d, [tf.shape(d)[0], d.shape[1], -1])
         return tf.einsum("pr,ihp->irh", self.one_hot, flat)
@@ -71,7 +74,7 @@ class Buckets:
 
 @TF_KERAS.register(OnDeviceEmbedding)
 def on_device_embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = factor W[ids]`, by a lookup or by a product with one-hot vectors."""
+    """Computes `y = factor W[ids]`, by a lookup or by a product with one-hot vectors."""
     table = recorder.value(layer.embeddings)
     if layer._use_one_hot:
         one_hot = tf.one_hot(inputs, layer._vocab_size, dtype=table.dtype)
@@ -83,7 +86,7 @@ def on_device_embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf
 
 @TF_KERAS.register(PositionEmbedding)
 def position_embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y_{i,t} = w_t` for every example and every other axis of the inputs."""
+    """Returns `y_{i,t} = w_t` for every example and every other axis of the inputs."""
     variable, axis = layer._position_embeddings, layer._seq_axis % inputs.shape.rank
     sizes = tf.shape(inputs)
     rows = recorder.value(variable)[: sizes[axis]]
@@ -96,7 +99,10 @@ def position_embedding(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.
 
 @TF_KERAS.register(RelativePositionBias)
 def relative_position_bias(layer: Any, recorder: Recorder, query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """`y_{i,h,q,k} = w[bucket_{q,k}, h]`: the buckets come from the layer itself, given a table of row numbers."""
+    """Returns `y_{i,h,q,k} = w[bucket_{q,k}, h]`.
+
+    The buckets come from the layer itself, given a table of row numbers.
+    """
     variable = layer._relative_attention_bias
     buckets = tf.cast(_bucket_numbers(layer, query, key), tf.int32)
     values = tf.transpose(tf.gather(recorder.value(variable), buckets), [2, 0, 1])
@@ -107,7 +113,7 @@ def relative_position_bias(layer: Any, recorder: Recorder, query: tf.Tensor, key
 
 
 def _bucket_numbers(layer: Any, query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """[Q, K]: the layer's own call on one example and a table whose rows hold their own numbers."""
+    """Returns [Q, K]: the layer's own call on one example and a table whose rows hold their own numbers."""
     view = object.__new__(type(layer))
     vars(view).update(vars(layer))
     numbers = tf.range(layer.relative_attention_num_buckets, dtype=tf.float32)
@@ -117,7 +123,7 @@ def _bucket_numbers(layer: Any, query: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
 
 @TF_KERAS.register(MaskedLM, methods=("call", "_gather_indexes"), covers=lambda layer: [layer.dense, layer.layer_norm])
 def masked_lm(layer: Any, recorder: Recorder, sequence_data: tf.Tensor, masked_positions: tf.Tensor) -> tf.Tensor:
-    """`y = norm(activation(x W + b)) E^T + c` at the masked positions, with the embedding table `E`.
+    """Computes `y = norm(activation(x W + b)) E^T + c` at the masked positions, with the embedding table `E`.
 
     The layer flattens examples and positions into one axis; here they stay apart. A table that an embedding layer uses
     as well is one variable: its contributions are added over both uses.
@@ -140,7 +146,7 @@ def masked_lm(layer: Any, recorder: Recorder, sequence_data: tf.Tensor, masked_p
 
 @TF_KERAS.register(RMSNorm)
 def rms_norm(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = scale z`, `z = x / sqrt(mean x^2 + epsilon)`: `G_i = sum_t d_{i,t} z_{i,t}`."""
+    """Computes `y = scale z`, `z = x / sqrt(mean x^2 + epsilon)`: `G_i = sum_t d_{i,t} z_{i,t}`."""
     x = tf.cast(inputs, tf.float32)
     z = x * tf.math.rsqrt(tf.reduce_mean(tf.square(x), axis=layer.axis, keepdims=True) + layer.epsilon)
     scale = recorder.per_example(layer.scale, tf.float32)  # [B, 1, ..., C]: the variable has the rank of the inputs
@@ -149,7 +155,7 @@ def rms_norm(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
 
 @TF_KERAS.register(NoNorm)
 def no_norm(layer: Any, recorder: Recorder, feature: tf.Tensor) -> tf.Tensor:
-    """`y = scale x + bias`: `G_i = sum_t d_{i,t} x_{i,t}` and `sum_t d_{i,t}`."""
+    """Computes `y = scale x + bias`: `G_i = sum_t d_{i,t} x_{i,t}` and `sum_t d_{i,t}`."""
     shape = [-1, *(1,) * (feature.shape.rank - 2), feature.shape[-1]]
     scale, bias = (tf.reshape(recorder.per_example(v, feature.dtype), shape) for v in (layer.scale, layer.bias))
     return feature * scale + bias

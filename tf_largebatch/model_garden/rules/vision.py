@@ -24,7 +24,10 @@ from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 def add_position_embeddings(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, inputs_positions: Any = None
 ) -> tf.Tensor:
-    """`y_{i,t} = x_{i,t} + e_t`, so `G_i = d_i`; for another grid `e` is resized first, repeated for each example."""
+    """Returns `y_{i,t} = x_{i,t} + e_t`, so `G_i = d_i`.
+
+    For another grid `e` is resized first, repeated for each example.
+    """
     embedding = layer.pos_embedding  # [1, positions, width]
     shape = tuple(embedding.shape)
     if inputs.shape[1] == shape[1]:
@@ -38,26 +41,26 @@ def add_position_embeddings(
 
 @TF_KERAS.register(TokenLayer)
 def class_token(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y_i = [token, x_i]`, so `G_i = d_{i,0}`."""
+    """Returns `y_i = [token, x_i]`, so `G_i = d_{i,0}`."""
     repeated = recorder.per_example(layer.cls, inputs.dtype)  # [B, 1, 1, width]
     return tf.concat([tf.squeeze(repeated, axis=1), inputs], axis=1)
 
 
 @TF_KERAS.register(LayerScale)
 def layer_scale(layer: Any, recorder: Recorder, inputs: tf.Tensor, inputs_positions: Any = None) -> tf.Tensor:
-    """`y = gamma x`: `G_i = sum_t d_{i,t} x_{i,t}`."""
+    """Computes `y = gamma x`: `G_i = sum_t d_{i,t} x_{i,t}`."""
     return _scaled(recorder, layer.gamma, inputs)
 
 
 @TF_KERAS.register(MNV4LayerScale)
 def mobilenet_layer_scale(layer: Any, recorder: Recorder, x: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-    """`y = gamma x`: `G_i = sum_t d_{i,t} x_{i,t}`."""
+    """Computes `y = gamma x`: `G_i = sum_t d_{i,t} x_{i,t}`."""
     return _scaled(recorder, layer._gamma, x)
 
 
 @TF_KERAS.register(Scale)
 def scalar_scale(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = w x` with a scalar `w`: `G_i = d_i . x_i`."""
+    """Computes `y = w x` with a scalar `w`: `G_i = d_i . x_i`."""
     repeated = recorder.per_example(layer._scale, inputs.dtype)
     return tf.reshape(repeated, [-1, *(1,) * (inputs.shape.rank - 1)]) * inputs
 

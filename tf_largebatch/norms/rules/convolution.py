@@ -115,7 +115,7 @@ def bias_and_activation(layer: Any, recorder: Recorder, y: Tensor) -> Tensor:
 
 
 def convolution(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
-    """`y = activation(conv(x, W) + b)`."""
+    """Computes `y = activation(conv(x, W) + b)`."""
     kernel = recorder.value(layer.kernel)
     padded, padding = inputs, layer.padding
     if padding == "causal":
@@ -141,13 +141,13 @@ def convolution(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
 
 
 def depthwise_convolution(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
-    """`y = activation(depthwise_conv(x, W) + b)`."""
+    """Computes `y = activation(depthwise_conv(x, W) + b)`."""
     y = depthwise(layer, recorder, layer.kernel, inputs)
     return bias_and_activation(layer, recorder, y)
 
 
 def separable_convolution(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
-    """`y = activation(conv(depthwise_conv(x, W_d), W_p) + b)`, the second convolution pointwise."""
+    """Computes `y = activation(conv(depthwise_conv(x, W_d), W_p) + b)`, the second convolution pointwise."""
     hidden = depthwise(layer, recorder, layer.depthwise_kernel, inputs)
     y = ops.conv(
         hidden, recorder.value(layer.pointwise_kernel), strides=1, padding="valid", data_format=layer.data_format

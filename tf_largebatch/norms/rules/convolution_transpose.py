@@ -53,7 +53,7 @@ class TransposedConvolution:
 
 
 def transposed_convolution(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
-    """`y = activation(conv_transpose(x, W) + b)`."""
+    """Computes `y = activation(conv_transpose(x, W) + b)`."""
     y = ops.conv_transpose(
         inputs,
         recorder.value(layer.kernel),

@@ -23,11 +23,11 @@ class MatMul:
     a: Tensor
 
     def contributions(self, d: Tensor, examples: slice) -> Tensor:
-        """`G_i = sum_t a_{i,t} (x) d_{i,t}` in float32, shape [b, D, P]."""
+        """Returns `G_i = sum_t a_{i,t} (x) d_{i,t}` in float32, shape [b, D, P]."""
         return matmul.contributions(*self._by_position(d, examples))
 
     def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
-        """One position: `||a||^2 ||d||^2`. Several: the Gram form where it takes fewer products, else directly."""
+        """Returns `||a||^2 ||d||^2` for one position; for several, by the Gram form where it takes fewer products."""
         return matmul.squared_norms(*self._by_position(d, examples))
 
     def norms_and_gradient(self, d: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -35,12 +35,12 @@ class MatMul:
         return matmul.norms_and_gradient(*self._by_position(d, slice(None)))
 
     def over_rows(self, batch: Size, rows: Size) -> MatMul:
-        """The contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
+        """Returns the contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
         return MatMul(split_rows(self.a, batch, rows))
 
     @classmethod
     def joined(cls, uses: Sequence[MatMul], ds: Sequence[Tensor]) -> tuple[MatMul, Tensor]:
-        """The uses of one variable as one use whose positions are those of all, and its `d`."""
+        """Returns the uses of one variable as one use whose positions are those of all, and its `d`."""
         a = ops.concatenate([with_positions(ops.cast(use.a, "float32")) for use in uses], axis=1)
         return cls(a), ops.concatenate([with_positions(ops.cast(d, "float32")) for d in ds], axis=1)
 
@@ -55,7 +55,7 @@ class TransposedMatMul:
     a: Tensor
 
     def contributions(self, d: Tensor, examples: slice) -> Tensor:
-        """`G_i = sum_t d_{i,t} (x) a_{i,t}` in float32, shape [b, V, D]."""
+        """Returns `G_i = sum_t d_{i,t} (x) a_{i,t}` in float32, shape [b, V, D]."""
         return MatMul(d).contributions(self.a, examples)
 
     def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
@@ -67,18 +67,18 @@ class TransposedMatMul:
         return MatMul(d).norms_and_gradient(self.a)
 
     def over_rows(self, batch: Size, rows: Size) -> TransposedMatMul:
-        """The contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
+        """Returns the contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
         return TransposedMatMul(split_rows(self.a, batch, rows))
 
     @classmethod
     def joined(cls, uses: Sequence[TransposedMatMul], ds: Sequence[Tensor]) -> tuple[TransposedMatMul, Tensor]:
-        """The uses of one variable as one use whose positions are those of all, and its `d`."""
+        """Returns the uses of one variable as one use whose positions are those of all, and its `d`."""
         joined, d = MatMul.joined([MatMul(use.a) for use in uses], ds)
         return cls(joined.a), d
 
 
 def activate(layer: Any, y: Tensor) -> Tensor:
-    """The layer's activation, which may be None."""
+    """Returns the layer's activation, which may be None."""
     return y if layer.activation is None else layer.activation(y)
 
 

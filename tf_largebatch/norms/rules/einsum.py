@@ -27,7 +27,7 @@ class Einsum:
     equation: str
 
     def contributions(self, d: Tensor, examples: slice) -> Tensor:
-        """`G_i` in float32, shape [b, *w.shape]."""
+        """Returns `G_i` in float32, shape [b, *w.shape]."""
         letters = self._letters()
         return letters.as_kernel(matmul.contributions(*self._matrices(d, examples)), self._sizes(d), batched=True)
 
@@ -43,7 +43,7 @@ class Einsum:
         return together[0], self._letters().as_kernel(together[1], self._sizes(d), batched=False)
 
     def over_rows(self, batch: Size, rows: Size) -> Einsum:
-        """The contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
+        """Returns the contraction in which `rows` rows of `a`, one after the other, are positions of one example."""
         a, w, y = einsum_letters(self.equation, len(self.a.shape))
         row = next(letter for letter in string.ascii_letters if letter not in a + w + y)
         return Einsum(split_rows(self.a, batch, rows), f"{a[0]}{row}{a[1:]},{w}->{y[0]}{row}{y[1:]}")
@@ -52,7 +52,7 @@ class Einsum:
         return Letters(*einsum_letters(self.equation, len(self.a.shape)))
 
     def _matrices(self, d: Tensor, examples: slice) -> tuple[Tensor, Tensor]:
-        """`a` as [b, matrices, positions, inputs] and `d` as [b, matrices, positions, outputs]."""
+        """Returns `a` as [b, matrices, positions, inputs] and `d` as [b, matrices, positions, outputs]."""
         letters = self._letters()
         a = letters.as_matrices(of_examples(self.a, examples), letters.a, letters.inputs)
         return a, letters.as_matrices(of_examples(d, examples), letters.y, letters.outputs)
@@ -91,7 +91,7 @@ class Letters:
         return "".join(c for c in self.y[1:] if c not in self.w)
 
     def as_matrices(self, t: Tensor, letters: str, last: str) -> Tensor:
-        """A tensor of these letters as [b, matrices, positions, last]; other letters are summed."""
+        """Returns a tensor of these letters as [b, matrices, positions, last]; other letters are summed."""
         alone = [i for i, c in enumerate(letters) if c not in letters[0] + self.matrices + self.positions + last]
         if alone:
             t = ops.sum(ops.cast(t, "float32"), axis=alone)
@@ -113,7 +113,7 @@ class Letters:
 
 
 def einsum_letters(equation: str, input_rank: int) -> tuple[str, str, str]:
-    """The letters of input, kernel and output of an EinsumDense equation, an ellipsis written out."""
+    """Returns the letters of input, kernel and output of an EinsumDense equation, an ellipsis written out."""
     equation = equation.replace(" ", "")
     left, y_letters = equation.split("->")
     a_letters, w_letters = left.split(",")
@@ -138,7 +138,7 @@ def refuse_einsum(layer: Any) -> str | None:
 
 
 def einsum_dense(layer: Any, recorder: Recorder, inputs: Tensor, training: bool | None = None) -> Tensor:
-    """`y = activation(einsum(equation, x, W) + b)`."""
+    """Computes `y = activation(einsum(equation, x, W) + b)`."""
     y = ops.einsum(layer.equation, inputs, recorder.value(layer.kernel))
     y = recorder.record(layer.kernel, y, Einsum(inputs, layer.equation))
     if layer.bias is not None:

@@ -24,7 +24,7 @@ class Lookup:
     rows: int
 
     def contributions(self, d: Tensor, examples: slice) -> Tensor:
-        """`G_i`, dense, float32, shape [b, V, P]."""
+        """Returns `G_i`, dense, float32, shape [b, V, P]."""
         return lookup.contributions(*self._by_position(d, examples), self.rows)
 
     def squared_norms(self, d: Tensor, examples: slice) -> Tensor:
@@ -36,7 +36,7 @@ class Lookup:
         return None
 
     def inner_product(self, d: Tensor, other: Any, d_other: Tensor, examples: slice) -> Tensor | None:
-        """`<G_i, G'_i>` with a product with the transposed table, `sum_{t,t'} d'_{t'}[id_t] (d_t . a_{t'})`."""
+        """Returns `<G_i, G'_i>` with a product with the transposed table, `sum_{t,t'} d'_{t'}[id_t] (d_t . a_{t'})`."""
         if not isinstance(other, TransposedMatMul):
             return None
         ids, d = self._by_position(d, examples)
@@ -44,12 +44,12 @@ class Lookup:
         return lookup.inner_product(ids, d, a, d_other)
 
     def over_rows(self, batch: Size, rows: Size) -> Lookup:
-        """The contraction in which `rows` rows of `ids`, one after the other, are positions of one example."""
+        """Returns the contraction in which `rows` rows of `ids`, one after the other, are positions of one example."""
         return Lookup(split_rows(self.ids, batch, rows), self.rows)
 
     @classmethod
     def joined(cls, uses: Sequence[Lookup], ds: Sequence[Tensor]) -> tuple[Lookup, Tensor]:
-        """The uses of one table as one use whose positions are those of all, and its `d`."""
+        """Returns the uses of one table as one use whose positions are those of all, and its `d`."""
         ids = [use._ids_by_position(slice(None)) for use in uses]
         d = ops.concatenate([with_positions(ops.cast(d, "float32")) for d in ds], axis=1)
         return cls(ops.concatenate(ids, axis=1), uses[0].rows), d
@@ -70,7 +70,7 @@ class SharedLookup:
     rows: int
 
     def contributions(self, d: Tensor, examples: slice) -> Tensor:
-        """`G_i`, dense, float32, shape [b, V, P]."""
+        """Returns `G_i`, dense, float32, shape [b, V, P]."""
         return self._lookup(d).contributions(d, examples)
 
     def squared_norms(self, d: Tensor, examples: slice) -> Tensor:

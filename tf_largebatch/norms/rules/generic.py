@@ -60,7 +60,7 @@ def use_generic(layer: Any, chunk_size: int = CHUNK_SIZE) -> Any:
 
 @KERAS.register_generic
 def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
-    """The layer's own call on private copies of all variables in it, its outputs recorded as one tensor."""
+    """Returns the layer's own call on private copies of all variables in it, its outputs recorded as one tensor."""
     _refuse_composite((args, kwargs), layer)
     variables = layer.trainable_variables
     copies = [recorder.value(v, v.dtype) for v in variables]
@@ -92,7 +92,7 @@ def _refuse_composite(tensors: Any, layer: Any) -> None:
 
 
 def join(outputs: Any, rows: Size, layer: Any) -> Any:
-    """All floating-point outputs of a layer side by side, [B, N]."""
+    """Returns all floating-point outputs of a layer side by side, [B, N]."""
     floats = [t for t in keras.tree.flatten(outputs) if is_float(t)]
     for t in floats:
         found = static_or_dynamic_size(t, 0) if len(t.shape) else 0
@@ -112,7 +112,7 @@ def join(outputs: Any, rows: Size, layer: Any) -> Any:
 
 
 def unjoin(joined: Any, outputs: Any) -> Any:
-    """The inverse of `join`; what is no floating-point tensor comes from `outputs`."""
+    """Returns the inverse of `join`; what is no floating-point tensor comes from `outputs`."""
     flat = keras.tree.flatten(outputs)
     sizes = [product(static_or_dynamic_shape(t)[1:]) for t in flat if is_float(t)]
     parts = iter(example_by_example.split_columns(joined, sizes))
@@ -180,14 +180,17 @@ class LayerAlone:
         )
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: list[Any], rows: int) -> Any:
-        """The layer's outputs side by side, [rows, N], on other arguments and copies of its variables.
+        """Returns the layer's outputs side by side, [rows, N], on other arguments and copies of its variables.
 
         No state changes.
         """
         return join(self._run(args, kwargs, copies), rows, self.layer)
 
     def of_all_variables(self, d: Any, examples: slice) -> tuple[Any, list[Any]]:
-        """`norms_and_gradients`, worked out once: the variables are recorded at one tensor and have the same d."""
+        """Returns `norms_and_gradients`, worked out once.
+
+        The variables are recorded at one tensor and have the same d.
+        """
         key = examples.stop, example_by_example.identity(d)
         if self.last.key is None or any(known is not own for known, own in zip(self.last.key, key, strict=True)):
             self.last.found = example_by_example.norms_and_gradients(self, d, *self.bounds(examples))
@@ -200,13 +203,13 @@ class LayerAlone:
         return start, self.batch_size if examples.stop is None else examples.stop
 
     def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: list[Any]) -> Any:
-        """The layer on other arguments and copies of its variables; no state changes."""
+        """Returns the layer on other arguments and copies of its variables; no state changes."""
         state = list(zip(self.variables, copies, strict=True))
         with example_by_example.on_these_values(state):
             return in_mode(self.training, lambda: self.layer(*args, **kwargs))
 
     def split_arguments(self) -> tuple[list[Any], Any]:
-        """The tensors among the arguments that have the batch axis, and what puts others in their places."""
+        """Returns the tensors among the arguments that have the batch axis, and what puts others in their places."""
         flat = keras.tree.flatten((self.args, self.kwargs))
         batched = [i for i, t in enumerate(flat) if ops.is_tensor(t) and self._has_batch_axis(t)]
         masks = {i: mask for i in batched if (mask := keras_internals.keras_mask(flat[i])) is not None}
@@ -237,7 +240,7 @@ class Alone:
     index: int
 
     def contributions(self, d: Any, examples: slice) -> Any:
-        """`G_i`, shape [b, *w.shape]."""
+        """Returns `G_i`, shape [b, *w.shape]."""
         return example_by_example.contributions(self.alone, d, examples)[self.index]
 
     def squared_norms(self, d: Any, examples: slice) -> Any:

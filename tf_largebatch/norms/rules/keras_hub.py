@@ -34,7 +34,7 @@ class Placed:
     count: int
 
     def contributions(self, d: Any, examples: slice) -> Any:
-        """`G_i = d_{i, at : at + count}` in its rows, float32, shape [b, *w.shape]."""
+        """Returns `G_i = d_{i, at : at + count}` in its rows, float32, shape [b, *w.shape]."""
         part = ops.cast(of_examples(d, examples)[:, self.at : self.at + self.count], "float32")
         rows = math.prod(self.shape[:-1])
         part = ops.reshape(part, [-1, self.count, self.shape[-1]])
@@ -42,7 +42,7 @@ class Placed:
         return ops.reshape(padded, [-1, *self.shape])
 
     def squared_norms(self, d: Any, examples: slice) -> Any:
-        """`||d_{i, at : at + count}||^2`."""
+        """Returns `||d_{i, at : at + count}||^2`."""
         return sum_squares_per_example(of_examples(d, examples)[:, self.at : self.at + self.count])
 
     def norms_and_gradient(self, d: Any) -> tuple[Any, Any]:
@@ -51,7 +51,7 @@ class Placed:
 
 
 def rms_normalization(name: str, without: float) -> Callable[..., Any]:
-    """The rule of a layer that multiplies by its variable of this name, or by 1 + the variable, last.
+    """Returns the rule of a layer that multiplies by its variable of this name, or by 1 + the variable, last.
 
     Args:
         name: The attribute.
@@ -59,7 +59,7 @@ def rms_normalization(name: str, without: float) -> Callable[..., Any]:
     """
 
     def rule(layer: Any, recorder: Recorder, x: Any) -> Any:
-        """`y = scale z` or `y = (1 + scale) z`: `G_i = sum_t d_{i,t} z_{i,t}`."""
+        """Computes `y = scale z` or `y = (1 + scale) z`: `G_i = sum_t d_{i,t} z_{i,t}`."""
         z = type(layer).call(view(layer, **{name: without}), x)
         y = scaled(recorder, getattr(layer, name), z)
         return y if without else z + y
@@ -68,7 +68,7 @@ def rms_normalization(name: str, without: float) -> Callable[..., Any]:
 
 
 def position_embedding(layer: Any, recorder: Recorder, inputs: Any, start_index: Any = 0, positions: Any = None) -> Any:
-    """`y_{i,t} = w_{start + t}`, or `w` at the given positions."""
+    """Returns `y_{i,t} = w_{start + t}`, or `w` at the given positions."""
     table = layer.position_embeddings
     value = recorder.value(table)
     y = type(layer).call(view(layer, position_embeddings=value), inputs, start_index=start_index, positions=positions)
@@ -88,7 +88,7 @@ def relative_embedding(layer: Any, recorder: Recorder, inputs: Any) -> Any:
 
 
 def masked_lm_head(layer: Any, recorder: Recorder, inputs: Any, mask_positions: Any) -> Any:
-    """`y = activation(norm(dense(x at the positions)) W + b)`, `W` the token embedding's, transposed, or its own."""
+    """Computes `y = activation(norm(dense(x at the positions)) W + b)`; `W` may be the token embedding's."""
     x = ops.take_along_axis(inputs, ops.expand_dims(mask_positions, axis=-1), axis=1)
     x = layer._intermediate_layer_norm(layer._intermediate_dense(x))
     if layer.token_embedding:
@@ -100,7 +100,7 @@ def masked_lm_head(layer: Any, recorder: Recorder, inputs: Any, mask_positions: 
 
 
 def tokens_and_positions(**at: int | None) -> Callable[..., Any]:
-    """The rule of a layer that puts tokens in front of an image's patches and adds a table of positions.
+    """Returns the rule of a layer that puts tokens in front of an image's patches and adds a table of positions.
 
     Args:
         **at: For each variable by its attribute the position of a token, None for a table of all positions. A layer
@@ -108,7 +108,7 @@ def tokens_and_positions(**at: int | None) -> Callable[..., Any]:
     """
 
     def rule(layer: Any, recorder: Recorder, inputs: Any, **kwargs: Any) -> Any:
-        """`y_i = [tokens, patches_i] + positions`: `G_i` is `d_i` at the token's position, or all of it."""
+        """Returns `y_i = [tokens, patches_i] + positions`: `G_i` is `d_i` at the token's position, or all of it."""
         found = {name: getattr(layer, name, None) for name in at}
         variables = {name: v for name, v in found.items() if isinstance(v, keras.Variable)}
         values: dict[str, Any] = {name: recorder.value(v) for name, v in variables.items()}
@@ -151,7 +151,7 @@ def relative_attention_bias(layer: Any, recorder: Recorder, *args: Any, **kwargs
 
 
 def layer_scale(layer: Any, recorder: Recorder, inputs: Any, training: bool | None = None) -> Any:
-    """`y = lambda x`: `G_i = sum_t d_{i,t} x_{i,t}`."""
+    """Computes `y = lambda x`: `G_i = sum_t d_{i,t} x_{i,t}`."""
     return scaled(recorder, layer.lambda1, inputs)
 
 

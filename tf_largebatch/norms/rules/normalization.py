@@ -23,7 +23,7 @@ from tf_largebatch.norms.view import view
 
 
 def without_scale_and_center(layer: Any) -> Any:
-    """A view of the layer whose `call` returns the normalized inputs, neither scaled nor shifted."""
+    """Returns a view of the layer whose `call` returns the normalized inputs, neither scaled nor shifted."""
     plain = {"scale": False, "center": False, "gamma": None, "beta": None}
     return view(layer, **{name: value for name, value in plain.items() if hasattr(layer, name)})
 
@@ -50,13 +50,13 @@ def per_example_affine(layer: Any, recorder: Recorder, dtype: Any, rank: int, ax
 
 
 def affine(z: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """`gamma z + beta`, either of which may be None."""
+    """Returns `gamma z + beta`, either of which may be None."""
     z = z if gamma is None else z * gamma
     return z if beta is None else z + beta
 
 
 def normalize_then_affine(layer: Any, recorder: Recorder, inputs: Tensor, axes: list[int], **kwargs: Any) -> Tensor:
-    """The layer's own normalization, whatever it does, followed by a per-example scale and shift."""
+    """Returns the layer's own normalization, whatever it does, followed by a per-example scale and shift."""
     dtype = wide_dtype(inputs)
     rank = len(inputs.shape)
     z = type(layer).call(without_scale_and_center(layer), ops.cast(inputs, dtype), **kwargs)
@@ -72,7 +72,7 @@ BATCH_NORM_METHODS = reached_methods(keras.layers.BatchNormalization)
 def batch_normalization(
     layer: Any, recorder: Recorder, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training.
+    """Computes `y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training.
 
     On CPUs TensorFlow's fused kernels compute it. Elsewhere, and where these do not apply, it is written out, so that
     gamma and beta join the inverse deviation before they meet the activations, as in the ordinary step. Masked inputs,
@@ -141,17 +141,17 @@ def _unmoved_by_an_empty_batch(layer: Any, x: Tensor | None) -> Iterator[None]:
 
 
 def own_state(layer: Any) -> list[Any]:
-    """The variables of a batch normalization that its forward pass changes."""
+    """Returns the variables of a batch normalization that its forward pass changes."""
     names = ("moving_mean", "moving_variance", "moving_stddev", "renorm_mean", "renorm_stddev")
     return [v for v in (getattr(layer, name, None) for name in names) if v is not None]
 
 
 def layer_normalization(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
-    """`y = gamma z + beta` with `z` normalized over the layer's axes."""
+    """Computes `y = gamma z + beta` with `z` normalized over the layer's axes."""
     axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
     return normalize_then_affine(layer, recorder, inputs, list(axes))
 
 
 def group_normalization(layer: Any, recorder: Recorder, inputs: Tensor) -> Tensor:
-    """`y = gamma z + beta` with `z` normalized over each group of channels."""
+    """Computes `y = gamma z + beta` with `z` normalized over each group of channels."""
     return normalize_then_affine(layer, recorder, inputs, [layer.axis])

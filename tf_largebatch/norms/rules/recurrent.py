@@ -17,17 +17,17 @@ from tf_largebatch.norms.view import view
 
 
 def cells_of(layer: Any) -> list[Any]:
-    """The cells of an RNN layer, one or stacked."""
+    """Returns the cells of an RNN layer, one or stacked."""
     return list(layer.cell.cells) if isinstance(layer.cell, L.StackedRNNCells) else [layer.cell]
 
 
 def covered_cells(layer: Any) -> list[Any]:
-    """The cells and the layers in them: the layer's rule records their variables."""
+    """Returns the cells and the layers in them: the layer's rule records their variables."""
     return layers_within(layer.cell) if isinstance(layer.cell, keras.layers.Layer) else []
 
 
 def rule_class(layer: Any, cell: Any) -> type[SimpleRNNRule] | None:
-    """The rule of one cell of the layer."""
+    """Returns the rule of one cell of the layer."""
     if isinstance(layer, (L.ConvLSTM1D, L.ConvLSTM2D, L.ConvLSTM3D)):
         return ConvLSTMRule
     return cell_rule(cell)

@@ -56,7 +56,7 @@ class SimpleRNNRule:
         return self.recurrent_sites(self.with_bias(z, 0))
 
     def recurrent_sites(self, z: Any) -> list[Any]:
-        """The sites at which the recurrent kernel is recorded, z among them."""
+        """Returns the sites at which the recurrent kernel is recorded, z among them."""
         return [self.recorder.record(self.cell.recurrent_kernel, z, self._recurrent)]
 
     def step(self, sites: list[Any], x: Any, states: list[Any]) -> tuple[Any, Any, Any]:
@@ -71,22 +71,22 @@ class SimpleRNNRule:
         self._recurrent.inner = self.contraction(self.recurrent_operand(h, reset), self.recurrent_contraction)
 
     def recurrent_operand(self, h: Any, reset: Any) -> Operand:
-        """What the recurrent kernel is multiplied with."""
+        """Returns what the recurrent kernel is multiplied with."""
         del reset
         return self.dropped_states(h)
 
     def input_term(self, site: Any, x: Any) -> Any:
-        """`x W + b` of one step."""
+        """Returns `x W + b` of one step."""
         if self._in_loop is None:
             return site
         return site + self.product(self.dropped_inputs(x), self.kernel, self.input_product)
 
     def recurrent_term(self, h: Any) -> Any:
-        """`h' U` of one step."""
+        """Returns `h' U` of one step."""
         return self.product(self.dropped_states(h), self.recurrent_kernel, self.recurrent_product)
 
     def with_bias(self, z: Any, row: int) -> Any:
-        """`z + b`, recorded; `b` is the row of that number where the bias has several."""
+        """Returns `z + b`, recorded; `b` is the row of that number where the bias has several."""
         if self.bias is None:
             return z
         shape = tuple(self.cell.bias.shape)
@@ -96,19 +96,19 @@ class SimpleRNNRule:
         return self.recorder.record(self.cell.bias, z + (self.bias if len(shape) == 1 else self.bias[row]), contraction)
 
     def dropped_inputs(self, x: Any) -> Operand:
-        """The inputs times the dropout mask, which may differ between the gates."""
+        """Returns the inputs times the dropout mask, which may differ between the gates."""
         if not self.drops(self.cell.dropout):
             return x
         return self._dropped(x, self.cell.get_dropout_mask(x))
 
     def dropped_states(self, h: Any) -> Operand:
-        """The states times the recurrent dropout mask, which may differ between the gates."""
+        """Returns the states times the recurrent dropout mask, which may differ between the gates."""
         if not self.drops(self.cell.recurrent_dropout):
             return h
         return self._dropped(h, self.cell.get_recurrent_dropout_mask(h))
 
     def drops(self, rate: float) -> bool:
-        """Whether there is dropout of this rate."""
+        """Returns whether there is dropout of this rate."""
         return bool(self.training) and rate > 0.0
 
     @staticmethod
@@ -120,7 +120,7 @@ class SimpleRNNRule:
 
     @staticmethod
     def product(a: Operand, w: Any, product: Any) -> Any:
-        """`a w`, gate by gate if each has its own a."""
+        """Returns `a w`, gate by gate if each has its own a."""
         if not isinstance(a, list):
             return product(a, w)
         by_gate = zip(a, ops.split(w, len(a), axis=-1), strict=True)
@@ -128,23 +128,23 @@ class SimpleRNNRule:
 
     @staticmethod
     def contraction(a: Operand, contraction: Any) -> Contraction:
-        """The contraction of `product`."""
+        """Returns the contraction of `product`."""
         return ByGate(tuple(contraction(a_g) for a_g in a)) if isinstance(a, list) else contraction(a)
 
     def input_product(self, x: Any, w: Any) -> Any:
-        """`x w`."""
+        """Returns `x w`."""
         return ops.matmul(x, w)
 
     def recurrent_product(self, h: Any, w: Any) -> Any:
-        """`h w`."""
+        """Returns `h w`."""
         return ops.matmul(h, w)
 
     def input_contraction(self, x: Any) -> Contraction:
-        """The contraction of `input_product`."""
+        """Returns the contraction of `input_product`."""
         return MatMul(x)
 
     def recurrent_contraction(self, h: Any) -> Contraction:
-        """The contraction of `recurrent_product`."""
+        """Returns the contraction of `recurrent_product`."""
         return MatMul(h)
 
 
@@ -152,11 +152,11 @@ class LSTMRule(SimpleRNNRule):
     """`[i, f, g, o] = x W + b + h' U`, `c = s(f) c' + s(i) activation(g)`, `h = s(o) activation(c)`."""
 
     def drops(self, rate: float) -> bool:
-        """Whether there is dropout of this rate; these cells treat a rate of 1 as no dropout."""
+        """Returns whether there is dropout of this rate; these cells treat a rate of 1 as no dropout."""
         return super().drops(rate) and rate < 1.0
 
     def step(self, sites: list[Any], x: Any, states: list[Any]) -> tuple[Any, Any, Any]:
-        """One time step."""
+        """Computes one time step."""
         activation, gate = self.cell.activation, self.cell.recurrent_activation
         z = self.input_term(sites[0], x) + self.recurrent_term(states[0])
         i, f, g, o = ops.split(z, 4, axis=-1)
@@ -169,7 +169,7 @@ class ConvLSTMRule(LSTMRule):
     """An LSTM whose products are convolutions, channels last."""
 
     def input_product(self, x: Any, w: Any) -> Any:
-        """The inputs' convolution, of one step or of all."""
+        """Returns the inputs' convolution, of one step or of all."""
         cell, shape = self.cell, static_or_dynamic_shape(x)
         one_step = len(x.shape) == cell.rank + 2
         y = ops.conv(
@@ -183,17 +183,17 @@ class ConvLSTMRule(LSTMRule):
         return y if one_step else ops.reshape(y, [*shape[:2], *static_or_dynamic_shape(y)[1:]])
 
     def recurrent_product(self, h: Any, w: Any) -> Any:
-        """The states' convolution."""
+        """Returns the states' convolution."""
         return ops.conv(h, w, strides=1, padding="same", data_format=self.cell.data_format)
 
     def input_contraction(self, x: Any) -> Contraction:
-        """A convolution over space and time whose kernel has size 1 in time."""
+        """Returns a convolution over space and time whose kernel has size 1 in time."""
         cell = self.cell
         window = Window((1, *cell.kernel_size), (1, *cell.strides), cell.padding, (1, *cell.dilation_rate))
         return WithoutFirstAxis(Convolution(x, window, groups=1))
 
     def recurrent_contraction(self, h: Any) -> Contraction:
-        """A convolution over space and time whose kernel has size 1 in time."""
+        """Returns a convolution over space and time whose kernel has size 1 in time."""
         ones = (1,) * (self.cell.rank + 1)
         window = Window((1, *self.cell.kernel_size), ones, "same", ones)
         return WithoutFirstAxis(Convolution(h, window, groups=1))
@@ -211,14 +211,14 @@ class GRURule(LSTMRule):
         self.emits_reset = not cell.reset_after
 
     def recurrent_sites(self, z: Any) -> list[Any]:
-        """One site for both products, or one for each with `reset_after`."""
+        """Returns one site for both products, or one for each with `reset_after`."""
         if not self.cell.reset_after:
             return super().recurrent_sites(z)
         inner = self.recorder.probe(static_or_dynamic_shape(z), z.dtype)
         return [z, *super().recurrent_sites(self.with_bias(inner, 1))]
 
     def step(self, sites: list[Any], x: Any, states: list[Any]) -> tuple[Any, Any, Any]:
-        """One time step."""
+        """Computes one time step."""
         cell, h = self.cell, states[0]
         gate = cell.recurrent_activation
         x_z, x_r, x_g = ops.split(self.input_term(sites[0], x), 3, axis=-1)
@@ -235,7 +235,7 @@ class GRURule(LSTMRule):
         return h, [h], r if self.emits_reset else None
 
     def recurrent_operand(self, h: Any, reset: Any) -> Operand:
-        """The previous states; those of the candidate reset where the cell resets before it multiplies."""
+        """Returns the previous states; those of the candidate reset where the cell resets before it multiplies."""
         if self.cell.reset_after:
             return self.dropped_states(h)
         for_z, for_r, for_g = self._by_gate(h)
@@ -250,7 +250,7 @@ _RULES = {L.SimpleRNNCell: SimpleRNNRule, L.LSTMCell: LSTMRule, L.GRUCell: GRURu
 
 
 def cell_rule(cell: Any) -> type[SimpleRNNRule] | None:
-    """The rule of a cell whose equations are known: one of Keras's, with no method overridden."""
+    """Returns the rule of a cell whose equations are known: one of Keras's, with no method overridden."""
     for cls, rule in _RULES.items():
         if isinstance(cell, cls):
             return rule if overridden_method(type(cell), cls, reached_methods(cls)) is None else None

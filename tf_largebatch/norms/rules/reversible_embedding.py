@@ -14,7 +14,10 @@ from tf_largebatch.norms.rules.embedding import embedding
 
 
 def reversible_embedding(layer: Any, recorder: Recorder, inputs: Tensor, reverse: bool = False) -> Tensor:
-    """`y = W[ids]`; in reverse `y = x W^T`, or `x V` with untied weights, softly capped if the layer says so."""
+    """Computes `y = W[ids]`.
+
+    In reverse `y = x W^T`, or `x V` with untied weights, softly capped if the layer says so.
+    """
     if not reverse:
         y = embedding(layer, recorder, inputs)
         if layer.mask_zero:

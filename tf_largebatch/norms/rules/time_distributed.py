@@ -21,7 +21,7 @@ from tf_largebatch.norms.shapes import split_rows, static_or_dynamic_shape, stat
 def time_distributed(
     layer: Any, recorder: Recorder, inputs: Any, training: bool | None = None, mask: Any = None
 ) -> Any:
-    """`y[:, t] = layer(x[:, t])`."""
+    """Computes `y[:, t] = layer(x[:, t])`."""
     inner = layer.layer
     coupling = _layer_that_may_couple_steps(inner)
     if inputs.shape[1] is not None and (coupling is not None or _keeps_state(inner)):
@@ -44,13 +44,13 @@ def time_distributed(
 
 
 def _steps_as_rows(t: Any) -> Any:
-    """[B, T, ...] as [B T, ...]."""
+    """Returns [B, T, ...] as [B T, ...]."""
     sizes = static_or_dynamic_shape(t)
     return ops.reshape(t, [sizes[0] * sizes[1], *sizes[2:]])
 
 
 def _layer_that_may_couple_steps(layer: Any) -> Any:
-    """A layer inside that may compute something else from all steps together than from each alone, or None."""
+    """Returns a layer inside that may compute something else from all steps together than from each alone, or None."""
     coupling = (keras.layers.BatchNormalization, keras.layers.Lambda)
     for sub in layers_within(layer):
         if isinstance(sub, coupling) or not type(sub).__module__.startswith("keras."):
@@ -59,5 +59,8 @@ def _layer_that_may_couple_steps(layer: Any) -> Any:
 
 
 def _keeps_state(layer: Any) -> bool:
-    """Whether a step may depend on the steps before: seeds of random numbers, states, vectors that are iterated."""
+    """Returns whether a step may depend on the steps before.
+
+    It does with seeds of random numbers, states, and vectors that are iterated.
+    """
     return bool(layer.non_trainable_variables) or any(getattr(sub, "stateful", False) for sub in layers_within(layer))

@@ -139,7 +139,7 @@ def _on_one_device(a: jax.Array, d: jax.Array, layer: _Layer) -> list[jax.Array]
 
 
 def _program(a_ref: Any, d_ref: Any, squares_ref: Any, *sums_ref: Any, layer: _Layer, batch: int, group: int) -> None:
-    """One program, with a group of the batch's examples and a tile of `G`."""
+    """Runs one program, with a group of the batch's examples and a tile of `G`."""
     window, padded, out, tiles = layer.window, layer.padded, layer.out, layer.tiles
     rows, channels, outputs, positions = layer.rows, layer.channels, layer.outputs, math.prod(out)
     number, tile_row, tile_column = (pl.program_id(axis) for axis in range(3))

@@ -85,7 +85,7 @@ def _on_one_device(a: jax.Array, d: jax.Array, layer: _Layer) -> list[jax.Array]
 
 
 def _program(a_ref: Any, d_ref: Any, squares_ref: Any, sums_ref: Any, layer: _Layer, batch: int, group: int) -> None:
-    """One program, with a group of the batch's examples and a block of channels."""
+    """Runs one program, with a group of the batch's examples and a block of channels."""
     window, padded, out, channels = layer.window, layer.padded, layer.out, layer.channels
     number, block = pl.program_id(0), pl.program_id(1)
     positions, offsets = math.prod(out), list(itertools.product(*(range(k) for k in window.kernel_size)))

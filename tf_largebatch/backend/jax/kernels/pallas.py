@@ -41,7 +41,7 @@ def where_examples_lie(kernel: Callable[..., Any], with_gradient: bool) -> Calla
 @functools.cache
 def _partitioned(kernel: Callable[..., Any], with_gradient: bool) -> Callable[..., Any]:
     def shardings(layer: Any, mesh: Any, arguments: Any, results: Any) -> tuple[Any, Any, Any]:
-        """The axes of the mesh along which the examples lie, and the shardings of arguments and results."""
+        """Returns the axes of the mesh along which the examples lie, and the shardings of arguments and results."""
         del layer, results
         specs = [argument.sharding.spec for argument in arguments]
         examples = next((spec[0] for spec in specs if len(spec) and spec[0] is not None), None)

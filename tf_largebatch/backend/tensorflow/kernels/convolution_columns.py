@@ -55,7 +55,7 @@ def squared_norms(a: tf.Tensor, d: tf.Tensor, window: Window, groups: int) -> tf
 
 
 def _columns_side_by_side(a: tf.Tensor, d: tf.Tensor, window: Window) -> tf.Tensor:
-    """[b, ..., W, C] as [b, ..., columns of d, K C]: what each position of `d` meets along the last axis."""
+    """Returns [b, ..., W, C] as [b, ..., columns of d, K C]: what each position of `d` meets along the last axis."""
     columns, kernel, stride, channels = d.shape[-2], window.kernel_size[-1], window.strides[-1], a.shape[-1]
     before = window.padding_of(a, list(d.shape[1:-1]))[-1][0]
     runs = -(-kernel // stride)  # of `stride` inputs each, that a kernel reaches

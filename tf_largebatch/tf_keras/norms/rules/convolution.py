@@ -16,7 +16,7 @@ TF_KERAS.register(tf_keras.layers.Conv1D, tf_keras.layers.Conv2D, tf_keras.layer
 
 @TF_KERAS.register(tf_keras.layers.DepthwiseConv1D, tf_keras.layers.DepthwiseConv2D)
 def depthwise_convolution(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = activation(depthwise_conv(x, W) + b)`."""
+    """Computes `y = activation(depthwise_conv(x, W) + b)`."""
     y = depthwise(layer, recorder, layer.depthwise_kernel, inputs)
     return bias_and_activation(layer, recorder, y)
 

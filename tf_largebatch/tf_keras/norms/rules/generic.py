@@ -21,7 +21,7 @@ from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 
 @TF_KERAS.register_generic
 def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
-    """The layer's own call on private copies of all variables in it, its outputs recorded as one tensor."""
+    """Returns the layer's own call on private copies of all variables in it, its outputs recorded as one tensor."""
     if layer.non_trainable_variables:
         _refuse(layer, "has variables that are not trained")
     variables = layer.trainable_variables

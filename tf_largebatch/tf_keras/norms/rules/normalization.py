@@ -40,7 +40,7 @@ class Scaling:
     axis: int
 
     def contributions(self, d: tf.Tensor, examples: slice) -> tf.Tensor:
-        """`G_i = inverse sum_t d_{i,t} (x_{i,t} - mean)`, shape [b, size], without a copy of the centred x."""
+        """Returns `G_i = inverse sum_t d_{i,t} (x_{i,t} - mean)`, shape [b, size], without a copy of the centred x."""
         x, d = tf.cast(self.x[examples], self.mean.dtype), tf.cast(d[examples], self.mean.dtype)
         others = [axis for axis in range(1, x.shape.rank) if axis != self.axis]
         return self.inverse * (tf.reduce_sum(d * x, axis=others) - self.mean * tf.reduce_sum(d, axis=others))
@@ -70,7 +70,7 @@ def refuse_batch_normalization(layer: Any) -> str | None:
 def batch_normalization(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, training: Any = None, mask: tf.Tensor | None = None
 ) -> tf.Tensor:
-    """`y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training.
+    """Computes `y = gamma (x - mean) / sqrt(variance + epsilon) + beta`, with complete batch statistics in training.
 
     Batch renormalization, virtual batches, adjustments, several axes and subclasses with a method of their own go the
     longer way through the layer's own call.
@@ -103,12 +103,12 @@ def batch_normalization(
 
 
 def _axes(layer: Any) -> list[int]:
-    """The axes of the inputs on which gamma and beta lie; `layer.axis` counts the axis of virtual batches."""
+    """Returns the axes of the inputs on which gamma and beta lie; `layer.axis` counts the axis of virtual batches."""
     return [axis - (layer.virtual_batch_size is not None) for axis in layer.axis]
 
 
 def _normalizes_otherwise(layer: Any) -> bool:
-    """Whether the normalized inputs are others than `(x - mean) inverse` with one mean for each channel."""
+    """Returns whether the normalized inputs are others than `(x - mean) inverse` with one mean for each channel."""
     synchronized = tf_keras.layers.experimental.SyncBatchNormalization
     base = synchronized if isinstance(layer, synchronized) else tf_keras.layers.BatchNormalization
     return (
@@ -123,7 +123,7 @@ def _normalizes_otherwise(layer: Any) -> bool:
 def _own_call_then_affine(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, training: Any, mask: tf.Tensor | None
 ) -> tf.Tensor:
-    """The layer's own normalization, whatever it does, followed by a per-example scale and shift."""
+    """Returns the layer's own normalization, whatever it does, followed by a per-example scale and shift."""
     z = type(layer).call(without_scale_and_center(layer), inputs, training=training, mask=mask)
     wide = tf.cast(z, wide_dtype(z))
     axes = _axes(layer)
@@ -169,7 +169,7 @@ def _composed(
     training: bool,
     mask: tf.Tensor | None,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The same in ordinary operations: statistics over all replicas where synchronized, masks, any rank."""
+    """Returns the same in ordinary operations: statistics over all replicas where synchronized, masks, any rank."""
     dtype = layer.moving_mean.dtype
     (axis,) = layer.axis
     wide = tf.cast(x, dtype)
@@ -188,7 +188,7 @@ def _composed(
 
 @TF_KERAS.register(tf_keras.layers.LayerNormalization)
 def layer_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf.Tensor:
-    """`y = gamma z + beta` with `z` normalized over the layer's axes; both are repeated for each example."""
+    """Computes `y = gamma z + beta` with `z` normalized over the layer's axes; both are repeated for each example."""
     x = tf.cast(inputs, layer.compute_dtype)
     wide = tf.cast(x, tf.float32) if x.dtype.size < 4 else x
     mean, variance = tf.nn.moments(wide, layer.axis, keepdims=True)
@@ -201,5 +201,8 @@ def layer_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor) -> tf
     tf_keras.layers.GroupNormalization, methods=("call", "_apply_normalization", "_get_reshaped_weights")
 )
 def group_normalization(layer: Any, recorder: Recorder, inputs: tf.Tensor, mask: tf.Tensor | None = None) -> tf.Tensor:
-    """`y = gamma z + beta` with `z` normalized over each group of channels; both are repeated for each example."""
+    """Computes `y = gamma z + beta` with `z` normalized over each group of channels.
+
+    Both are repeated for each example.
+    """
     return normalize_then_affine(layer, recorder, inputs, [layer.axis], mask=mask)
