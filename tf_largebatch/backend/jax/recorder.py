@@ -39,11 +39,11 @@ class Plan:
     """What a trace of the forward pass has found.
 
     Attributes:
-        copies: the variable of each private value, in order.
-        variables: the variable of each use, in order.
-        outputs: shape and dtype of each use's recorded tensor.
-        complete: whether each use's contraction was complete when it was recorded.
-        sums: whether each use's contributions are small sums over positions, see `sums.are_small_sums`.
+        copies: The variable of each private value, in order.
+        variables: The variable of each use, in order.
+        outputs: Shape and dtype of each use's recorded tensor.
+        complete: Whether each use's contraction was complete when it was recorded.
+        sums: Whether each use's contributions are small sums over positions, see `sums.are_small_sums`.
     """
 
     copies: list[Variable] = dataclasses.field(default_factory=list)
@@ -63,11 +63,11 @@ class Arguments:
     """The dummy arguments of the differentiated function; all are zeros.
 
     Attributes:
-        copies: for each private value, in order, zeros that are added to it: their gradient is its ordinary one.
-        squares: for each use that is not probed zeros [b].
-        shares: for each use that is not probed zeros of the variable's shape.
-        contributions: in place of these two, for each use with small sums, zeros [B, *variable's shape].
-        probes: for each probed use zeros of its tensor's shape and dtype.
+        copies: For each private value, in order, zeros that are added to it: their gradient is its ordinary one.
+        squares: For each use that is not probed zeros [b].
+        shares: For each use that is not probed zeros of the variable's shape.
+        contributions: In place of these two, for each use with small sums, zeros [B, *variable's shape].
+        probes: For each probed use zeros of its tensor's shape and dtype.
     """
 
     copies: list[jax.Array]
@@ -78,7 +78,7 @@ class Arguments:
 
     @classmethod
     def zeros(cls, plan: Plan, batch_size: int, measured: int, trained: Callable[[Variable], bool]) -> Arguments:
-        """The arguments for a plan, with `measured` examples; variables that are not trained have none."""
+        """Returns the arguments for a plan, with `measured` examples; variables that are not trained have none."""
         uses = [n for n, variable in enumerate(plan.variables) if trained(variable)]
         sums = [n for n in uses if not plan.is_probed(n) and plan.sums[n]]
         inline = [n for n in uses if not plan.is_probed(n) and not plan.sums[n]]
@@ -251,7 +251,7 @@ class Recorder(base.Recorder):
         return self._measured_in_the_backward_pass(use, output)
 
     def _summed_in_the_backward_pass(self, use: Use, output: jax.Array, slot: jax.Array) -> jax.Array:
-        """The recorded tensor; the contributions [B, *variable's shape] leave as the gradient of `slot`."""
+        """Returns the recorded tensor; the contributions [B, *variable's shape] leave as the gradient of `slot`."""
 
         @jax.custom_vjp
         def seen(y: jax.Array, slot: jax.Array) -> jax.Array:

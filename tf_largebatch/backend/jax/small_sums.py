@@ -22,7 +22,7 @@ _SMALL = 4096
 
 
 def are_small_sums(use: Use) -> bool:
-    """Whether a use's contributions are sums over each example's positions, and small."""
+    """Returns whether a use's contributions are sums over each example's positions, and small."""
     sums = use.contraction is None or isinstance(use.contraction, Bias)
     return sums and math.prod(use.variable.shape) <= _SMALL
 
@@ -33,8 +33,8 @@ def squares_and_sums(
     """Returns `||G_i||^2` of the measured examples, [b], and `sum_i G_i`, for each entry; all float32.
 
     Args:
-        contributions: the `G_i` of each variable, float32, shape [B, *shape].
-        window: the measured examples; None for all.
+        contributions: The `G_i` of each variable, float32, shape [B, *shape].
+        window: The measured examples; None for all.
     """
     # Behind a barrier, since XLA would make one sum of that over positions and that over examples, beside the first.
     held: Any = jax.lax.optimization_barrier(dict(contributions))
