@@ -141,6 +141,17 @@ def test_files_of_one_name_do_one_job():
     assert repeated <= set(SAME_JOB), "rename one of the files, or say here what job they share"
 
 
+# Tests of what is no room of the package.
+OTHER_TESTS = {"benchmarks", "colab", "docs", "jax", "packaging", "tpu"}
+
+
+def test_tests_mirror_the_package():
+    tests = pathlib.Path(__file__).parent
+    rooms = {path.parent.relative_to(tests).as_posix() for path in tests.rglob("test_*.py")} - {"."}
+    nowhere = {room for room in rooms if not (ROOT / room).is_dir() and room.split("/")[0] not in OTHER_TESTS}
+    assert not nowhere, "the package has no such rooms: name the folders after those whose code they test"
+
+
 def run_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 

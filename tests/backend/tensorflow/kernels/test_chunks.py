@@ -1,4 +1,4 @@
-"""Working off a batch in chunks changes neither norms nor gradient, whatever the chunk."""
+"""Splitting a batch into chunks changes neither norms nor gradient, whatever the chunk."""
 
 from __future__ import annotations
 
