@@ -132,7 +132,7 @@ def plain_gradients(model: keras.Model, function: Callable[[], Any]) -> tuple[An
 
     with tf.GradientTape() as tape:
         scalar, outputs = function()
-    gradients = tape.gradient(scalar, [v.value for v in variables])
+    gradients = tape.gradient(scalar, [v.value for v in variables], unconnected_gradients="zero")
     return outputs, [tf.convert_to_tensor(g) for g in gradients]
 
 

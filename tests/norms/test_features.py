@@ -5,14 +5,14 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from comparing import CROSS_ENTROPY, RTOL, assert_norms_close
+from comparing import CROSS_ENTROPY, ON_JAX, RTOL, assert_norms_close, norms_of, tensorflow_only
 from keras import layers as L
+from keras import ops
 from keras.src.applications.convnext import StochasticDepth
 from keras.src.backend.common import global_state
 
 import tf_largebatch as lb
-from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
+from tf_largebatch.norms import brute_force_gradient_norms
 
 BATCH = 8
 
@@ -26,7 +26,8 @@ def fitted(net, x, y, loss=CROSS_ENTROPY, norm_examples=None, fit=None, **compil
     """The mean norms that CLARS was handed in the last step, without an update: `{path: s_k}`."""
     model = lb.LargeBatchModel(net, norm_examples=norm_examples)
     optimizer = lb.CLARS(0.0, gradient_norms="per_example")
-    model.compile(optimizer, loss, run_eagerly=True, **compile_arguments)
+    # On JAX each operation by itself takes long to compile.
+    model.compile(optimizer, loss, run_eagerly=not ON_JAX, **compile_arguments)
     model.fit(x, y, shuffle=False, verbose=0, **{"batch_size": BATCH, **(fit or {})})
     return optimizer.gradient_norms()
 
@@ -54,11 +55,11 @@ def test_dropout(drop):
     hidden = [L.Conv2D(5, 3), drop(), L.Conv2D(4, 3, activation="relu"), drop()]
     net = keras.Sequential([keras.Input((6, 6, 3)), *hidden, L.Flatten(), L.Dense(3)])
     x, y = images()
-    found = per_example_gradient_norms(net, x, y, CROSS_ENTROPY)
+    found = norms_of(net, x, y)
     assert_norms_close(found, brute_force_gradient_norms(net, x, y, CROSS_ENTROPY))
     # Drawn in training only, and the draws are given back.
-    again = per_example_gradient_norms(net, x, y, CROSS_ENTROPY)
-    quiet = per_example_gradient_norms(net, x, y, CROSS_ENTROPY, training=False)
+    again = norms_of(net, x, y)
+    quiet = norms_of(net, x, y, CROSS_ENTROPY, training=False)
     for path, norms in found.items():
         np.testing.assert_array_equal(norms, again[path])
         assert not np.allclose(norms, quiet[path], rtol=1e-2)
@@ -67,7 +68,11 @@ def test_dropout(drop):
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
     "drop",
-    [lambda: L.Dropout(0.5, noise_shape=(None, 1, 1, 1), seed=1), lambda: StochasticDepth(0.5)],
+    [
+        lambda: L.Dropout(0.5, noise_shape=(None, 1, 1, 1), seed=1),
+        # Keras on JAX trains no layer that draws from a generator which is not its own.
+        pytest.param(lambda: StochasticDepth(0.5), marks=tensorflow_only),
+    ],
     ids=["as EfficientNet", "as ConvNeXt"],
 )
 def test_stochastic_depth(drop, batch_norm):
@@ -85,16 +90,16 @@ def test_stochastic_depth(drop, batch_norm):
         keras.utils.set_random_seed(3)
         return function()
 
-    found = drawn_alike(lambda: per_example_gradient_norms(net, x, y, CROSS_ENTROPY))
+    found = drawn_alike(lambda: norms_of(net, x, y))
     assert_norms_close(found, drawn_alike(lambda: brute_force_gradient_norms(net, x, y, CROSS_ENTROPY)))
     dropped = drawn_alike(lambda: keras.Model(inputs, branch)(x, training=True))
-    kept = dropped.numpy().reshape(BATCH, -1).any(1)
+    kept = ops.convert_to_numpy(dropped).reshape(BATCH, -1).any(1)
     assert 0 < kept.sum() < BATCH
     # Batch norm's statistics tie the dropped examples' convolution to the loss; its own scale and offset come after.
     tensors = ["gamma", "beta"] if batch_norm else ["branch/kernel", "branch/bias"]
     for path, norms in found.items():
         if path.endswith(tuple(tensors)):
-            np.testing.assert_array_equal(norms.numpy() > 0, kept, err_msg=path)
+            np.testing.assert_array_equal(ops.convert_to_numpy(norms) > 0, kept, err_msg=path)
 
 
 # Weights of examples and classes.
@@ -133,20 +138,20 @@ def sentences():
 
 def test_masked_sequences_with_a_loss_at_every_step():
     net, (x, y) = tagger(), sentences()
-    found = per_example_gradient_norms(net, x, y, CROSS_ENTROPY)
+    found = norms_of(net, x, y)
     expected = brute_force_gradient_norms(net, x, y, CROSS_ENTROPY)
     assert_norms_close(found, expected)
     assert_means_close(fitted(net, x, y), expected)
     # What is said behind the mask does not count.
     changed = np.where(x == 0, (y + 1) % 3, y)
-    for path, norms in per_example_gradient_norms(net, x, changed, CROSS_ENTROPY).items():
+    for path, norms in norms_of(net, x, changed, CROSS_ENTROPY).items():
         np.testing.assert_array_equal(norms, found[path])
 
 
 def test_masked_sequences_weighted_step_by_step():
     net, (x, y) = tagger(), sentences()
     weights = np.random.default_rng(1).uniform(0, 2, (BATCH, 5)).astype("float32")
-    found = per_example_gradient_norms(net, x, y, CROSS_ENTROPY, sample_weight=weights)
+    found = norms_of(net, x, y, CROSS_ENTROPY, sample_weight=weights)
     assert_norms_close(found, brute_force_gradient_norms(net, x, y, CROSS_ENTROPY, sample_weight=weights))
 
 
@@ -155,9 +160,9 @@ def test_padding_is_what_a_shorter_sequence_gives():
     hidden = L.Bidirectional(L.GRU(4))(L.Embedding(9, 6, mask_zero=True)(ids))
     net = keras.Model(ids, L.Dense(3)(hidden))
     x, y = sentences()
-    found = per_example_gradient_norms(net, x, y[:, 0], CROSS_ENTROPY)
+    found = norms_of(net, x, y[:, 0], CROSS_ENTROPY)
     for i, length in enumerate((x > 0).sum(1)):
-        alone = per_example_gradient_norms(net, x[i : i + 1, :length], y[i : i + 1, 0], CROSS_ENTROPY)
+        alone = norms_of(net, x[i : i + 1, :length], y[i : i + 1, 0], CROSS_ENTROPY)
         for path, norms in found.items():
             np.testing.assert_allclose(norms[i], alone[path][0], rtol=RTOL, atol=1e-6, err_msg=path)
 
@@ -178,10 +183,10 @@ def test_several_outputs_and_losses():
 
     def both(y_true, y_pred):
         cross_entropy = keras.losses.sparse_categorical_crossentropy(y_true["class"], y_pred["class"], from_logits=True)
-        return 0.7 * cross_entropy + 2.0 * tf.reduce_mean((y_true["value"] - y_pred["value"]) ** 2, -1)
+        return 0.7 * cross_entropy + 2.0 * ops.mean((y_true["value"] - y_pred["value"]) ** 2, -1)
 
     expected = brute_force_gradient_norms(net, x, y, both)
-    assert_norms_close(per_example_gradient_norms(net, x, y, both), expected)
+    assert_norms_close(norms_of(net, x, y, both), expected)
     assert not any("unused" in path for path in expected)
     losses = {"class": CROSS_ENTROPY, "value": "mse", "unused": None}
     y["unused"] = np.zeros((BATCH, 2), "float32")
@@ -219,20 +224,20 @@ def test_weight_and_activity_regularizers():
     plain = brute_force_gradient_norms(network(), x, y, CROSS_ENTROPY)
     weights = network(kernel_regularizer="l2", bias_regularizer="l1")
     assert_means_close(fitted(weights, x, y), plain)
-    assert_norms_close(per_example_gradient_norms(weights, x, y, CROSS_ENTROPY), plain)
+    assert_norms_close(norms_of(weights, x, y, CROSS_ENTROPY), plain)
 
     free = network()
     outputs = keras.Model(free.inputs, [free.outputs[0], free.layers[0].output])
 
     def with_activity(y_true, y_pred):
-        activity = tf.reduce_sum(tf.square(y_pred[1]), axis=[1, 2, 3])
+        activity = ops.sum(ops.square(y_pred[1]), axis=(1, 2, 3))
         cross_entropy = keras.losses.sparse_categorical_crossentropy(y_true, y_pred[0], from_logits=True)
         return cross_entropy + BATCH * share * activity
 
     # Keras divides activity regularizers by the batch size, as it does losses, from 3.13 on.
     regularized = network(activity_regularizer=keras.regularizers.L2(0.3))
     regularized(x)
-    share = regularized.losses[0] / tf.reduce_sum(tf.square(free.layers[0](x)))
+    share = regularized.losses[0] / ops.sum(ops.square(free.layers[0](x)))
     expected = brute_force_gradient_norms(outputs, x, y, with_activity)
     assert_means_close(fitted(regularized, x, y), expected)
 
@@ -272,6 +277,16 @@ def text_and_image_model():
     return keras.Model({"image": image, "ids": ids}, L.Dense(3)(hidden))
 
 
+def batches(inputs, y):
+    """Whole batches, of a size that XLA knows on TensorFlow before they are drawn."""
+    if ON_JAX:
+        parts = range(0, len(y), BATCH)
+        return [({name: t[i : i + BATCH] for name, t in inputs.items()}, y[i : i + BATCH]) for i in parts]
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices((inputs, y)).batch(BATCH, drop_remainder=True)
+
+
 def test_compiled_by_xla_it_agrees_and_no_step_is_traced_again():
     net, (ids, _) = text_and_image_model(), sentences()
     x, y = images(4 * BATCH)
@@ -283,10 +298,13 @@ def test_compiled_by_xla_it_agrees_and_no_step_is_traced_again():
     model.compile(lb.CLARS(0.0), CROSS_ENTROPY, jit_compile=True)
     traces, step = [], model._update
     model._update = lambda *args: traces.append(1) or step(*args)
-    data = tf.data.Dataset.from_tensor_slices((inputs, y)).batch(BATCH, drop_remainder=True)
-    model.fit(data.take(1), verbose=0)
+    # A generator on JAX, where data of a type of their own are not needed.
+    fit = lambda data: model.fit(iter(data) if ON_JAX else data, verbose=0)  # noqa: E731
+    data = batches(inputs, y)
+    fit(data[:1] if ON_JAX else data.take(1))
     assert len(traces) <= 2  # tf.function traces twice where the first time made variables
     traces.clear()
-    model.fit(data, epochs=2, verbose=0)
+    fit(data)
+    fit(data)
     assert not traces
     assert_means_close(model.optimizer.gradient_norms(), expected)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from comparing import CROSS_ENTROPY
+from comparing import CROSS_ENTROPY, dtype_of, norms_of
 from selection import long_unless
 from test_norms_of_models import MODELS, random_batch, randomize_scales
 
-from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
+from tf_largebatch.norms import brute_force_gradient_norms
 
 
 def relative_errors(name, policy, batch, training):
@@ -21,9 +21,9 @@ def relative_errors(name, policy, batch, training):
     model = MODELS[name]()
     randomize_scales(model)
     x, y = random_batch(model, batch)
-    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY, training=training)
+    found = norms_of(model, x, y, training=training)
     assert set(found) == {v.path for v in model.trainable_variables}
-    assert all(norms.dtype == "float32" for norms in found.values())
+    assert all(dtype_of(norms) == "float32" for norms in found.values())
     last = [batch - 1]
     expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY, training=training, examples=last)
     largest = {path: float(np.max(norms)) for path, norms in expected.items()}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from comparing import CROSS_ENTROPY, assert_norms_close
+from comparing import CROSS_ENTROPY, ON_JAX, assert_norms_close, norms_of
 from keras import layers as L
 from selection import long_unless
 
 from tf_largebatch import models
-from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms, use_generic
+from tf_largebatch.norms import brute_force_gradient_norms, use_generic
 
 BATCH, CLASSES = 3, 4
 
@@ -101,16 +101,30 @@ MODELS = {
 QUICK = ("vision transformer", "language model", "decoder", "generator", "MobileNetV2")
 
 
+@pytest.fixture
+def float64():
+    """JAX computes in float64 only where a setting of its own asks for it."""
+    if not ON_JAX:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", long_unless(MODELS, QUICK))
 def test_every_tensor_of_a_model(name):
     keras.config.set_dtype_policy("float32" if name == "ConvNeXtTiny" else "float64")
     model = MODELS[name]()
     randomize_scales(model)
     x, y = random_batch(model, BATCH)
-    found = per_example_gradient_norms(model, x, y, CROSS_ENTROPY)
+    found = norms_of(model, x, y)
     assert set(found) == {v.path for v in model.trainable_variables}
     expected = brute_force_gradient_norms(model, x, y, CROSS_ENTROPY, examples=[0, 2])
-    assert_norms_close({path: norms.numpy()[[0, 2]] for path, norms in found.items()}, expected)
+    assert_norms_close({path: np.asarray(norms)[[0, 2]] for path, norms in found.items()}, expected)
     # A residual branch that stochastic depth drops has no gradient.
     assert np.mean([np.max(norms) > 0 for norms in expected.values()]) > 0.9
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
+from comparing import norms_of as example_norms
+from comparing import run_traced
 from keras import layers as L
+from keras import ops
 
-from tf_largebatch.norms import KERAS, measure, per_example_gradient_norms
+from tf_largebatch.norms import KERAS, measure
 
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 RNG = np.random.default_rng(0)
@@ -20,13 +22,13 @@ def network() -> keras.Model:
     return keras.Sequential([keras.Input((6, 6, 3)), *layers, L.Flatten(), L.Dense(3)])
 
 
-def norms_of(layers: list[L.Layer]) -> list[L.Layer]:
+def batch_norms_of(layers: list[L.Layer]) -> list[L.Layer]:
     return [layer for layer in layers if isinstance(layer, L.BatchNormalization)]
 
 
 def replacements_of(model: keras.Model) -> dict[L.Layer, L.Layer]:
     replacements = {}
-    for layer in norms_of(model.layers):
+    for layer in batch_norms_of(model.layers):
         replacements[layer] = L.BatchNormalization()
         replacements[layer].build(layer.input.shape)
         for v in replacements[layer].trainable_variables:
@@ -41,7 +43,7 @@ def test_replacements_compute_what_a_model_of_them_computes(graph):
     # The slow reference: the same weights, those of the batch normalizations from the replacements.
     other = network()
     other.set_weights(model.get_weights())
-    for layer, (main, replacement) in zip(norms_of(other.layers), replacements.items(), strict=True):
+    for layer, (main, replacement) in zip(batch_norms_of(other.layers), replacements.items(), strict=True):
         layer.set_weights(replacement.get_weights())
         main_before = main.get_weights()
     variables = [
@@ -57,19 +59,19 @@ def test_replacements_compute_what_a_model_of_them_computes(graph):
         assert len(mine) == len(variables)
         return output, [g for g in found.gradients if g is not None], found.squared_norms
 
-    output, gradients, squares = tf.function(run, autograph=False)() if graph else run()
+    output, gradients, squares = run_traced(run) if graph else run()
     mains = {id(v) for layer in replacements for v in layer.trainable_variables}
     assert [s is None for s in squares] == [id(v) in mains for v in variables]
-    expected = per_example_gradient_norms(other, X, Y, CROSS_ENTROPY)
+    expected = example_norms(other, X, Y)
     order = [v for v in other.trainable_variables if "batch_norm" not in v.path]
     order += [v for v in other.trainable_variables if "batch_norm" in v.path]
     present = [s for s in squares if s is not None]
     assert len(present) == len(order) == len(gradients)
     for s, v in zip(present, order, strict=True):
         # float32 sums of a few hundred terms; biases before batch norm cancel.
-        np.testing.assert_allclose(len(X) * tf.sqrt(s), expected[v.path], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(len(X) * ops.sqrt(s), expected[v.path], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(output, other(X, training=True), rtol=1e-5, atol=1e-5)
-    for layer, replacement in zip(norms_of(other.layers), replacements.values(), strict=True):
+    for layer, replacement in zip(batch_norms_of(other.layers), replacements.values(), strict=True):
         for moved, wanted in zip(replacement.get_weights(), layer.get_weights(), strict=True):
             assert moved.shape == wanted.shape
     # Last of the main ones: neither used nor updated.
@@ -83,7 +85,7 @@ def test_the_statistics_of_replacements_move_and_those_of_the_layers_do_not():
     replacements = replacements_of(model)
     before = [[w.copy() for w in layer.get_weights()[2:]] for layer in (*replacements, *replacements.values())]
     variables = model.trainable_variables
-    measure(model, lambda: model(X, training=True), tf.reduce_sum, variables, len(X), KERAS, replacements=replacements)
+    measure(model, lambda: model(X, training=True), ops.sum, variables, len(X), KERAS, replacements=replacements)
     after = [layer.get_weights()[2:] for layer in (*replacements, *replacements.values())]
     moved = [any((b != a).any() for b, a in zip(bs, xs, strict=True)) for bs, xs in zip(before, after, strict=True)]
     assert moved == [False, False, True, True]
@@ -95,7 +97,7 @@ def test_frozen_replacements_and_layers():
     for layer in (*replacements, *replacements.values()):
         layer.trainable = False
     output, found = measure(
-        model, lambda: model(X), tf.reduce_sum, model.trainable_variables, len(X), KERAS, replacements=replacements
+        model, lambda: model(X), ops.sum, model.trainable_variables, len(X), KERAS, replacements=replacements
     )
     assert not np.allclose(output, model(X))
     assert all(g is not None for g in found.gradients)
@@ -103,11 +105,11 @@ def test_frozen_replacements_and_layers():
 
 def test_replacements_that_are_refused():
     model = network()
-    layer, other = norms_of(model.layers)
+    layer, other = batch_norms_of(model.layers)
     unbuilt, stranger = L.BatchNormalization(), next(iter(replacements_of(network())))
 
     def run(replacements):
-        measure(model, lambda: model(X), tf.reduce_sum, model.trainable_variables, len(X), KERAS, None, replacements)
+        measure(model, lambda: model(X), ops.sum, model.trainable_variables, len(X), KERAS, None, replacements)
 
     with pytest.raises(ValueError, match="is not built"):
         run({layer: unbuilt})

@@ -1,4 +1,7 @@
-"""Two replicas that meet in the middle of the forward pass measure what one device does with the whole batch."""
+"""Two replicas that meet in the middle of the forward pass measure what one device does with the whole batch.
+
+TensorFlow only: JAX has no replicas.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Every layer in a step compiled by XLA with a batch size that is unknown when the step is traced, as Keras does it.
 
 `fit` with `jit_compile=True`, Keras's default on a GPU, traces one step for all batches: the last one may be smaller.
+
+TensorFlow only: JAX compiles every step by XLA, one for each batch size.
 """
 
 from __future__ import annotations

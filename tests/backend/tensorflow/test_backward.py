@@ -1,4 +1,7 @@
-"""In a graph the gradient that goes on to one layer waits for the norms of the layer before it."""
+"""In a graph the gradient that goes on to one layer waits for the norms of the layer before it.
+
+TensorFlow only: the order is that of a graph's control dependencies, which JAX's programs have not.
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ through that one, the loss depends on the inner gradient, and the step is refuse
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -15,6 +17,28 @@ import keras
 
 from tf_largebatch import keras_internals
 from tf_largebatch.norms.recorder import inner_gradient_message
+
+
+@contextlib.contextmanager
+def refusing_forward_mode() -> Iterator[None]:
+    """Within it a model that differentiates itself in forward mode is refused in one sentence, not in JAX's words.
+
+    JAX differentiates nothing in forward mode that has a backward pass of its own, as guards and recorded tensors have.
+
+    Raises:
+        ValueError: In place of JAX's error.
+    """
+    try:
+        yield
+    except (NotImplementedError, TypeError) as error:
+        if not any(words in str(error) for words in ("custom_lin", "forward-mode differentiation")):
+            raise
+        raise ValueError(
+            "Per-example gradient norms are not available: the model takes a derivative in forward mode (jax.jvp, "
+            "jax.jacfwd) through its own layers, which JAX cannot do while their norms are measured. Take it in "
+            "reverse mode (jax.grad, jax.vjp, jax.jacrev), have the layer (or model) that takes it measured by the "
+            "slow rule for any layer (tf_largebatch.norms.use_generic(layer)), or train with gradient_norms='replica'."
+        ) from error
 
 
 class InnerGradients:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from tf_largebatch import keras_internals
 from tf_largebatch.backend.jax.broadcast import Decisions, run
 from tf_largebatch.backend.jax.dependence import depends_on_other_arrays
+from tf_largebatch.backend.jax.inner_gradients import refusing_forward_mode
 from tf_largebatch.backend.jax.pack import pack
 from tf_largebatch.backend.jax.recorder import Arguments, Plan, Recorder
 from tf_largebatch.backend.jax.scopes import InnerScope, assign, inner_scope
@@ -42,10 +43,11 @@ def measuring_pass(
     """Runs the pass of `norms.measure`, by `jax.vjp`; `layers` are those that are measured."""
     measuring = _Pass(model, layers, forward, loss, scale, variables, batch_size, registry, replacements)
     measured = batch_size if examples is None else min(examples, batch_size)
-    plan = measuring.plan()
-    arguments = Arguments.zeros(plan, batch_size, measured, measuring.trained)
     window = None if measured == batch_size else slice(0, measured)
-    return measuring.run(plan, arguments, window, measured)
+    with refusing_forward_mode():
+        plan = measuring.plan()
+        arguments = Arguments.zeros(plan, batch_size, measured, measuring.trained)
+        return measuring.run(plan, arguments, window, measured)
 
 
 @dataclasses.dataclass

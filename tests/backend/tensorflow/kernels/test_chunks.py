@@ -1,4 +1,7 @@
-"""Splitting a batch into chunks changes neither norms nor gradient, whatever the chunk."""
+"""Splitting a batch into chunks changes neither norms nor gradient, whatever the chunk.
+
+TensorFlow only: it tests kernels in TensorFlow. tests/backend/jax tests those in JAX.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The TPU's forms compute what the definition says. Here they are compiled by XLA for the CPU, which runs them too."""
+"""The TPU's forms compute what the definition says. Here they are compiled by XLA for the CPU, which runs them too.
+
+TensorFlow only: it tests kernels in TensorFlow. tests/backend/jax tests those in JAX.
+"""
 
 from __future__ import annotations
 

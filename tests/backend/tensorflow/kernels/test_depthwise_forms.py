@@ -1,4 +1,7 @@
-"""Each form of a depthwise convolution's norms, chosen explicitly, against the sum over positions."""
+"""Each form of a depthwise convolution's norms, chosen explicitly, against the sum over positions.
+
+TensorFlow only: it tests kernels in TensorFlow. tests/backend/jax tests those in JAX.
+"""
 
 from __future__ import annotations
 

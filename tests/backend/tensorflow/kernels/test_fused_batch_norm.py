@@ -1,4 +1,7 @@
-"""Batch normalization by the fused kernels against the equation, differentiated with gamma copied for each example."""
+"""Batch normalization by the fused kernels against the equation, differentiated with gamma copied for each example.
+
+TensorFlow only: it tests kernels in TensorFlow. tests/backend/jax tests those in JAX.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Norms of per-example sums of rows, against sums in NumPy, float64."""
+"""Norms of per-example sums of rows, against sums in NumPy, float64.
+
+TensorFlow only: it tests kernels in TensorFlow. tests/backend/jax tests those in JAX.
+"""
 
 from __future__ import annotations
 
