@@ -1,4 +1,7 @@
-"""Tests of JAX alone are collected with KERAS_BACKEND=jax only."""
+"""Tests of JAX alone are collected with KERAS_BACKEND=jax only.
+
+JAX only: it tests what JAX alone has, and compares JAX with TensorFlow.
+"""
 
 from __future__ import annotations
 

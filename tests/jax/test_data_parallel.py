@@ -28,6 +28,7 @@ def one_device():
 
 @pytest.mark.parametrize("devices", [8, pytest.param(2, marks=pytest.mark.long)])
 def test_the_update_is_that_of_one_device(devices, one_device, tmp_path):
+    """Top-k metrics included (keras 19290). Batches that the devices do not divide are refused (keras 21167)."""
     found = on_devices(devices, tmp_path / "run.npz")
     assert found.pop("devices") == devices
     refusals = found.pop("refusals")

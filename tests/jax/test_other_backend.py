@@ -36,7 +36,10 @@ def wrapped():
 
 
 def test_there_and_back_again(tmp_path):
-    """Two updates here, two on TensorFlow, two here: those of six here."""
+    """Two updates here, two on TensorFlow, two here: those of six here.
+
+    keras 20848: a model whose training step is its own is saved after training, with its optimizer.
+    """
     straight, first = wrapped(), wrapped()
     first.set_weights(straight.get_weights())
     fit = {"batch_size": 12, "shuffle": False, "verbose": 0}

@@ -53,6 +53,7 @@ def weights(model):
 
 @pytest.mark.parametrize("arguments", [{}, {"micro_batch_size": 3}])
 def test_the_step_is_a_pure_function_that_jit_and_scan_take(arguments):
+    """keras 19402: metrics, `add_loss`, batch norm's averages and random numbers inside a stateless step."""
     model = wrapped(**arguments)
     model.check_micro_batches(X, Y)
     before = weights(model)
@@ -74,6 +75,21 @@ def test_the_step_is_a_pure_function_that_jit_and_scan_take(arguments):
     model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
     for v, expected in zip(model.trainable_variables, state[0], strict=True):
         np.testing.assert_allclose(v.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.long
+def test_metrics_and_added_losses_are_those_of_plain_keras():
+    """keras 19402. The loss in the logs holds what layers add, and the update follows it."""
+    model = wrapped(keras.optimizers.SGD(0.1))
+    plain = wrapped(keras.optimizers.SGD(0.1)).model
+    plain.compile(keras.optimizers.SGD(0.1), CROSS_ENTROPY, metrics=["accuracy"])
+    fit = {"batch_size": 8, "epochs": 2, "shuffle": False, "verbose": 0}
+    expected, found = plain.fit(X, Y, **fit).history, model.fit(X, Y, **fit).history
+    assert set(found) == set(expected) == {"loss", "accuracy"}
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+    for a, b in zip(weights(model.model), weights(plain), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_steps_per_execution_and_no_compilation_give_the_same():
