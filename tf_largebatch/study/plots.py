@@ -167,7 +167,11 @@ def _search(study: Study, rows: Rows) -> matplotlib.figure.Figure:
         axis.set_title(f"batch {batch_size}")
         axis.set_xlabel(name)
         axis.set_ylabel("validation accuracy, %")
-        _legend(axis)  # not every arm searches every hyper-parameter
+    # One legend for all panels: not every arm searches every hyper-parameter.
+    handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    named = {arm.name: handles[arm.name] for arm in study.arms if arm.name in handles}
+    if named:
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=7, fontsize="small")
     return figure
 
 
@@ -198,7 +202,7 @@ def _learning_rate(study: Study, rows: Rows) -> matplotlib.figure.Figure:
 
 def _style(number: int) -> dict[str, Any]:
     marker, dash = MARKERS[number % len(MARKERS)], DASHES[number % len(DASHES)]
-    return {"marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 1.5}
+    return {"color": f"C{number % 10}", "marker": marker, "linestyle": dash, "markersize": 5, "linewidth": 1.5}
 
 
 def _panels(count: int, columns: int = 2) -> tuple[matplotlib.figure.Figure, list[Any]]:

@@ -105,17 +105,18 @@ def markdown(study: Study, rows: Rows) -> str:
         measures = [name for name in MEASURES if any(name in values["measures"] for _, values in known)]
         header += [MEASURES[name] for name in measures]
         header += [f"updates to {target:g}" for target in study.targets]
-        header += ["at the cap", "ms an update", "best point"]
+        capped = any(values["at_cap"] is not None for _, values in known)
+        header += [*(["at the cap"] if capped else []), "ms an update", "best point"]
         lines += [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
         for arm, values in sorted(known, key=lambda pair: -_mean(pair[1]["test"])):
-            lines.append(f"| {' | '.join(_cells(study, arm, values, measures))} |")
+            lines.append(f"| {' | '.join(_cells(study, arm, values, measures, capped))} |")
         missing = [arm.name for arm, values in found if values is None or len(values["test"]) < len(study.final_seeds)]
         if missing:
             lines += ["", f"Not complete: {', '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
-def _cells(study: Study, arm: Arm, values: Mapping[str, Any], measures: Sequence[str]) -> list[str]:
+def _cells(study: Study, arm: Arm, values: Mapping[str, Any], measures: Sequence[str], capped: bool) -> list[str]:
     test = values["test"]
     spread = f" ({statistics.stdev(test):.4f})" if len(test) > 1 else ""
     point = ", ".join(f"{name} {_short(values['point'][name])}" for name in arm.space)
@@ -128,7 +129,7 @@ def _cells(study: Study, arm: Arm, values: Mapping[str, Any], measures: Sequence
         f"{values['trains']:.2f}",
         *(f"{values['measures'][name]:.4g}" if name in values["measures"] else "" for name in measures),
         *("not reached" if n is None else f"{n:g}" for n in values["updates_to"].values()),
-        "" if values["at_cap"] is None else f"{values['at_cap']:.2f}",
+        *(["" if values["at_cap"] is None else f"{values['at_cap']:.2f}"] if capped else []),
         f"{1000 * values['seconds_per_update']:.0f}",
         point,
     ]
