@@ -1,4 +1,4 @@
-"""The tables of benchmarks/README.md are those of the reports; the harness and the rows of layers hold together."""
+"""The tables of the pages are those of the reports and studies; the harness and the rows of layers hold together."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from benchmarks.layer_cases import layer_cases
 from benchmarks.norms import build_layer_step
 
 
-def test_the_page_has_the_tables_of_the_reports():
-    page = tables.PAGE.read_text()
-    assert tables.filled(page) == page, "run `python -m benchmarks.tables`"
-    for name in tables.TABLES:
-        assert page.count(f"<!-- table: {name} -->") == 1
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_pages_have_the_tables_of_the_reports(page):
+    text = (tables.ROOT / page).read_text()
+    assert tables.filled(page) == text, "run `python -m benchmarks.tables`"
+    for name in tables.PAGES[page]:
+        assert text.count(f"<!-- table: {name} -->") == 1
 
 
 def test_programs_take_turns():
