@@ -213,7 +213,7 @@ def compile_case(case: Case, effort: float, hlo_file: str | None = None) -> dict
     tpu_compiler.use_settings()
     start = time.perf_counter()
     where = {"topology": case.topology, "replicas": case.replicas, "effort": effort}
-    with compiling_for("tpu"):
+    with compiling_for("tpu", case.replicas):
         if case.backend == "jax":
             compiled = tpu_compiler.compile_jax_for_tpu(*build_jax_step(case), **where)
         else:

@@ -14,7 +14,7 @@ Device = Literal["cpu", "gpu", "tpu"]
 _DEVICES = ("cpu", "gpu", "tpu")
 
 # A plain global, not a context variable: the replicas' threads of MirroredStrategy must see it too.
-_compiling_for: Device | None = None
+_compiling_for: tuple[Device, int] | None = None
 
 
 def device() -> Device:
@@ -25,27 +25,33 @@ def device() -> Device:
     differ in cost, not in what they compute.
     """
     if _compiling_for is not None:
-        return _compiling_for
+        return _compiling_for[0]
     return _of_jax() if keras.backend.backend() == "jax" else _of_tensorflow()
 
 
 @contextlib.contextmanager
-def compiling_for(kind: Device) -> Iterator[None]:
+def compiling_for(kind: Device, devices: int = 1) -> Iterator[None]:
     """Traces steps for this kind of device, whatever this machine has: for ahead-of-time compilation.
 
     Args:
         kind: "cpu", "gpu" or "tpu".
+        devices: How many of them share a batch in one program of JAX.
 
     Raises:
         ValueError: If it is none of them.
     """
     global _compiling_for
     require(kind in _DEVICES, "kind", kind, f"one of {_DEVICES}", "name the kind of device to compile for")
-    saved, _compiling_for = _compiling_for, kind
+    saved, _compiling_for = _compiling_for, (kind, devices)
     try:
         yield
     finally:
         _compiling_for = saved
+
+
+def devices_compiled_for() -> int | None:
+    """Returns how many devices share a batch within `compiling_for`; None outside of it."""
+    return None if _compiling_for is None else _compiling_for[1]
 
 
 def _of_tensorflow() -> Device:

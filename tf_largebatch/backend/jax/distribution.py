@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import jax
 import keras
 
+from tf_largebatch.norms.device import devices_compiled_for
+
 
 def sharding_of_data(shape: Sequence[int]) -> jax.sharding.NamedSharding | None:
     """Returns how a batch's array of this shape is spread over the devices; None without a distribution."""
@@ -23,6 +25,12 @@ def devices_of_a_batch() -> int:
         return 1
     axes = sharding.spec[0] if isinstance(sharding.spec[0], tuple) else (sharding.spec[0],)
     return math.prod(sharding.mesh.shape[axis] for axis in axes if axis is not None)
+
+
+def is_spread_over_devices() -> bool:
+    """Whether several devices each compute a part of the batch, within `compiling_for` those given there."""
+    compiled_for = devices_compiled_for()
+    return (devices_of_a_batch() if compiled_for is None else compiled_for) > 1
 
 
 def devices_of_a_process() -> int:

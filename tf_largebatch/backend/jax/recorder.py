@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from tf_largebatch.backend.jax.broadcast import table_p
+from tf_largebatch.backend.jax.distribution import is_spread_over_devices
 from tf_largebatch.backend.jax.inner_gradients import InnerGradients
 from tf_largebatch.backend.jax.pack import pack
 from tf_largebatch.backend.jax.scopes import InnerScope
@@ -290,7 +291,7 @@ class Recorder(base.Recorder):
             self.reached.add(use.number)
             d = self._after_the_layer_before(use, d)
             found = measure_uses([(dataclasses.replace(use, contraction=rebuild(arrays)), d)], self._window)
-            self._results += [found.squares, *found.gradients]
+            self._hold_up_the_next_layer(found.squares, found.gradients)
             share = jnp.zeros(shape)
             if found.gradients:
                 self.with_share.add(use.number)
@@ -301,6 +302,14 @@ class Recorder(base.Recorder):
         assert self._arguments is not None  # the caller has checked
         slots = self._arguments.squares[use.number], self._arguments.shares[use.number]
         return seen(output, *slots, arrays)
+
+    def _hold_up_the_next_layer(self, squares: jax.Array, gradients: Sequence[jax.Array]) -> None:
+        """Notes what the next layer of the backward pass waits for; see `_after_the_layer_before`.
+
+        Not for gradients where several devices share the batch: their sums over the devices would then be made one
+        after the other, each by itself, where the compiler makes one of them all.
+        """
+        self._results += [squares] if is_spread_over_devices() else [squares, *gradients]
 
     def _after_the_layer_before(self, use: Use, d: jax.Array) -> jax.Array:
         """Returns `d` behind a barrier, where it waits for the norms of the layer before it in the backward pass.
