@@ -15,6 +15,7 @@ import numpy as np
 
 from tf_largebatch.check import require
 from tf_largebatch.files import local_path, replacing
+from tf_largebatch.training import processes
 
 _NAME = re.compile(r"epoch-(\d+)\.npz")
 
@@ -25,6 +26,8 @@ class DamagedCheckpoint(ValueError):
 
 class RunCheckpoint(keras.callbacks.Callback):
     """Saves the whole state of training at the end of every epoch.
+
+    Where several processes of JAX train together, each must have this callback: the first one writes.
 
     Args:
         directory: Directory of the files `epoch-0001.npz`, ...; the number counts completed epochs.
@@ -43,6 +46,8 @@ class RunCheckpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Saves a checkpoint, then removes all but the last `keep`."""
         save_checkpoint(self.directory / f"epoch-{epoch + 1:04d}.npz", self.model, epoch + 1)
+        if not processes.is_first():
+            return
         for _, path in list_checkpoints(self.directory)[: -self.keep]:
             path.unlink()
 
@@ -58,6 +63,9 @@ def save_checkpoint(path: str | os.PathLike[str], model: keras.Model, epoch: int
 
     Keras's `save_weights` leaves out the state of seed generators, so dropout would draw other numbers after it.
 
+    Where several processes of JAX train together, all must call it, since each may hold a part of the variables; the
+    first one writes.
+
     Args:
         path: The file; it appears whole or not at all.
         model: A compiled model.
@@ -66,6 +74,8 @@ def save_checkpoint(path: str | os.PathLike[str], model: keras.Model, epoch: int
     arrays: dict[str, Any] = {
         f"{group}/{i}": _to_array(v) for group, vs in _state(model).items() for i, v in enumerate(vs)
     }
+    if not processes.is_first():
+        return
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, epoch=epoch, **arrays)
 
@@ -118,8 +128,6 @@ def _state(model: keras.Model) -> dict[str, list[Any]]:
 
 
 def _to_array(variable: Any) -> np.ndarray:
-    value = variable.value
-    # Of a variable of several replicas Keras cannot make an array.
-    array = value.numpy() if hasattr(value, "numpy") else keras.ops.convert_to_numpy(value)
+    array = processes.whole(variable.value)
     # NumPy files know no bfloat16; float32 holds each of its values.
     return array.astype(np.float32) if array.dtype.kind == "V" or array.dtype.name == "bfloat16" else array

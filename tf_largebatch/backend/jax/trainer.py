@@ -14,6 +14,7 @@ from tf_largebatch.backend.jax.distribution import (
     explaining_indivisible_batches,
     indivisible_message,
 )
+from tf_largebatch.backend.jax.processes import agree, explaining_lost_processes, number
 from tf_largebatch.backend.jax.scopes import inner_scope
 from tf_largebatch.training import delegation
 
@@ -86,17 +87,18 @@ class Trainer:
         """Trains as `keras.Model.fit` does."""
         arguments = delegation.fit_arguments(args, kwargs)
         check_divisible(arguments["x"], arguments["batch_size"], arguments["steps_per_epoch"])
-        with explaining_indivisible_batches(), self._giving_values_back():
+        with explaining_lost_processes(), explaining_indivisible_batches(), self._giving_values_back():
+            check_equal_processes(arguments)
             return super().fit(*args, **kwargs)  # type: ignore[misc]
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluates as `keras.Model.evaluate` does."""
-        with explaining_indivisible_batches(), self._giving_values_back():
+        with explaining_lost_processes(), explaining_indivisible_batches(), self._giving_values_back():
             return super().evaluate(*args, **kwargs)  # type: ignore[misc]
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Predicts as `keras.Model.predict` does."""
-        with explaining_indivisible_batches(), self._giving_values_back():
+        with explaining_lost_processes(), explaining_indivisible_batches(), self._giving_values_back():
             return super().predict(*args, **kwargs)  # type: ignore[misc]
 
     @contextlib.contextmanager
@@ -170,6 +172,20 @@ def check_divisible(x: Any, batch_size: int | None, steps: int | None) -> None:
         raise ValueError(indivisible_message(f"batch_size={size}"))
     if last % devices:
         raise ValueError(indivisible_message(f"{examples} examples with batch_size={size}, a last batch of {last}"))
+
+
+def check_equal_processes(arguments: dict[str, Any]) -> None:
+    """Raises ValueError if several processes call `fit` so that one would take other steps than another.
+
+    Args:
+        arguments: Those of `fit`, by name.
+    """
+    if number() == 1 or keras.distribution.distribution() is None:
+        return
+    sizes = {int(leaf.shape[0]) for leaf in keras.tree.flatten(arguments["x"]) if getattr(leaf, "shape", ())}
+    values = {name: arguments[name] for name in ("batch_size", "epochs", "initial_epoch", "steps_per_epoch")}
+    values["number of examples"] = sorted(sizes)
+    agree(values, "give each an equal share of every batch, and let all resume from the same checkpoint")
 
 
 def _rearranged(state: Any, own: Sequence[Any], theirs: Sequence[Any]) -> tuple[list[Any], ...]:
