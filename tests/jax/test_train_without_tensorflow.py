@@ -29,10 +29,13 @@ def command_line(*arguments):
     return train.main(["train"], values)
 
 run = ("--model=network.keras", "--batch_size=100", "--epochs=2", "--output_dir=run")
+run += ("--strategy=mirrored", "--replicas=2")  # the CPU is cut into two devices
 assert command_line("--dataset=set.npz", *run) == 0
 assert command_line("--dataset=cifar10") == 1
 assert command_line("--tensorboard") == 1
-assert command_line("--strategy=mirrored", "--replicas=2") == 1
+assert command_line("--strategy=mirrored", "--replicas=3") == 1
+assert command_line("--strategy=mirrored", "--replicas=2", "--batch_size=99") == 1
+assert command_line("--strategy=multi_worker", "--output_dir=other") == 1
 """
 
 
@@ -58,4 +61,7 @@ def test_clars_trains_on_arrays(tmp_path):
         assert (tmp_path / "run" / name).exists()
     assert "sets of tensorflow_datasets need TensorFlow" in done.stderr
     assert "tensorboard must be left out where TensorFlow is not installed" in done.stderr
-    assert "strategy must be one_device with KERAS_BACKEND=jax" in done.stderr
+    assert "strategy=mirrored needs 3 devices; received a machine with 2 of kind CPU" in done.stderr
+    assert "batch_size must be a multiple of the 2 replicas; received batch_size=99" in done.stderr
+    assert "strategy=multi_worker cannot connect the workers (" in done.stderr
+    assert '"replicas": 2' in (tmp_path / "run" / "config.json").read_text()

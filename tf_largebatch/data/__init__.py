@@ -15,6 +15,7 @@ from tf_largebatch.data.dataset import Dataset
 from tf_largebatch.data.digits import load_digits
 from tf_largebatch.data.loading import AUGMENTATIONS, EVAL_SPLITS, load
 from tf_largebatch.data.memory import check_labels, from_arrays
+from tf_largebatch.data.parts import filled_up, part
 from tf_largebatch.data.sets import FOLDER, SETS, KnownSet, is_built_in
 
 WELL_KNOWN = tuple(SETS)
@@ -29,10 +30,12 @@ __all__ = [
     "Dataset",
     "KnownSet",
     "check_labels",
+    "filled_up",
     "from_arrays",
     "is_built_in",
     "load",
     "load_digits",
+    "part",
     "tensorflow_is_installed",
     "with_one_hot_labels",
 ]

@@ -1,16 +1,19 @@
-"""Which devices a run is laid out on: the `tf.distribute` strategy of a name, and whether the batch fits it.
+"""Which devices a run is laid out on, and whether the batch fits them.
 
 one_device      the first GPU, or the CPU
 mirrored        several GPUs of this host, or the CPU cut into logical devices
 multi_worker    several hosts, each running the same command with its own TF_CONFIG
 tpu             the cores of a TPU
+
+On TensorFlow each name stands for a strategy of `tf.distribute`, on JAX for a `keras.distribution.DataParallel`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -40,12 +43,6 @@ def check(name: str, replicas: int | None = None, environ: Mapping[str, str] | N
         raise ValueError(f"replicas applies to strategy=mirrored; received replicas={replicas} with strategy={name!r}.")
     if replicas is not None and replicas < 1:
         raise ValueError(f"replicas must be at least 1; received replicas={replicas}.")
-    if name != "one_device" and keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            f"strategy must be one_device with KERAS_BACKEND={keras.backend.backend()}; received strategy={name!r}: "
-            "TensorFlow's strategies need KERAS_BACKEND=tensorflow; in a script of your own, "
-            "keras.distribution.set_distribution shares a batch among devices of JAX."
-        )
     text = (os.environ if environ is None else environ).get("TF_CONFIG")
     if name != "multi_worker":
         workers = len(_workers(_parsed(text))) if text else 0
@@ -56,10 +53,13 @@ def check(name: str, replicas: int | None = None, environ: Mapping[str, str] | N
             )
         return
     if not text:
+        if _on_jax():  # which may find the workers otherwise; see `join`
+            return
         raise ValueError(f"strategy=multi_worker needs TF_CONFIG, which is not set: for example {_EXAMPLE}.")
     _check_cluster(_parsed(text))
 
 
+<<<<<<< HEAD
 def scope(name: str, replicas: int | None = None, tpu: str | None = None) -> tuple[AbstractContextManager[Any], int]:
     """Returns the scope to make a model in, and the number of replicas.
 
@@ -74,6 +74,95 @@ def scope(name: str, replicas: int | None = None, tpu: str | None = None) -> tup
 
 def build(name: str, replicas: int | None = None, tpu: str | None = None) -> Any:
     """Makes the strategy. Call it before anything else touches a device, and before the model is made.
+=======
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The devices that share the batches of a run.
+
+    Attributes:
+        replicas: Their number, in all processes.
+        making: Returns the context in which the model is made.
+        training: Returns the context in which it is trained and evaluated.
+        whole_batches: Whether one program computes with the arrays of all devices, as on JAX; else each device has a
+            loss of its own.
+        process: Number of this process, among those that each give `fit` their share of a batch.
+        processes: Number of those processes; 1 on TensorFlow, which cuts the batches itself.
+    """
+
+    replicas: int
+    making: Callable[[], AbstractContextManager[Any]]
+    training: Callable[[], AbstractContextManager[Any]] = nullcontext
+    whole_batches: bool = False
+    process: int = 0
+    processes: int = 1
+
+
+def join(name: str, environ: Mapping[str, str] | None = None) -> None:
+    """On JAX connects this process with the other workers, before a device is used; TensorFlow does so in `layout`.
+
+    Args:
+        name: One of `STRATEGIES`.
+        environ: Where `TF_CONFIG` is looked up, by default the environment.
+
+    Raises:
+        ValueError: If nothing says which workers there are.
+    """
+    if name != "multi_worker" or not _on_jax():
+        return
+    from tf_largebatch.backend.jax import layout as jax_layout
+
+    text = (os.environ if environ is None else environ).get("TF_CONFIG")
+    if not text:
+        jax_layout.join(None, None, None)
+        return
+    config = _parsed(text)
+    workers, task = _workers(config), config["task"]
+    first = 0 if task["type"] == "chief" else len(config["cluster"].get("chief", ()))
+    jax_layout.join(workers[0], len(workers), first + task["index"])
+
+
+def agree(name: str, values: Mapping[str, Any], remedy: str) -> None:
+    """On JAX raises unless all workers have the same values; all must call it.
+
+    Args:
+        name: One of `STRATEGIES`.
+        values: What must be equal, by names.
+        remedy: What to do if it is not.
+
+    Raises:
+        ValueError: On every worker, naming the first value that differs.
+    """
+    if name == "multi_worker" and _on_jax():
+        from tf_largebatch.backend.jax import layout as jax_layout
+
+        jax_layout.agree(values, remedy)
+
+
+def layout(name: str, replicas: int | None = None, tpu: str | None = None) -> Layout:
+    """Returns the layout of a name; arguments and errors as of `build`. On JAX, `join` comes first."""
+    if not _on_jax():
+        strategy = build(name, replicas, tpu)
+        return Layout(strategy.num_replicas_in_sync, strategy.scope)
+    check(name, replicas)
+    if name == "one_device":
+        return Layout(1, nullcontext)
+    from tf_largebatch.backend.jax import layout as jax_layout
+
+    if name == "mirrored":
+        devices = jax_layout.devices_of_this_host(replicas)
+    elif name == "tpu":
+        devices = jax_layout.cores_of_the_tpu(tpu or "local")
+    else:
+        devices = jax_layout.devices_of_all_processes()
+    scope = jax_layout.distribution(devices).scope
+    processes = jax_layout.number() if name == "multi_worker" else 1
+    process = jax_layout.process() if name == "multi_worker" else 0
+    return Layout(len(devices), scope, scope, True, process, processes)
+
+
+def build(name: str, replicas: int | None = None, tpu: str | None = None) -> Any:
+    """The strategy of TensorFlow. To be called before anything else touches a device, and before the model is made.
+>>>>>>> 10b7d30 (Several devices and hosts from the command line on JAX; ModelParallel; tests of both, and of processes that are killed)
 
     Args:
         name: One of `STRATEGIES`. `"multi_worker"` waits until all workers have been started.
@@ -99,23 +188,37 @@ def build(name: str, replicas: int | None = None, tpu: str | None = None) -> Any
 def is_chief(name: str, environ: Mapping[str, str] | None = None) -> bool:
     """Returns whether this process is the one that writes results: the first worker, or the only process.
 
+    On JAX, `join` comes first.
+
     Args:
         name: One of `STRATEGIES`.
         environ: Where `TF_CONFIG` is looked up, by default the environment.
     """
     if name != "multi_worker":
         return True
+    if _on_jax():
+        from tf_largebatch.backend.jax import layout as jax_layout
+
+        return jax_layout.process() == 0
     config = _parsed((os.environ if environ is None else environ)["TF_CONFIG"])
     task = config["task"]
     return task["type"] == "chief" or ("chief" not in config["cluster"] and task["index"] == 0)
 
 
 def task_name(environ: Mapping[str, str] | None = None) -> str:
+<<<<<<< HEAD
     """Returns what TF_CONFIG calls this process: `worker-1`.
+=======
+    """What TF_CONFIG calls this process: `worker-1`. On JAX, its number after `worker-`.
+>>>>>>> 10b7d30 (Several devices and hosts from the command line on JAX; ModelParallel; tests of both, and of processes that are killed)
 
     Args:
         environ: Where `TF_CONFIG` is looked up, by default the environment.
     """
+    if _on_jax():
+        from tf_largebatch.backend.jax import layout as jax_layout
+
+        return f"worker-{jax_layout.process()}"
     task = _parsed((os.environ if environ is None else environ)["TF_CONFIG"])["task"]
     return f"{task['type']}-{task['index']}"
 
@@ -191,6 +294,10 @@ def _tpu(tpu: str) -> Any:
     except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
         reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise ValueError(f"strategy=tpu found no TPU at tpu={tpu!r}: {reason}") from error
+
+
+def _on_jax() -> bool:
+    return keras.backend.backend() == "jax"
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tf_largebatch.train import run_directory
 from tf_largebatch.train.config import FLAGS, LAYOUT, TrainConfig
 from tf_largebatch.train.execute import execute
 from tf_largebatch.train.prepare import prepare
+from tf_largebatch.training import processes
 
 FAILED = 1
 INTERRUPTED = 130
@@ -110,16 +111,19 @@ def quiet_main(argv: Sequence[str]) -> int:
     """Runs `main` without the log messages of tensorflow_datasets, which break the progress bar."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    return main(argv)
+    status = main(argv)
+    if status:
+        processes.leave(status)
+    return status
 
 
 def _system_errors() -> tuple[type[Exception], ...]:
     """Returns the errors of the operating system, of TensorFlow and of JAX: disks, networks, memory, devices."""
-    found: list[type[Exception]] = [OSError]
-    if "tensorflow" in sys.modules:
-        found.append(sys.modules["tensorflow"].errors.OpError)
-    if "jax" in sys.modules:
-        found.append(sys.modules["jax"].errors.JaxRuntimeError)
+    found: list[type[Exception]] = [OSError, processes.ProcessLost]
+    if tensorflow := sys.modules.get("tensorflow"):
+        found.append(tensorflow.errors.OpError)
+    if jax := sys.modules.get("jax"):
+        found.append(jax.errors.JaxRuntimeError)
     return tuple(found)
 
 

@@ -31,6 +31,7 @@ from tf_largebatch.train.prepare import Run, average_weights, checkpoints_of, ha
 from tf_largebatch.train.progress import Progress
 from tf_largebatch.train.result import Result
 from tf_largebatch.train.save_best import SaveBest
+from tf_largebatch.training import processes
 
 EVALUATION_BATCH_SIZE = 1000
 RECORDS_OF_A_RUN = 200
@@ -56,6 +57,11 @@ def train(config: TrainConfig) -> Result:
 
 def execute(run: Run) -> Result:
     """Trains a prepared run; see `train`."""
+    with run.layout.training(), processes.explaining_lost_processes():
+        return _execute_in_layout(run)
+
+
+def _execute_in_layout(run: Run) -> Result:
     if run.is_chief:
         with run_directory.held(run.output_dir):
             _check_unchanged(run)
@@ -111,15 +117,21 @@ def _fit(run: Run) -> None:
 
     epochs = (config.batch_size, config.seed, run.first_epoch, config.epochs)
     training = dataset.mixed(*epochs, config.mixup) if config.mixup else targets(dataset.train(*epochs))
+    validation = targets(dataset.evaluation(EVALUATION_BATCH_SIZE))
+    if run.layout.whole_batches:
+        replicas, part = run.layout.replicas, (run.layout.process, run.layout.processes)
+        divisible = max(EVALUATION_BATCH_SIZE // replicas, 1) * replicas
+        validation = data.filled_up(targets(dataset.evaluation(divisible)), replicas, dataset.eval_size)
+        training, validation = data.part(training, *part), data.part(validation, *part)
     settings = {
-        "validation_data": targets(dataset.evaluation(EVALUATION_BATCH_SIZE)),
+        "validation_data": validation,
         "initial_epoch": run.first_epoch,
         "epochs": config.stop_after_epoch or config.epochs,
         "steps_per_epoch": run.steps_per_epoch,
         "callbacks": _callbacks(run, *next(iter(targets(dataset.evaluation(PICTURED_IMAGES))))),
         "verbose": 0,
     }
-    if config.strategy == "one_device":
+    if config.strategy == "one_device" or run.layout.whole_batches:
         run.model.fit(training, shuffle=False, **settings)
     else:
         from tf_largebatch.distribute import fit as distributed_fit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
@@ -47,7 +48,7 @@ class Run:
         checkpoints: The checkpoints that were there when the run was prepared.
         finished: The result of a run that is complete already; None of a run that has epochs to go.
         is_chief: Whether this is the first worker, or the only process.
-        replicas: Number of devices that share a batch.
+        layout: The devices that share the batches.
     """
 
     config: TrainConfig
@@ -61,7 +62,7 @@ class Run:
     checkpoints: tuple[pathlib.Path, ...] = ()
     finished: Result | None = None
     is_chief: bool = True
-    replicas: int = 1
+    layout: strategies.Layout = strategies.Layout(1, contextlib.nullcontext)  # noqa: RUF009 (frozen)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -77,6 +78,9 @@ def prepare(config: TrainConfig) -> Run:
     """
     config = resolved(config)
     settings = config.run
+    if settings.deterministic:
+        make_deterministic()
+    strategies.join(settings.strategy)
     output_dir = pathlib.Path(settings.output_dir or _fresh_directory(config))
     is_chief = strategies.is_chief(settings.strategy)
     if is_chief:
@@ -87,11 +91,12 @@ def prepare(config: TrainConfig) -> Run:
         read_metrics(output_dir / run_directory.METRICS)
     elif is_chief:
         run_directory.check_new(output_dir)
-    if settings.deterministic:
-        make_deterministic()
-    scope, replicas = strategies.scope(settings.strategy, settings.replicas, settings.tpu)
+    strategies.agree(settings.strategy, config.of_the_run(), "give every worker the same flags")
+    layout = strategies.layout(settings.strategy, settings.replicas, settings.tpu)
     if settings.strategy != "one_device":
-        strategies.check_batch(settings.batch_size, replicas, settings.micro_batch_size)
+        # Micro-batches are parts of a device's share, or of the whole batch where one program computes it.
+        parts = None if layout.whole_batches else settings.micro_batch_size
+        strategies.check_batch(settings.batch_size, layout.replicas, parts)
     pixels = pretrained.takes_pixels(config.model.name, config.model.weights)
     dataset = data.load(**vars(config.data), standardize=not pixels)
     require(
@@ -105,12 +110,16 @@ def prepare(config: TrainConfig) -> Run:
     written = output_dir if is_chief else output_dir / f".{strategies.task_name()}"
     noise_scale = GradientNoiseScale(written / run_directory.NOISE_SCALES) if settings.noise_scale else None
     keras.utils.set_random_seed(settings.seed)
-    with scope:
-        inner, model = _built(config, dataset, schedule)
+    with layout.making():
+        inner, model = _built(config, dataset, schedule, layout)
         if noise_scale is not None:  # before its averages are restored
             noise_scale.attach(model)
         finished = Result.read(output_dir) if settings.resume else None
         checkpoints = checkpoints_of(output_dir) if settings.resume else ()
+        if finished is None:
+            # Before the first assignment, in which workers of JAX compare the values.
+            newest = checkpoints[-1].name if checkpoints else None
+            strategies.agree(settings.strategy, {"newest checkpoint": newest}, "give them an output_dir on one disk")
         first_epoch = _restored(checkpoints, model) if finished is None else finished.epochs
         if finished is not None and needs_evaluation(config, finished):
             _load_trained(output_dir, checkpoints, model, inner)
@@ -126,7 +135,7 @@ def prepare(config: TrainConfig) -> Run:
         checkpoints,
         finished,
         is_chief,
-        replicas,
+        layout,
     )
 
 
@@ -169,13 +178,15 @@ def average_weights(model: keras.Model) -> None:
     model.optimizer.finalize_variable_values(model.trainable_variables)
 
 
-def _built(config: TrainConfig, dataset: data.Dataset, schedule: Any) -> tuple[keras.Model, keras.Model]:
+def _built(
+    config: TrainConfig, dataset: data.Dataset, schedule: Any, layout: strategies.Layout
+) -> tuple[keras.Model, keras.Model]:
     """Builds the network, and the compiled model to fit."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(config.model.mixed_precision)
     try:
         inner = _network(config.model, dataset)
-        return inner, _compiled(config, inner, dataset, schedule)
+        return inner, _compiled(config, inner, dataset, schedule, layout)
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -189,13 +200,19 @@ def _network(config: ModelConfig, dataset: data.Dataset) -> keras.Model:
     return models.build(config.name, shape, classes)
 
 
-def _compiled(config: TrainConfig, inner: keras.Model, dataset: data.Dataset, schedule: Any) -> keras.Model:
+def _compiled(
+    config: TrainConfig, inner: keras.Model, dataset: data.Dataset, schedule: Any, layout: strategies.Layout
+) -> keras.Model:
     settings = config.run
     measures = OPTIMIZERS[config.optimizer.name].reads_norms or settings.noise_scale
     if measures:
         check_supported(inner, KERAS)
     # Keras detects an overflow on the first of several replicas only.
-    scaled = settings.strategy != "one_device" and config.model.mixed_precision == "mixed_float16"
+    scaled = (
+        settings.strategy != "one_device"
+        and not layout.whole_batches
+        and config.model.mixed_precision == "mixed_float16"
+    )
     options: dict[str, Any] = {"norm_examples": settings.norm_examples, "micro_batch_size": settings.micro_batch_size}
     model = inner
     if config.adversarial.kind != "none":
@@ -211,7 +228,9 @@ def _compiled(config: TrainConfig, inner: keras.Model, dataset: data.Dataset, sc
     optimizer = build_optimizer(config.optimizer, schedule, variables_without_decay(model))
     # Keras's "auto" compiles with XLA on CPUs too, where that makes TensorFlow's convolutions several times slower.
     compiled = keras.backend.backend() == "jax" or device() != "cpu"
-    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile="auto" if compiled else False)
+    # Batches of evaluation are filled up with images of weight 0 where one program computes them on several devices.
+    metrics = {"weighted_metrics" if layout.whole_batches else "metrics": ["accuracy"]}
+    model.compile(optimizer, loss, **metrics, jit_compile="auto" if compiled else False)
     return model
 
 

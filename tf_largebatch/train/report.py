@@ -34,7 +34,7 @@ def description(run: Run) -> dict[str, Any]:
         "optimizer": keras.saving.serialize_keras_object(optimizer),
         "layout": {
             "strategy": run.config.run.strategy,
-            "replicas": run.replicas,
+            "replicas": run.layout.replicas,
         },
         "backend": keras.backend.backend(),
         "updates_per_epoch": run.steps_per_epoch,

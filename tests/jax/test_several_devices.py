@@ -1,0 +1,75 @@
+"""JAX only: keras.distribution makes the update of one device, by DataParallel, ModelParallel and the command line.
+
+One process computes all cases, and each test reads its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import programs
+import pytest
+
+SHORT = ["2 replicas of 4 parts, CLARS", "refusals"]
+LONG = [
+    "8 replicas, a smaller last batch",
+    "8 replicas, micro-batches, the last one smaller, sampled",
+    "8 replicas, ConAdv",
+    "2 parts, LARS",
+    "4 replicas of 2 parts, ConAdv",
+    "runs",
+]
+PARTS = {"2 replicas of 4 parts, CLARS": 4, "2 parts, LARS": 2, "4 replicas of 2 parts, ConAdv": 2}
+
+
+def computed(names, folder):
+    command = programs.command("several_devices_run.py", folder, *names)
+    done = subprocess.run(command, env=programs.environment(8), cwd=programs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {one["case"]: one["found"] for one in found}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    return computed(SHORT, tmp_path_factory.mktemp("short"))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    return computed(LONG, tmp_path_factory.mktemp("long"))
+
+
+def check_update(name, case):
+    assert case["tolerances"] < 1, case
+    assert case["split"] == PARTS.get(name, 1)
+    if name in PARTS:  # and a checkpoint gives the parts back
+        assert case["restored"] and case["restored split"]
+
+
+def test_the_update_is_that_of_one_device(short):
+    check_update(SHORT[0], short[SHORT[0]])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG[:-1])
+def test_every_update_is_that_of_one_device(long, name):
+    check_update(name, long[name])
+
+
+def test_batches_that_the_devices_do_not_divide(short):
+    sentences = short["refusals"]
+    assert len(sentences) == 3
+    assert all("Every batch must have a multiple of 8 examples" in sentence for sentence in sentences)
+    assert "received batch_size=20" in sentences[0] and "a last batch of 4" in sentences[1]
+
+
+@pytest.mark.long
+def test_the_command_line_on_seven_devices_stopped_and_resumed(long):
+    runs = long["runs"]
+    assert runs["status"] == [0, 0, 0]
+    # Weights and the optimizer's state after two epochs, and the metrics of each, evaluation included.
+    assert runs["weights"]["tolerances"] < 1 and runs["metrics"]["tolerances"] < 1, runs
+    assert runs["files"][0] == runs["files"][1]
+    assert runs["layout"] == {"strategy": "mirrored", "replicas": 7}
