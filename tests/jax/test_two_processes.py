@@ -148,7 +148,7 @@ def test_processes_that_differ_are_refused(monkeypatch):
     processes.agree({"seed": 1}, "give every worker the same flags")
     Second(monkeypatch, [json.dumps({"seed": 1, "batch_size": 8})])
     with pytest.raises(
-        ValueError, match="same batch_size; received batch_size=4 on worker 0 and batch_size=8 on worker"
+        ValueError, match="same batch_size; received batch_size=4 in process 0 and batch_size=8 in process 1"
     ):
         processes.agree({"seed": 1, "batch_size": 4}, "give every worker the same flags")
 
@@ -179,9 +179,7 @@ def test_workers_that_are_not_named(monkeypatch):
 
     given = []
     monkeypatch.setattr(layout.jax.distributed, "initialize", initialize)
-    sentence = (
-        r"must be told of all workers; JAX finds none \(coordinator_address should be defined\): set TF_CONFIG, or"
-    )
+    sentence = r"cannot connect the workers \(coordinator_address should be defined\): set TF_CONFIG, or"
     with pytest.raises(ValueError, match=sentence):
         layout.join(None, None, None)
     monkeypatch.setenv("KERAS_DISTRIBUTION_JOB_ADDRESSES", "10.0.0.1:1234,10.0.0.2:1234")
