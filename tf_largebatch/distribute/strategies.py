@@ -59,22 +59,6 @@ def check(name: str, replicas: int | None = None, environ: Mapping[str, str] | N
     _check_cluster(_parsed(text))
 
 
-<<<<<<< HEAD
-def scope(name: str, replicas: int | None = None, tpu: str | None = None) -> tuple[AbstractContextManager[Any], int]:
-    """Returns the scope to make a model in, and the number of replicas.
-
-    On JAX it is the scope of one device. The arguments are those of `build`.
-    """
-    if keras.backend.backend() != "tensorflow":
-        check(name, replicas)
-        return nullcontext(), 1
-    strategy = build(name, replicas, tpu)
-    return strategy.scope(), strategy.num_replicas_in_sync
-
-
-def build(name: str, replicas: int | None = None, tpu: str | None = None) -> Any:
-    """Makes the strategy. Call it before anything else touches a device, and before the model is made.
-=======
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The devices that share the batches of a run.
@@ -161,8 +145,7 @@ def layout(name: str, replicas: int | None = None, tpu: str | None = None) -> La
 
 
 def build(name: str, replicas: int | None = None, tpu: str | None = None) -> Any:
-    """The strategy of TensorFlow. To be called before anything else touches a device, and before the model is made.
->>>>>>> 10b7d30 (Several devices and hosts from the command line on JAX; ModelParallel; tests of both, and of processes that are killed)
+    """Makes the strategy of TensorFlow. Call it before anything else touches a device, and before the model is made.
 
     Args:
         name: One of `STRATEGIES`. `"multi_worker"` waits until all workers have been started.
@@ -206,11 +189,7 @@ def is_chief(name: str, environ: Mapping[str, str] | None = None) -> bool:
 
 
 def task_name(environ: Mapping[str, str] | None = None) -> str:
-<<<<<<< HEAD
-    """Returns what TF_CONFIG calls this process: `worker-1`.
-=======
-    """What TF_CONFIG calls this process: `worker-1`. On JAX, its number after `worker-`.
->>>>>>> 10b7d30 (Several devices and hosts from the command line on JAX; ModelParallel; tests of both, and of processes that are killed)
+    """Returns what TF_CONFIG calls this process: `worker-1`. On JAX, its number stands after `worker-`.
 
     Args:
         environ: Where `TF_CONFIG` is looked up, by default the environment.

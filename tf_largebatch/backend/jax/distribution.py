@@ -28,7 +28,7 @@ def devices_of_a_batch() -> int:
 
 
 def is_spread_over_devices() -> bool:
-    """Whether several devices each compute a part of the batch, within `compiling_for` those given there."""
+    """Returns whether several devices each compute a part of the batch, within `compiling_for` those given there."""
     compiled_for = devices_compiled_for()
     return (devices_of_a_batch() if compiled_for is None else compiled_for) > 1
 

@@ -34,7 +34,7 @@ def number() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes the files that all share."""
+    """Returns whether this is the process that writes the files that all share."""
     return jax.process_index() == 0
 
 

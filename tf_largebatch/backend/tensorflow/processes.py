@@ -15,7 +15,7 @@ class ProcessLost(RuntimeError):
 
 
 def is_first() -> bool:
-    """Whether this process writes what callbacks write: always; the program gives each its own directory."""
+    """Returns whether this process writes what callbacks write: always; the program gives each its own directory."""
     return True
 
 
