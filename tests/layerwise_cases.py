@@ -7,6 +7,7 @@ import contextlib
 import keras
 import numpy as np
 from keras import ops
+from paper_settings import paper
 
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -14,15 +15,15 @@ SHAPES = {"stem/kernel": (3, 3, 2, 4), "stem/bias": (4,), "head/kernel": (4, 5)}
 
 # Every argument of CLARS away from its default; LARS has all but the last two.
 OTHER_ARGUMENTS = {
-    "learning_rate": 0.25,
+    "learning_rate": 0.375,
     "momentum": 0.75,
-    "eta": 0.5,
+    "eta": 0.625,
     "weight_decay_rate": 0.125,
     "nesterov": True,
     "classic_momentum": False,
     "epsilon": 0.0625,
-    "max_rate": 0.5,
-    "unadapted_rate_factor": 0.25,
+    "max_rate": 0.4375,
+    "unadapted_rate_factor": 0.3125,
     "jit_compile": True,
     "exclude_from_layer_adaptation": ["stem"],
     "exclude_from_weight_decay": [],
@@ -76,8 +77,8 @@ def other_arguments(cls, **changes):
 
 
 def make(cls, *args, **kwargs):
-    """An optimizer that never warns: CLARS by default with the norms of the replicas."""
-    return cls(*args, **({"gradient_norms": "replica"} if issubclass(cls, CLARS) else {}) | kwargs)
+    """An optimizer with the papers' arguments that never warns: CLARS by default with the norms of the replicas."""
+    return paper(cls, *args, **({"gradient_norms": "replica"} if issubclass(cls, CLARS) else {}) | kwargs)
 
 
 def variables(dtype="float32", seed=0):

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 from layerwise_cases import SHAPES, compiled, gradients, norms, variables
+from paper_settings import paper
 
 from tf_largebatch.core.schedules import WarmupPolynomialDecay
 from tf_largebatch.optimizers import CLARS, LARS
@@ -38,7 +39,7 @@ def run() -> dict[str, np.ndarray]:
     found = {}
     for name, (cls, arguments) in CASES.items():
         schedule = WarmupPolynomialDecay(0.5, STEPS, 5)
-        optimizer, trained, history = cls(schedule, **arguments), variables(), []
+        optimizer, trained, history = paper(cls, schedule, **arguments), variables(), []
         if name == SCALED:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 4.0, dynamic_growth_steps=15)
         optimizer.build(trained)

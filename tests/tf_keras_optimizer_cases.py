@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from layerwise_cases import SHAPES, gradients  # noqa: F401  (for the tests)
+from paper_settings import paper
 
 from tf_largebatch.tf_keras.optimizers import CLARS, LARS
 
@@ -28,8 +29,8 @@ def other_arguments(cls, **changes):
 
 
 def make(cls, *args, **kwargs):
-    """An optimizer that never warns: CLARS by default with the norms of the replicas."""
-    return cls(*args, **({"gradient_norms": "replica"} if issubclass(cls, CLARS) else {}) | kwargs)
+    """An optimizer with the papers' arguments that never warns: CLARS by default with the norms of the replicas."""
+    return paper(cls, *args, **({"gradient_norms": "replica"} if issubclass(cls, CLARS) else {}) | kwargs)
 
 
 def variables(dtype="float32", seed=0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from paper_settings import paper
 
 from tf_largebatch import CLARS, LargeBatchModel, analysis
 
@@ -13,7 +14,7 @@ def trained(x, y, epochs=2):
     network = keras.Sequential([keras.Input((x.shape[1],)), keras.layers.Dense(1, use_bias=False, name="dense")])
     network.layers[0].set_weights([np.ones((x.shape[1], 1), "float32")])
     model = LargeBatchModel(network)
-    model.compile(CLARS(0.1, eta=0.01, gradient_norms="per_example"), "mean_squared_error")
+    model.compile(paper(CLARS, 0.1, eta=0.01, gradient_norms="per_example"), "mean_squared_error")
     recorder = analysis.AgreementRecorder(every=1)
     model.fit(x, y, batch_size=len(x), epochs=epochs, verbose=0, callbacks=[recorder])
     return recorder

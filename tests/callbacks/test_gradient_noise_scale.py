@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers as L
 from keras import ops
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.callbacks import GradientNoiseScale, load_checkpoint, save_checkpoint
@@ -165,7 +166,12 @@ def test_a_sample_of_the_batch_is_measured():
 
 @pytest.mark.parametrize(
     "optimizer",
-    [lambda: lb.CLARS(0.0), lambda: lb.CLARS(0.0, gradient_norms="replica"), lambda: lb.LARS(0.0), lambda: "adam"],
+    [
+        lambda: paper(lb.CLARS, 0.0),
+        lambda: paper(lb.CLARS, 0.0, gradient_norms="replica"),
+        lambda: paper(lb.LARS, 0.0),
+        lambda: "adam",
+    ],
 )
 def test_any_optimizer(optimizer):
     net, (x, y) = network(), data()
@@ -177,7 +183,7 @@ def test_any_optimizer(optimizer):
 @pytest.mark.parametrize("micro_batch_size", [None, 8])
 def test_watching_changes_no_update(micro_batch_size):
     x, y = data()
-    for optimizer in (lambda: lb.CLARS(1.0, gradient_norms="replica"), lambda: keras.optimizers.SGD(0.5)):
+    for optimizer in (lambda: paper(lb.CLARS, 1.0, gradient_norms="replica"), lambda: keras.optimizers.SGD(0.5)):
         models = [compiled(network(), optimizer(), micro_batch_size=micro_batch_size) for _ in range(2)]
         watched(models[0], x, y, batch_size=12, epochs=3)
         models[1].fit(x, y, batch_size=12, epochs=3, shuffle=False, verbose=0)

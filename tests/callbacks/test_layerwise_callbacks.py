@@ -8,6 +8,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.callbacks import (
@@ -39,7 +40,7 @@ def fitted(optimizer, callbacks=(), epochs=2, wrapped=True, verbose=0, batch_siz
 
 
 def test_values_of_one_update():
-    model = fitted(lb.CLARS(0.1, weight_decay_rate=0.1), epochs=0)
+    model = fitted(paper(lb.CLARS, 0.1, weight_decay_rate=0.1), epochs=0)
     expected = brute_force_gradient_norms(model.model, *data(), MEAN_SQUARES)
     model.fit(*data(), batch_size=12, verbose=0)
     values = layerwise_values(model)
@@ -54,7 +55,7 @@ def test_values_of_one_update():
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_agreement_is_the_ratio_of_the_two_norms(jit_compile, tmp_path):
     # No momentum, no decay: the first update is the gradient times a known rate.
-    model = fitted(lb.CLARS(0.1, momentum=0.0, jit_compile=jit_compile), epochs=0)
+    model = fitted(paper(lb.CLARS, 0.1, momentum=0.0, jit_compile=jit_compile), epochs=0)
     before = {v.path: v.numpy() for v in model.trainable_variables}
     recorder = LayerwiseRateRecorder(tmp_path / "rates.csv", 1, batch_gradient_norms=True)
     model.fit(*data(), batch_size=12, verbose=0, callbacks=[recorder])
@@ -68,7 +69,7 @@ def test_agreement_is_the_ratio_of_the_two_norms(jit_compile, tmp_path):
 
 
 def test_agreement_is_asked_for_after_steps_have_been_traced_and_kept_from_then_on():
-    model = fitted(lb.CLARS(0.1))
+    model = fitted(paper(lb.CLARS, 0.1))
     assert layerwise_values(model).popitem()[1].gradient_agreement is None
     weights = len(model.optimizer.variables)
     model.fit(*data(), batch_size=12, verbose=0, callbacks=[LayerwiseProgress(["gradient_agreement"])])
@@ -83,7 +84,7 @@ def test_the_norm_of_the_batch_is_that_over_all_replicas(two_replicas):
         with scope:
             net = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a")])
             model = lb.LargeBatchModel(net, micro_batch_size=micro_batch_size)
-            model.compile(lb.CLARS(0.1), MEAN_SQUARES, jit_compile=False)
+            model.compile(paper(lb.CLARS, 0.1), MEAN_SQUARES, jit_compile=False)
         shown = LayerwiseProgress(["gradient_agreement"], tensors=["a/kernel", "a/bias"])
         model.fit(*data(), batch_size=12, verbose=0, shuffle=False, callbacks=[shown])
         return [values[-1] for name, values in model.history.history.items() if name.startswith("gradient_agreement")]
@@ -96,7 +97,7 @@ def test_the_norm_of_the_batch_is_that_over_all_replicas(two_replicas):
 
 
 def test_agreement_is_unknown_without_per_example_norms():
-    model = fitted(lb.LARS(0.1), [LayerwiseProgress(["rate", "gradient_agreement"])], wrapped=False)
+    model = fitted(paper(lb.LARS, 0.1), [LayerwiseProgress(["rate", "gradient_agreement"])], wrapped=False)
     for value in layerwise_values(model).values():
         assert value.gradient_agreement is None and value.batch_gradient_norm > 0
     assert set(model.history.history) == {"loss", "rate"}
@@ -104,13 +105,13 @@ def test_agreement_is_unknown_without_per_example_norms():
 
 def test_values_come_out_of_a_loss_scaling_wrapper():
     keras.config.set_dtype_policy("mixed_float16")
-    model = fitted(lb.CLARS(0.1))
+    model = fitted(paper(lb.CLARS, 0.1))
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     assert all(np.isfinite(value.weight_norm) for value in layerwise_values(model).values())
 
 
 def test_every_value_is_in_the_csv_file(tmp_path):
-    model = fitted(lb.CLARS(0.1), [LayerwiseRateRecorder(tmp_path / "rates.csv", 2, batch_gradient_norms=True)])
+    model = fitted(paper(lb.CLARS, 0.1), [LayerwiseRateRecorder(tmp_path / "rates.csv", 2, batch_gradient_norms=True)])
     rows = read_layerwise_values(tmp_path / "rates.csv")
     assert [update for update, path, _ in rows if path.endswith("a/kernel")] == [1, 2, 4, 6]
     values = layerwise_values(model)
@@ -122,7 +123,7 @@ def test_every_value_is_in_the_csv_file(tmp_path):
 
 def test_a_file_of_an_earlier_version_is_read_and_continued(tmp_path):
     path = tmp_path / "rates.csv"
-    model = fitted(lb.CLARS(0.1), epochs=1)
+    model = fitted(paper(lb.CLARS, 0.1), epochs=1)
     path.write_text("update,variable,rate,gradient_norm\n3,a/kernel,0.25,2.0\n3,a/bias,,1.0\n9,a/kernel,1.0,1.0\n")
     model.fit(*data(), batch_size=12, verbose=0, callbacks=[LayerwiseRateRecorder(path, 1)])
     rows = read_layerwise_values(path)
@@ -144,7 +145,7 @@ def scalars(directory):
 
 
 def test_tensorboard_scalars_are_the_values(tmp_path):
-    model = fitted(lb.CLARS(0.1), [LayerwiseTensorBoard(tmp_path, every=3, batch_gradient_norms=True)])
+    model = fitted(paper(lb.CLARS, 0.1), [LayerwiseTensorBoard(tmp_path, every=3, batch_gradient_norms=True)])
     found = scalars(tmp_path)
     assert {step for _, step in found} == {1, 3, 6}
     for path, value in layerwise_values(model).items():
@@ -156,7 +157,7 @@ def test_tensorboard_scalars_are_the_values(tmp_path):
 
 def test_medians_are_shown_in_the_progress_bar_and_kept_in_the_history(capsys):
     shown = ("rate", "gradient_norm", "gradient_agreement")
-    model = fitted(lb.CLARS(0.1), [LayerwiseProgress(shown)], verbose=1)
+    model = fitted(paper(lb.CLARS, 0.1), [LayerwiseProgress(shown)], verbose=1)
     values = [value for value in layerwise_values(model).values() if value.rate is not None]
     history = model.history.history
     for name in shown:
@@ -166,7 +167,7 @@ def test_medians_are_shown_in_the_progress_bar_and_kept_in_the_history(capsys):
 
 
 def test_chosen_tensors_are_shown_by_their_paths(capsys):
-    model = fitted(lb.CLARS(0.1), [LayerwiseProgress(["weight_norm"], tensors=["a/kernel"])], verbose=1)
+    model = fitted(paper(lb.CLARS, 0.1), [LayerwiseProgress(["weight_norm"], tensors=["a/kernel"])], verbose=1)
     (path,) = (path for path in layerwise_values(model) if path.endswith("a/kernel"))
     assert f"weight_norm/{path}: " in capsys.readouterr().out
 
@@ -189,12 +190,12 @@ def test_refusals_when_training_begins(tmp_path):
     with pytest.raises(ValueError, match=r"(?i)optimizer must be one with layer-wise rates; received optimizer='sgd"):
         fitted("sgd", [LayerwiseTensorBoard(tmp_path)])
     with pytest.raises(ValueError, match=r"patterns that each match one of the 4 tensors' paths.*'c/kernel'"):
-        fitted(lb.CLARS(0.1), [LayerwiseProgress(tensors=["c/kernel"])])
+        fitted(paper(lb.CLARS, 0.1), [LayerwiseProgress(tensors=["c/kernel"])])
 
 
 def test_executions_of_several_steps_are_counted_in_updates(tmp_path):
-    model = fitted(lb.CLARS(0.1), epochs=0)
-    model.compile(lb.CLARS(0.1), MEAN_SQUARES, steps_per_execution=2, jit_compile=ON_JAX)
+    model = fitted(paper(lb.CLARS, 0.1), epochs=0)
+    model.compile(paper(lb.CLARS, 0.1), MEAN_SQUARES, steps_per_execution=2, jit_compile=ON_JAX)
     model.fit(*data(), batch_size=2, epochs=2, verbose=0, callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv", 4)])
     # Executions end at updates 2, 4, 6 and 8, 10, 12; the first update and the multiples of 4 lie in these.
     assert sorted({update for update, *_ in read_layerwise_values(tmp_path / "rates.csv")}) == [2, 4, 8, 12]
@@ -214,7 +215,7 @@ def towers():
 
 def test_tensors_of_one_path_are_told_apart_everywhere(tmp_path):
     model = lb.LargeBatchModel(towers())
-    model.compile(lb.CLARS(0.1), "mse", jit_compile=ON_JAX)
+    model.compile(paper(lb.CLARS, 0.1), "mse", jit_compile=ON_JAX)
     rng = np.random.default_rng(0)
     x = [rng.normal(size=(8, 3)).astype("float32") for _ in range(2)]
     callbacks = [

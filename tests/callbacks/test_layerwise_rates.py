@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from paper_settings import paper
 
 from tf_largebatch import LARS
 from tf_largebatch.callbacks import LayerwiseRateRecorder
@@ -26,7 +27,7 @@ def fit(model, epochs=2, callbacks=(), units=3):
 
 @pytest.mark.parametrize(("every", "updates"), [("epoch", [3, 6]), (2, [1, 2, 4, 6]), (1, [1, 2, 3, 4, 5, 6])])
 def test_layerwise_rates_are_recorded(every, updates, tmp_path):
-    optimizer = LARS(0.1)
+    optimizer = paper(LARS, 0.1)
     fit(small_model(optimizer), callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv", every)])
     records = read_layerwise_rates(tmp_path / "rates.csv")
     assert [update for update, name, *_ in records if name.endswith("d/kernel")] == updates
@@ -37,7 +38,7 @@ def test_layerwise_rates_are_recorded(every, updates, tmp_path):
 
 
 def test_a_record_cut_short_is_left_out(tmp_path):
-    fit(small_model(LARS(0.1)), callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv")])
+    fit(small_model(paper(LARS, 0.1)), callbacks=[LayerwiseRateRecorder(tmp_path / "rates.csv")])
     whole = read_layerwise_rates(tmp_path / "rates.csv")
     with open(tmp_path / "rates.csv", "a") as file:
         file.write("7,d/kern")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conadv_cases import CLASSES, SHAPE, assert_close, conadv, images, nested, network, number, subclassed, weights
 from keras import layers as L
+from paper_settings import paper
 
 import tf_largebatch as lb
 
@@ -27,7 +28,7 @@ FIT = {"batch_size": 12, "verbose": 0, "shuffle": False}
 LOGS = {"loss", "clean_loss", "adversarial_loss", "adversarial_accuracy", "perturbation", "bn_distance"}
 
 
-@pytest.mark.parametrize("make", [lambda: keras.optimizers.SGD(0.05, 0.9), lambda: lb.CLARS(1.0)])
+@pytest.mark.parametrize("make", [lambda: keras.optimizers.SGD(0.05, 0.9), lambda: paper(lb.CLARS, 1.0)])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_without_a_perturbation_it_is_clean_training_on_doubled_batches(batch_norm, make):
     """Sums of two means; batch norm without gamma and beta, of which each set has its own."""
@@ -56,7 +57,7 @@ def test_without_a_perturbation_it_is_clean_training_on_doubled_batches(batch_no
 def test_kinds_of_models(make, auxiliary):
     x, y = images(30)
     inner = make()
-    model = conadv(inner, lb.CLARS(0.5))
+    model = conadv(inner, paper(lb.CLARS, 0.5))
     history = model.fit(x, y, **FIT).history
     assert np.all(np.isfinite([v for values in history.values() for v in values]))
     assert set(history) == (LOGS if auxiliary else LOGS - {"bn_distance"})
@@ -186,7 +187,7 @@ def test_labels_of_either_form_and_logits_or_probabilities(smoothing):
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-@pytest.mark.parametrize("optimizer", [lambda: keras.optimizers.SGD(0.01), lambda: lb.CLARS(0.1)])
+@pytest.mark.parametrize("optimizer", [lambda: keras.optimizers.SGD(0.01), lambda: paper(lb.CLARS, 0.1)])
 def test_mixed_precision_stays_finite(policy, optimizer):
     keras.config.set_dtype_policy(policy)
     x, y = images(24)
@@ -202,7 +203,9 @@ def test_mixed_precision_stays_finite(policy, optimizer):
 def test_micro_batches_equal_the_whole_batch(micro_batch_size, staleness):
     x, y = images(24)
     arguments = {"targeted": False, "random_start": 0.0, "staleness": staleness}
-    models = [conadv(network(False), lb.CLARS(1.0), micro_batch_size=m, **arguments) for m in (None, micro_batch_size)]
+    models = [
+        conadv(network(False), paper(lb.CLARS, 1.0), micro_batch_size=m, **arguments) for m in (None, micro_batch_size)
+    ]
     histories = [model.fit(x, y, **FIT).history for model in models]
     assert_close(models[0], models[1], rtol=1e-4, atol=1e-5)
     for name, values in histories[0].items():

@@ -7,6 +7,7 @@ import functools
 import pytest
 import tensorflow as tf
 from conadv_cases import assert_close, conadv, images, network
+from paper_settings import paper
 from selection import long
 
 import tf_largebatch as lb
@@ -24,7 +25,7 @@ def ancestors(ops):
     return found
 
 
-OPTIMIZERS = {"sgd": lambda: None, "clars": lambda: lb.CLARS(0.1)}
+OPTIMIZERS = {"sgd": lambda: None, "clars": lambda: paper(lb.CLARS, 0.1)}
 
 
 @functools.cache  # tracing takes most of the time, and nothing changes a graph

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from conadv_reference import SlowConAdv
 from keras import layers as L
+from paper_settings import paper
 
 import tf_largebatch as lb
 
@@ -85,7 +86,7 @@ def assert_same_weights(wrapper, slow):
 
 OPTIMIZERS = {
     "sgd": (lambda: keras.optimizers.SGD(0.05, 0.9), {"lr": 0.05}),
-    "clars": (lambda: lb.CLARS(0.05, eta=0.2), {"lr": 0.05, "clars": {"eta": 0.2}}),
+    "clars": (lambda: paper(lb.CLARS, 0.05, eta=0.2), {"lr": 0.05, "clars": {"eta": 0.2}}),
 }
 
 

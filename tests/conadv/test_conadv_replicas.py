@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conadv_cases import conadv, images, network
+from paper_settings import paper
 from selection import long
 
 import tf_largebatch as lb
 
-OPTIMIZERS = {"sgd": lambda: keras.optimizers.SGD(0.05, 0.9), "clars": lambda: lb.CLARS(0.05, eta=0.2)}
+OPTIMIZERS = {"sgd": lambda: keras.optimizers.SGD(0.05, 0.9), "clars": lambda: paper(lb.CLARS, 0.05, eta=0.2)}
 
 
 @pytest.mark.parametrize("staleness, optimizer", [long(0, "sgd"), (1, "clars"), long(2, "sgd")])

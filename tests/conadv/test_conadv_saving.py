@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conadv_cases import CLASSES, SHAPE, Subclassed, assert_close, conadv, images, nested, network, number, subclassed
 from keras import layers as L
+from paper_settings import paper
 
 import tf_largebatch as lb
 
@@ -23,7 +24,7 @@ def train(model, first=0, **arguments):
 
 
 def fresh(make, staleness):
-    return conadv(make(), lb.CLARS(1.0), staleness=staleness, compiled=make is subclassed)
+    return conadv(make(), paper(lb.CLARS, 1.0), staleness=staleness, compiled=make is subclassed)
 
 
 class Whole:

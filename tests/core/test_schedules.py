@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from tf_largebatch.core import defaults
 from tf_largebatch.core.schedules import (
     WarmupPolynomialDecay,
     large_batch_schedule,
@@ -42,7 +43,7 @@ def test_peak_and_end_are_met_exactly():
 
 
 def test_no_warmup_starts_at_the_peak():
-    schedule = WarmupPolynomialDecay(4.0, 10, end_learning_rate=0.0)
+    schedule = WarmupPolynomialDecay(4.0, 10, power=2.0, end_learning_rate=0.0)
     assert [float(schedule(step)) for step in (0, 5, 10, 20)] == [4.0, 1.0, 0.0, 0.0]
 
 
@@ -91,12 +92,18 @@ def test_drives_an_optimizer():
 def test_numpys_scalars_are_arguments():
     arguments = {"peak_learning_rate": np.float32(0.5), "total_steps": np.int64(10), "warmup_steps": np.array(2)}
     schedule = WarmupPolynomialDecay(**arguments, power=np.float16(2), end_learning_rate=np.float64(0.0))
-    assert schedule.get_config() == {**WarmupPolynomialDecay(0.5, 10, 2, end_learning_rate=0.0).get_config()}
+    assert schedule.get_config() == {**WarmupPolynomialDecay(0.5, 10, 2, power=2.0, end_learning_rate=0.0).get_config()}
     json.dumps(schedule.get_config())
     made = large_batch_schedule(
-        np.float32(0.5), np.int64(512), np.array(256), np.int32(10), np.float32(3.0), np.int8(1)
+        np.float32(0.5),
+        np.int64(512),
+        np.array(256),
+        steps_per_epoch=np.int32(10),
+        epochs=np.float32(3.0),
+        warmup_epochs=np.int8(1),
     )
-    assert json.loads(json.dumps(made.get_config())) == large_batch_schedule(0.5, 512, 256, 10, 3.0, 1).get_config()
+    plain = large_batch_schedule(0.5, 512, 256, steps_per_epoch=10, epochs=3.0, warmup_epochs=1)
+    assert json.loads(json.dumps(made.get_config())) == plain.get_config()
     assert type(linear_scaling(np.float32(0.5), np.int64(8), np.int64(4))) is float
 
 
@@ -113,7 +120,17 @@ def test_factory_counts_in_epochs():
         "end_learning_rate": 0.5,
         "name": "WarmupPolynomialDecay",
     }
-    assert large_batch_schedule(0.1, 512, 256, 10, 3).warmup_steps == 0
+    assert large_batch_schedule(0.1, 512, 256, steps_per_epoch=10, epochs=3).warmup_steps == 0
+
+
+def test_without_batch_sizes_the_peak_is_the_same_for_every_batch():
+    recipe = large_batch_schedule(steps_per_epoch=12, epochs=8)
+    peak, power, end = defaults.PEAK_LEARNING_RATE, defaults.POWER, defaults.END_LEARNING_RATE
+    assert recipe.get_config() == WarmupPolynomialDecay(peak, 96, power=power, end_learning_rate=end).get_config()
+    assert large_batch_schedule(0.5, steps_per_epoch=12, epochs=8).peak_learning_rate == 0.5
+    for one in ({"batch_size": 512}, {"base_batch_size": 512}):
+        with pytest.raises(ValueError, match=r"^base_batch_size must be given together with batch_size="):
+            large_batch_schedule(0.1, **one, steps_per_epoch=12, epochs=8)
 
 
 @pytest.mark.parametrize(

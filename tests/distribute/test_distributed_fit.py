@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
+from paper_settings import paper
 from selection import long
 
 import tf_largebatch as lb
@@ -58,11 +59,11 @@ def assert_close(model, expected, variables="weights"):
 
 
 def clars(**arguments):
-    return lambda: lb.CLARS(0.5, eta=0.05, weight_decay_rate=0.01, **arguments)
+    return lambda: paper(lb.CLARS, 0.5, eta=0.05, weight_decay_rate=0.01, **arguments)
 
 
 def lars():
-    return lb.LARS(0.5, eta=0.05, weight_decay_rate=0.01)
+    return paper(lb.LARS, 0.5, eta=0.05, weight_decay_rate=0.01)
 
 
 def sgd():
@@ -148,7 +149,7 @@ def test_moving_averages_become_the_mean_of_the_replicas(two_replicas):
 def test_each_replica_draws_its_share_of_a_sample(two_replicas, norm_examples):
     """The first `norm_examples` of each replica's half; s_k is the mean over all that were drawn."""
     x, y = examples(BATCH)
-    model = compiled(lambda: lb.CLARS(0.0), strategy=two_replicas, norm_examples=norm_examples)
+    model = compiled(lambda: paper(lb.CLARS, 0.0), strategy=two_replicas, norm_examples=norm_examples)
     expected = brute_force_gradient_norms(network(None), x, y, CROSS_ENTROPY)
     fit(model, batches(BATCH), epochs=1, steps_per_epoch=1, verbose=0)
     half = BATCH // 2
@@ -166,7 +167,7 @@ def test_replica_norms_are_the_mean_over_the_replicas(two_replicas):
         with tf.GradientTape() as tape:
             loss = CROSS_ENTROPY(y[part], net(x[part]))
         norms.append([np.linalg.norm(g) for g in tape.gradient(loss, [v.value for v in net.trainable_variables])])
-    model = compiled(lambda: lb.CLARS(0.0, gradient_norms="replica"), strategy=two_replicas)
+    model = compiled(lambda: paper(lb.CLARS, 0.0, gradient_norms="replica"), strategy=two_replicas)
     fit(model, batches(BATCH), epochs=1, steps_per_epoch=1, verbose=0)
     np.testing.assert_allclose(list(model.optimizer.gradient_norms().values()), np.mean(norms, 0), rtol=1e-5)
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 from conadv_cases import conadv, images
 from conadv_cases import network as conadv_network
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.callbacks import load_checkpoint
@@ -29,7 +30,7 @@ def compiled(strategy, units=4):
     with strategy.scope():
         model = lb.LargeBatchModel(keras.Sequential([keras.Input((6, 6, 2)), *layers], name="net"))
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(lb.CLARS(0.5, eta=0.05), loss, jit_compile=False)
+        model.compile(paper(lb.CLARS, 0.5, eta=0.05), loss, jit_compile=False)
     return model
 
 
@@ -71,7 +72,12 @@ def test_conadv_trains_as_by_kerass_fit(two_replicas, staleness):
     for _ in range(2):
         with two_replicas.scope():
             models.append(
-                conadv(conadv_network(synchronized=True), lb.CLARS(0.05, eta=0.2), staleness=staleness, compiled=True)
+                conadv(
+                    conadv_network(synchronized=True),
+                    paper(lb.CLARS, 0.05, eta=0.2),
+                    staleness=staleness,
+                    compiled=True,
+                )
             )
     history = fit(models[0], data.repeat(2), epochs=2, steps_per_epoch=3, verbose=0).history
     # One list of batches for both epochs, as ours is, so that the last batch of an epoch looks ahead to the next.

@@ -47,7 +47,11 @@ def compiled(kind, **arguments):
     stack = [layers.Conv2D(8, 3, name="conv"), layers.BatchNormalization(name="norm"), layers.ReLU()]
     stack += [layers.Flatten(), layers.Dense(4, name="head")]
     net = keras.Sequential([keras.Input((6, 6, 3)), *stack], name="net")
-    optimizer = lb.LARS(0.5) if kind == "lars" else lb.CLARS(0.1)
+    optimizer = (
+        lb.LARS(0.5, eta=0.001, max_rate=None, unadapted_rate_factor=1.0)
+        if kind == "lars"
+        else lb.CLARS(0.1, eta=0.01, max_rate=None, unadapted_rate_factor=1.0)
+    )
     if kind == "conadv":
         model = lb.ConAdvModel(net, value_range=(-4.0, 4.0), random_start=0.0, targeted=False, **arguments)
     else:

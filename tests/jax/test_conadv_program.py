@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conadv_cases import assert_close, conadv, images, network
+from paper_settings import paper
 
 import tf_largebatch as lb
 
@@ -42,7 +43,7 @@ def parameters_behind(text):
 def test_attack_and_training_of_a_step_do_not_wait_for_each_other(optimizer, staleness):
     """Neither the update depends on the coming batch, nor the coming adversarial images on this one."""
     (x, y), (x2, y2) = images(12), images(12, seed=1)
-    make = {"sgd": lambda: None, "clars": lambda: lb.CLARS(0.1)}[optimizer]
+    make = {"sgd": lambda: None, "clars": lambda: paper(lb.CLARS, 0.1)}[optimizer]
     model = conadv(network(dropout=0.2), make(), staleness=staleness, compiled=True)
     state = ready(model, x, y)
     model.make_train_function()

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from layerwise_cases import gradients, make, norms, regression, small_model, variables
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.optimizers import CLARS, LARS
@@ -24,9 +25,9 @@ def fitted(model):
 @pytest.mark.parametrize(
     "optimizer",
     [
-        lambda: CLARS(0.1, eta=0.1, gradient_norms="per_example"),
-        lambda: keras.optimizers.LossScaleOptimizer(CLARS(0.1, eta=0.1, gradient_norms="per_example"), 8.0),
-        lambda: LARS(0.1, eta=0.1, use_ema=True),
+        lambda: paper(CLARS, 0.1, eta=0.1, gradient_norms="per_example"),
+        lambda: keras.optimizers.LossScaleOptimizer(paper(CLARS, 0.1, eta=0.1, gradient_norms="per_example"), 8.0),
+        lambda: paper(LARS, 0.1, eta=0.1, use_ema=True),
     ],
     ids=["CLARS", "loss scale", "LARS, average"],
 )
@@ -72,7 +73,7 @@ def test_variables_in_place_of_their_values(cls):
 @pytest.mark.parametrize("arguments", [{}, {"gradient_accumulation_steps": 2}, {"use_ema": True}], ids=str)
 def test_donated_state_is_not_read_again(arguments):
     """A step may hand its old state's memory to the new one, as Keras's train function does."""
-    optimizer, trained = LARS(0.5, eta=0.1, **arguments), variables()
+    optimizer, trained = paper(LARS, 0.5, eta=0.1, **arguments), variables()
     optimizer.build(trained)
     step = jax.jit(lambda w, s, g: optimizer.stateless_apply(s, g, w), donate_argnums=(0, 1))
     weights, state = [v.value for v in trained], [v.value for v in optimizer.variables]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layerwise_cases import gradients, make, norms, variables
+from paper_settings import paper
 
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -82,12 +83,12 @@ def test_they_may_be_assigned_to_a_built_optimizer():
 
 
 def test_known_values_are_checked_and_saved_and_traced_ones_are_not_saved():
-    assert LARS(eta=jnp.float32(0.5)).get_config()["eta"] == 0.5
+    assert paper(LARS, eta=jnp.float32(0.5)).get_config()["eta"] == 0.5
     with pytest.raises(ValueError, match="eta must be a number above 0"):
-        LARS(eta=jnp.float32(-1))
+        paper(LARS, eta=jnp.float32(-1))
     with pytest.raises(ValueError, match="eta must be a number above 0"):
-        LARS(eta=jnp.ones(2))
-    optimizer = LARS()
+        paper(LARS, eta=jnp.ones(2))
+    optimizer = paper(LARS)
 
     @jax.jit
     def saved(eta):

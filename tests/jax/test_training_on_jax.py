@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.callbacks import GradientNoiseScale, LayerwiseCallback
@@ -32,7 +33,7 @@ def wrapped(optimizer=None, **arguments):
     keras.utils.set_random_seed(0)
     net = keras.Sequential([keras.Input((6,)), layers.Dense(5), Penalized(), layers.Dense(3)])
     model = lb.LargeBatchModel(net, **arguments)
-    model.compile(optimizer or lb.CLARS(0.1), CROSS_ENTROPY, metrics=["accuracy"])
+    model.compile(optimizer or paper(lb.CLARS, 0.1), CROSS_ENTROPY, metrics=["accuracy"])
     return model
 
 
@@ -96,7 +97,7 @@ def test_steps_per_execution_and_no_compilation_give_the_same():
     models = []
     for how in ({}, {"steps_per_execution": 2}, {"jit_compile": False}):
         model = wrapped()
-        model.compile(lb.CLARS(0.1), CROSS_ENTROPY, **how)
+        model.compile(paper(lb.CLARS, 0.1), CROSS_ENTROPY, **how)
         model.fit(X, Y, batch_size=8, shuffle=False, verbose=0)
         models.append(model)
     for other in models[1:]:
@@ -120,7 +121,7 @@ def test_data_of_unknown_batch_size():
 
 def test_layers_frozen_after_compile_and_after_a_step():
     """keras 22104."""
-    for optimizer in (lb.CLARS(0.1), keras.optimizers.LossScaleOptimizer(lb.CLARS(0.1))):
+    for optimizer in (paper(lb.CLARS, 0.1), keras.optimizers.LossScaleOptimizer(paper(lb.CLARS, 0.1))):
         model = wrapped(optimizer)
         model.fit(X, Y, batch_size=8, verbose=0)
         head = model.model.layers[-1]
@@ -154,7 +155,7 @@ def test_a_variable_that_the_loss_does_not_depend_on_is_left_alone():
     inputs = keras.Input((6,))
     unused = layers.Dense(2, name="unused")(inputs)
     net = keras.Model(inputs, {"p": layers.Dense(3, name="used")(inputs), "q": unused})
-    for optimizer in (lb.CLARS(0.1, weight_decay_rate=0.1), keras.optimizers.SGD(0.1, weight_decay=0.1)):
+    for optimizer in (paper(lb.CLARS, 0.1, weight_decay_rate=0.1), keras.optimizers.SGD(0.1, weight_decay=0.1)):
         model = lb.LargeBatchModel(net)
         model.compile(optimizer, {"p": CROSS_ENTROPY})
         before = net.get_layer("unused").kernel.numpy()

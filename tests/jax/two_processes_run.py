@@ -42,7 +42,10 @@ def compiled() -> lb.LargeBatchModel:
         model = lb.ConAdvModel(net, epsilon=4.0, value_range=(-4.0, 4.0), staleness=2, seed=3)
     else:
         model = lb.LargeBatchModel(net)
-    model.compile(lb.CLARS(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(
+        lb.CLARS(0.1, eta=0.01, max_rate=None, unadapted_rate_factor=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     return model
 
 

@@ -73,7 +73,9 @@ def decay_of(r, said, where):
 
 
 def adapted(r):
+    """The others keep the plain learning rate, as in the papers."""
     assert r.optimizer.exclude_from_layer_adaptation is BATCH_NORMS_AND_BIASES
+    assert r.optimizer.unadapted_rate_factor == 1
 
 
 def equal(found, expected):

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 from official.modeling import performance
 from official.modeling.optimization.ema_optimizer import ExponentialMovingAverage
+from paper_settings import paper
 from tf_keras_optimizer_cases import SHAPES, apply, apply_all, gradients, make, norms, variables
 
 from tf_largebatch.tf_keras.optimizers import CLARS, LARS, clars_of
@@ -32,13 +33,13 @@ class Averaged(tf_keras.Model):
 
 
 def test_clars_is_found_in_its_wrappers():
-    clars = CLARS()
+    clars = paper(CLARS)
     assert clars_of(clars) is clars
     assert clars_of(ExponentialMovingAverage(clars)) is clars
     assert clars_of(tf_keras.mixed_precision.LossScaleOptimizer(clars)) is clars
-    for other in (LARS(), tf_keras.optimizers.SGD(), tf_keras.optimizers.legacy.SGD(), None):
+    for other in (paper(LARS), tf_keras.optimizers.SGD(), tf_keras.optimizers.legacy.SGD(), None):
         assert clars_of(other) is None
-    assert clars_of(ExponentialMovingAverage(LARS())) is None
+    assert clars_of(ExponentialMovingAverage(paper(LARS))) is None
 
 
 @BOTH
@@ -66,7 +67,7 @@ def test_loss_scaling_changes_nothing(cls, loss_scale):
 @pytest.mark.parametrize("broken", ["norm", "gradient"])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_loss_scaling_skips_a_step_whose_norm_or_gradient_is_not_finite(broken, compiled):
-    inner, trained = CLARS(0.5), variables()
+    inner, trained = paper(CLARS, 0.5), variables()
     wrapped = tf_keras.mixed_precision.LossScaleOptimizer(inner)
     some, some_norms = gradients(1)[0], norms(1)[0]
     if broken == "norm":
@@ -86,7 +87,7 @@ def test_loss_scaling_skips_a_step_whose_norm_or_gradient_is_not_finite(broken, 
 
 
 def test_under_loss_scaling_variables_without_gradient_need_the_list_of_variables():
-    inner, trained = CLARS(0.5), variables()
+    inner, trained = paper(CLARS, 0.5), variables()
     wrapped = tf_keras.mixed_precision.LossScaleOptimizer(inner, dynamic=False, initial_scale=1.0)
     wrapped.get_scaled_loss(tf.ones(()))
     some = [None, *wrapped.get_unscaled_gradients(map(tf.constant, gradients(1)[0][1:]))]
@@ -217,7 +218,7 @@ def test_the_norms_ride_with_the_gradients(two_replicas):
 
     def reductions(cls):
         with two_replicas.scope():
-            trained, optimizer = variables(), cls(0.5)
+            trained, optimizer = variables(), paper(cls, 0.5)
 
         def step():
             some = [tf.ones(shape) for shape in SHAPES.values()]
@@ -231,7 +232,7 @@ def test_the_norms_ride_with_the_gradients(two_replicas):
 
 def test_replica_norms_are_averaged(two_replicas):
     with two_replicas.scope():
-        trained, optimizer = variables(), CLARS(0.5, gradient_norms="replica")
+        trained, optimizer = variables(), paper(CLARS, 0.5, gradient_norms="replica")
 
     def step():
         # Each replica's loss is divided by their number, as everywhere.

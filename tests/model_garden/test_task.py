@@ -24,7 +24,8 @@ from tf_largebatch.model_garden.rebuildable import batch_norms
 from tf_largebatch.training.step_seed import Purpose, step_seed
 
 SGD = {"optimizer": {"type": "sgd", "sgd": {"momentum": 0.9}}}
-CLARS = {"trainer": {"optimizer_config": {"optimizer": {"type": "clars"}}}}
+PAPER = {"eta": 0.01, "max_rate": None, "unadapted_rate_factor": 1.0}  # so that the norms decide the rates
+CLARS = {"trainer": {"optimizer_config": {"optimizer": {"type": "clars", "clars": PAPER}}}}
 RATE = {"learning_rate": {"type": "constant", "constant": {"learning_rate": 0.05}}, "warmup": {"type": None}}
 SYNC = {"task": {"model": {"norm_activation": {"use_sync_bn": True}}}}
 
@@ -300,7 +301,7 @@ def test_noise_instead_of_the_attack(records):
 
 def test_replica_norms_make_clars_lars(records):
     replica = {"task": {"gradient_norms": {"mode": "replica"}}}
-    common = {"eta": 0.01, "weight_decay_rate": 0.0, "max_rate": 1.0, "classic_momentum": True}
+    common = {"eta": 0.01, "weight_decay_rate": 0.0, "max_rate": 1.0, "unadapted_rate_factor": 1.0}
     clars, _, _ = trained(records, optimizer(optimizer={"type": "clars", "clars": common}), replica, steps=2)
     lars, _, _ = trained(records, optimizer(optimizer={"type": "lars_lb", "lars_lb": common}), steps=2)
     assert_close(weights(clars), weights(lars))

@@ -10,6 +10,7 @@ from keras import layers as L
 from keras import ops
 from keras.src.applications.convnext import StochasticDepth
 from keras.src.backend.common import global_state
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.norms import brute_force_gradient_norms
@@ -25,7 +26,7 @@ def images(size=BATCH, seed=0):
 def fitted(net, x, y, loss=CROSS_ENTROPY, norm_examples=None, fit=None, **compile_arguments):
     """The mean norms that CLARS was handed in the last step, without an update: `{path: s_k}`."""
     model = lb.LargeBatchModel(net, norm_examples=norm_examples)
-    optimizer = lb.CLARS(0.0, gradient_norms="per_example")
+    optimizer = paper(lb.CLARS, 0.0, gradient_norms="per_example")
     # On JAX each operation by itself takes long to compile.
     model.compile(optimizer, loss, run_eagerly=not ON_JAX, **compile_arguments)
     model.fit(x, y, shuffle=False, verbose=0, **{"batch_size": BATCH, **(fit or {})})
@@ -295,7 +296,7 @@ def test_compiled_by_xla_it_agrees_and_no_step_is_traced_again():
         net, {name: t[-BATCH:] for name, t in inputs.items()}, y[-BATCH:], CROSS_ENTROPY
     )
     model = lb.LargeBatchModel(net)
-    model.compile(lb.CLARS(0.0), CROSS_ENTROPY, jit_compile=True)
+    model.compile(paper(lb.CLARS, 0.0), CROSS_ENTROPY, jit_compile=True)
     traces, step = [], model._update
     model._update = lambda *args: traces.append(1) or step(*args)
     # A generator on JAX, where data of a type of their own are not needed.

@@ -18,6 +18,7 @@ from comparing import (
 )
 from keras import layers as L
 from keras import ops
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.norms import (
@@ -258,7 +259,7 @@ def test_a_smaller_last_batch(jit_compile):
     x, y = rng.normal(size=(21, 4)).astype("float32"), rng.integers(0, 3, 21)
     model = keras.Sequential([keras.Input((4,)), InMode(), keras.layers.Dense(3)])
     wrapper = lb.LargeBatchModel(model, allow_generic=True)
-    wrapper.compile(lb.CLARS(0.0), CROSS_ENTROPY, jit_compile=jit_compile)
+    wrapper.compile(paper(lb.CLARS, 0.0), CROSS_ENTROPY, jit_compile=jit_compile)
     wrapper.fit(x, y, batch_size=18, shuffle=False, verbose=0)
     found = wrapper.optimizer.gradient_norms()
     for path, norms in brute_force_gradient_norms(model, x[18:], y[18:], CROSS_ENTROPY).items():

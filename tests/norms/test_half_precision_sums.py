@@ -8,6 +8,7 @@ import pytest
 from comparing import ON_JAX, dtype_of, plain_pass, run_traced
 from keras import layers as L
 from keras import ops
+from paper_settings import paper
 
 from tf_largebatch import CLARS, LargeBatchModel
 from tf_largebatch.norms import KERAS, measure
@@ -93,7 +94,7 @@ def test_a_step_of_fit():
         return before, [w.astype("float64") - b for w, b in zip(network.get_weights(), before, strict=True)]
 
     # An optimizer that adapts nothing makes the gradient itself the update.
-    sgd_like = CLARS(0.5, momentum=0.0, exclude_from_layer_adaptation=lambda variable: True)
+    sgd_like = paper(CLARS, 0.5, momentum=0.0, exclude_from_layer_adaptation=lambda variable: True)
     weights, found = updates("mixed_float16", LargeBatchModel, sgd_like, "float32")
     _, exact = updates(EXACT, lambda network: network, keras.optimizers.SGD(0.5), EXACT, weights)
     for f, e in zip(found, exact, strict=True):

@@ -8,6 +8,7 @@ import pytest
 from comparing import ON_JAX, norms_of, norms_one_by_one, run_traced, tensorflow_only
 from keras import layers as L
 from keras import ops
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch import norms
@@ -74,7 +75,7 @@ MEAN_SQUARES = keras.losses.MeanSquaredError()
 
 def fit(model, run_eagerly=False):
     wrapper = lb.LargeBatchModel(model)
-    wrapper.compile(lb.CLARS(0.1), "mse", jit_compile=ON_JAX, run_eagerly=run_eagerly)
+    wrapper.compile(paper(lb.CLARS, 0.1), "mse", jit_compile=ON_JAX, run_eagerly=run_eagerly)
     wrapper.fit(X, Y, batch_size=5, verbose=0)
 
 
@@ -121,7 +122,7 @@ def test_a_gradient_penalty_in_the_loss_is_refused():
             return ops.mean(y_pred) + ops.mean(ops.square(penalty))
 
     model = Critic(force("gradient").energy)
-    model.compile(lb.CLARS(0.1), jit_compile=ON_JAX)
+    model.compile(paper(lb.CLARS, 0.1), jit_compile=ON_JAX)
     with pytest.raises(ValueError, match="used elsewhere"):
         model.fit(X, Y, batch_size=5, verbose=0)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers as L
+from paper_settings import paper
 
 from tf_largebatch import CLARS, LargeBatchModel
 from tf_largebatch.norms import KERAS, measure
@@ -35,7 +36,7 @@ def trained(strategy: tf.distribute.Strategy | None) -> tuple[list[np.ndarray], 
     with scope:
         model = LargeBatchModel(network())
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(CLARS(0.1, eta=0.1), loss, jit_compile=False)
+        model.compile(paper(CLARS, 0.1, eta=0.1), loss, jit_compile=False)
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(8)
     model.fit(data, epochs=3, verbose=0)
     return model.get_weights(), model.optimizer.gradient_norms(), model

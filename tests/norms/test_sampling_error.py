@@ -8,6 +8,7 @@ import pytest
 from comparing import CROSS_ENTROPY, ON_JAX, norms_of
 from keras import layers as L
 from keras import ops
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.conadv.backend import compiled
@@ -83,7 +84,7 @@ def test_the_model_measures_the_first_examples_of_each_batch(network):
     net = keras.models.clone_model(network)
     net.set_weights(network.get_weights())
     model = lb.LargeBatchModel(net, norm_examples=64)
-    model.compile(lb.CLARS(0.0), CROSS_ENTROPY, jit_compile=ON_JAX)
+    model.compile(paper(lb.CLARS, 0.0), CROSS_ENTROPY, jit_compile=ON_JAX)
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
     exact = norms_of(net, x, y)
     for path, found in model.optimizer.gradient_norms().items():

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.norms import brute_force_gradient_norms, use_generic
@@ -102,7 +103,7 @@ def test_fit_on_sparse_inputs_trains_as_on_dense_ones(settings: dict[str, int]) 
     for sparse in (True, False):
         model = _model(_hidden, sparse=sparse)
         wrapper = lb.LargeBatchModel(model, **settings)
-        wrapper.compile(lb.CLARS(0.1), LOSS, jit_compile=False)
+        wrapper.compile(paper(lb.CLARS, 0.1), LOSS, jit_compile=False)
         given = tf.sparse.from_dense(x) if sparse else x
         wrapper.fit(tf.data.Dataset.from_tensor_slices((given, y)).batch(6), verbose=0)  # 6 and 4 examples
         weights.append([v.numpy() for v in model.weights])
@@ -143,7 +144,7 @@ def test_fit_on_ragged_inputs_in_micro_batches_trains_as_in_whole_batches() -> N
     for size in (None, 4):
         model = _text_model()
         wrapper = lb.LargeBatchModel(model, micro_batch_size=size)
-        wrapper.compile(lb.CLARS(0.1), LOSS, jit_compile=False)
+        wrapper.compile(paper(lb.CLARS, 0.1), LOSS, jit_compile=False)
         wrapper.fit(tf.data.Dataset.from_tensor_slices((_texts(), _labels())).batch(6), verbose=0)
         weights.append([v.numpy() for v in model.weights])
     for found, expected in zip(*weights, strict=True):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from comparing import CROSS_ENTROPY, norms_of, norms_one_by_one
 from keras import layers as L
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.norms import brute_force_gradient_norms, per_example_gradient_norms
@@ -51,7 +52,7 @@ def test_two_views_on_the_batch_axis_are_refused_before_the_first_step(jit_compi
     model(x)
     before = [v.numpy() for v in model.variables]
     wrapper = lb.LargeBatchModel(model)
-    wrapper.compile(lb.CLARS(0.1), "mse", jit_compile=jit_compile)
+    wrapper.compile(paper(lb.CLARS, 0.1), "mse", jit_compile=jit_compile)
     with pytest.raises(ValueError, match="has 2 rows for each example"):
         wrapper.fit(x, x[:, :4], batch_size=4, verbose=0)
     for v, value in zip(model.variables, before, strict=True):
@@ -197,7 +198,7 @@ def test_more_than_a_sum_or_product_with_the_batch_is_refused():
 def test_positions_in_fit_with_a_smaller_last_batch():
     model = text_model("added")
     wrapper = lb.LargeBatchModel(model)
-    wrapper.compile(lb.CLARS(0.0), CROSS_ENTROPY, jit_compile=False)
+    wrapper.compile(paper(lb.CLARS, 0.0), CROSS_ENTROPY, jit_compile=False)
     wrapper.fit(
         np.concatenate([IDS, IDS[:3]]), np.concatenate([LABELS, LABELS[:3]]), batch_size=8, shuffle=False, verbose=0
     )

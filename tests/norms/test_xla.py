@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from comparing import CROSS_ENTROPY, batch, measured_in_training, randomize
 from keras import layers as L
+from paper_settings import paper
 
 from tf_largebatch import CLARS, LargeBatchModel
 from tf_largebatch.norms import per_example_gradient_norms
@@ -83,7 +84,7 @@ def test_fit_with_a_smaller_last_batch(examples):
     for jit in (True, False):
         net.set_weights(start)
         model = LargeBatchModel(net, norm_examples=examples)
-        model.compile(CLARS(1.0, eta=0.1), CROSS_ENTROPY, jit_compile=jit)
+        model.compile(paper(CLARS, 1.0, eta=0.1), CROSS_ENTROPY, jit_compile=jit)
         model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
         weights.append(net.get_weights())
     for compiled, plain in zip(*weights, strict=True):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from layerwise_cases import make, regression, small_model
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.optimizers import CLARS, LARS
@@ -27,7 +28,7 @@ def fit(model, optimizer):
 )
 def test_clars_goes_on_after_layers_are_frozen(source, loss_scale, frozen):
     net = small_model()
-    clars = CLARS(0.1, eta=0.1, gradient_norms=source)
+    clars = paper(CLARS, 0.1, eta=0.1, gradient_norms=source)
     optimizer = keras.optimizers.LossScaleOptimizer(clars, initial_scale=8.0) if loss_scale else clars
     model = lb.LargeBatchModel(net)
     fit(model, optimizer)

@@ -20,6 +20,7 @@ from layerwise_cases import (
     small_model,
     variables,
 )
+from paper_settings import paper
 
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.optimizers import CLARS, LARS
@@ -30,13 +31,13 @@ BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
 def test_auto_uses_the_measured_norms_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        optimizer = CLARS(0.5)
+        optimizer = paper(CLARS, 0.5)
         apply_all(optimizer, gradients(2), variables(), norms(2))
     assert optimizer.gradient_norms() == pytest.approx(norms(2)[-1])
 
 
 def test_auto_falls_back_with_one_warning_for_all_traces():
-    optimizer, trained = CLARS(0.5), variables()
+    optimizer, trained = paper(CLARS, 0.5), variables()
     optimizer.build(trained)
     some = [ops.convert_to_tensor(g) for g in gradients(1)[0]]
     with warnings.catch_warnings(record=True) as caught:
@@ -51,7 +52,7 @@ def test_auto_falls_back_with_one_warning_for_all_traces():
 
 def test_auto_fits_any_model_with_one_warning():
     model = small_model()
-    model.compile(optimizer=CLARS(0.5, eta=0.1), loss="mse")
+    model.compile(optimizer=paper(CLARS, 0.5, eta=0.1), loss="mse")
     with pytest.warns(UserWarning, match="per-example gradient norms") as caught:
         losses = model.fit(*regression(), batch_size=5, epochs=4, verbose=0).history["loss"]
     # Keras may have warnings of its own.
@@ -61,7 +62,7 @@ def test_auto_fits_any_model_with_one_warning():
 
 def test_the_fallback_is_the_norm_of_the_gradient():
     with pytest.warns(UserWarning, match="per-example"):
-        found = apply_all(CLARS(0.5), gradients(2), variables())
+        found = apply_all(paper(CLARS, 0.5), gradients(2), variables())
     expected = apply_all(make(CLARS, 0.5), gradients(2), variables())
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -71,37 +72,39 @@ def test_nothing_adapted_needs_no_norms():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         for source in ("auto", "per_example"):
-            apply_all(CLARS(0.5, gradient_norms=source, exclude_from_layer_adaptation=["."]), gradients(1), variables())
+            apply_all(
+                paper(CLARS, 0.5, gradient_norms=source, exclude_from_layer_adaptation=["."]), gradients(1), variables()
+            )
 
 
 def test_per_example_raises_when_no_norms_arrive():
     with pytest.raises(ValueError, match=r"no per-example gradient norms.*LargeBatchModel"):
-        apply_all(CLARS(0.5, gradient_norms="per_example"), gradients(1), variables())
+        apply_all(paper(CLARS, 0.5, gradient_norms="per_example"), gradients(1), variables())
     model = small_model()
-    model.compile(optimizer=CLARS(0.5, gradient_norms="per_example"), loss="mse")
+    model.compile(optimizer=paper(CLARS, 0.5, gradient_norms="per_example"), loss="mse")
     with pytest.raises(ValueError, match="no per-example gradient norms"):
         model.fit(*regression(), verbose=0)
 
 
 def test_replica_asks_for_no_norms_but_takes_those_of_a_step_that_works_off_micro_batches():
-    optimizer = CLARS(0.5, gradient_norms="replica")
+    optimizer = paper(CLARS, 0.5, gradient_norms="replica")
     assert not optimizer.reads_per_example_norms
     found = apply_all(optimizer, gradients(2), variables(), norms(2))
-    for one, other in zip(found, apply_all(CLARS(0.5), gradients(2), variables(), norms(2)), strict=True):
+    for one, other in zip(found, apply_all(paper(CLARS, 0.5), gradients(2), variables(), norms(2)), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_a_list_is_in_the_order_of_the_trained_variables():
     by_path = norms(1)
-    expected = apply_all(CLARS(0.5), gradients(1), variables(), by_path)
-    found = apply_all(CLARS(0.5), gradients(1), variables(), [list(by_path[0].values())])
+    expected = apply_all(paper(CLARS, 0.5), gradients(1), variables(), by_path)
+    found = apply_all(paper(CLARS, 0.5), gradients(1), variables(), [list(by_path[0].values())])
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("handed, message", MALFORMED_NORMS)
 def test_malformed_norms(handed, message):
-    optimizer = CLARS(0.5)
+    optimizer = paper(CLARS, 0.5)
     with pytest.raises(ValueError, match=message):
         apply_all(optimizer, gradients(1), variables(), [handed])
     # The failed step leaves no norms behind for the next one.
@@ -112,7 +115,7 @@ def test_malformed_norms(handed, message):
 def test_tensors_that_share_a_path_are_told_apart_by_label():
     some = [ops.ones((2, 2)), ops.ones((2, 2))]
     for handed in ([1.0, 2.0], {"kernel#2": 2.0, "kernel": 1.0}):
-        optimizer = CLARS(0.5)
+        optimizer = paper(CLARS, 0.5)
         with optimizer.measured_gradient_norms(handed):
             optimizer.apply(some, [keras.Variable(np.ones((2, 2)), name="kernel") for _ in range(2)])
         assert optimizer.gradient_norms() == {"kernel": 1.0, "kernel#2": 2.0}
@@ -124,8 +127,8 @@ def test_tensors_that_share_a_path_are_told_apart_by_label():
 @pytest.mark.parametrize("form", [dict, list, GradientNorms.pack])
 @pytest.mark.parametrize("order", [None, [0, 1, 2], [2, 0, 1]])
 def test_every_form_of_norms_says_the_same(form, order):
-    by_path, trained, optimizer = norms(1)[0], variables(), CLARS(0.5)
-    expected = apply_all(CLARS(0.5), gradients(1), variables(), [by_path])
+    by_path, trained, optimizer = norms(1)[0], variables(), paper(CLARS, 0.5)
+    expected = apply_all(paper(CLARS, 0.5), gradients(1), variables(), [by_path])
     names = [list(SHAPES)[i] for i in order or range(3)]
     handed = by_path if form is dict else form([by_path[name] for name in names])
     with optimizer.measured_gradient_norms(handed, order and [trained[i] for i in order]):
@@ -137,7 +140,7 @@ def test_every_form_of_norms_says_the_same(form, order):
 
 def test_norms_without_variables_are_in_the_order_of_the_step():
     """A step may update part of the variables, in any order: its norms are in the order of its gradients."""
-    optimizer, trained, by_path = CLARS(0.5, gradient_norms="per_example"), variables(), norms(1)[0]
+    optimizer, trained, by_path = paper(CLARS, 0.5, gradient_norms="per_example"), variables(), norms(1)[0]
     optimizer.build(trained)
     some = [ops.convert_to_tensor(g) for g in gradients(1)[0]]
     for chosen in ([0, 1, 2], [2, 0], [2], [1, 2]):
@@ -151,7 +154,7 @@ def test_norms_without_variables_are_in_the_order_of_the_step():
 
 def test_norms_of_excluded_tensors_are_welcome_but_not_needed():
     for extra in ({}, {"stem/bias": 7.0, "unknown": 1.0}):
-        optimizer = CLARS(0.5)
+        optimizer = paper(CLARS, 0.5)
         apply_all(optimizer, gradients(1), variables(), [{"stem/kernel": 2.0, "head/kernel": 3.0, **extra}])
         extra.pop("unknown", None)
         assert optimizer.gradient_norms() == {"stem/kernel": 2.0, "head/kernel": 3.0, **extra}
@@ -192,7 +195,7 @@ def test_weights_without_gradient_are_skipped_and_not_reported(cls):
     trained, before = variables(), variables()
     handed = [{"head/kernel": 3.0}] * 2 if cls is CLARS else None
     if cls is CLARS:
-        optimizer = CLARS(0.5)
+        optimizer = paper(CLARS, 0.5)
     some = [[None, None, gradients(1)[0][2]]] * 2
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         apply_all(optimizer, some, trained, handed)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from layerwise_cases import OTHER_ARGUMENTS, OUT_OF_RANGE, apply_all, gradients, make, other_arguments, variables
 
+from tf_largebatch.core import defaults
 from tf_largebatch.optimizers import CLARS, LARS
 
 BOTH = pytest.mark.parametrize("cls", [CLARS, LARS])
@@ -52,12 +54,14 @@ def test_signatures_are_explicit_and_clars_has_two_arguments_more():
     }
     assert by_name[CLARS].pop("gradient_norms") == "auto"
     assert by_name[CLARS].pop("norm_exponent") == 1.0
-    assert (by_name[CLARS].pop("eta"), by_name[LARS].pop("eta")) == (0.01, 0.001)
+    for cls, chosen in ((CLARS, defaults.CLARS), (LARS, defaults.LARS)):
+        for name, value in dataclasses.asdict(chosen).items():
+            assert by_name[cls][name] == value
+            by_name[cls][name] = None  # the position alone
     assert list(by_name[CLARS].items()) == list(by_name[LARS].items())
     assert set(by_name[LARS]) >= {*OTHER_ARGUMENTS, "clipvalue", "global_clipnorm"} - {
         "gradient_norms",
         "norm_exponent",
-        "eta",
     }
 
 

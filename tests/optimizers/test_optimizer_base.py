@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from layerwise_cases import apply_all, compiled, gradients, make, norms, regression, small_model, variables
+from paper_settings import paper
 
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -51,7 +52,7 @@ def test_without_adaptation_as_in_sgd(cls, arguments, momentum):
 @pytest.mark.parametrize("source", ["replica", "per_example"])
 def test_clars_measures_before_clipping_and_lars_after(clipping, source):
     some, handed = gradients(1), norms(1) if source == "per_example" else None
-    clars, lars = CLARS(0.1, gradient_norms=source, **clipping), LARS(0.1, **clipping)
+    clars, lars = paper(CLARS, 0.1, gradient_norms=source, **clipping), paper(LARS, 0.1, **clipping)
     apply_all(clars, some, variables(), handed)
     apply_all(lars, some, variables())
     unclipped = np.linalg.norm(some[0][2])
@@ -66,7 +67,7 @@ def test_accumulated_micro_batches_equal_one_batch(cls):
     mean = [[np.mean(g, axis=0) for g in zip(*micro[i : i + 3], strict=True)] for i in (0, 3)]
     mean_norms = [{p: np.mean([n[p] for n in handed[i : i + 3]]) for p in handed[0]} for i in (0, 3)]
     arguments = {"eta": 0.1, "weight_decay_rate": 0.05, "max_rate": 0.2}
-    whole, parts = cls(0.5, **arguments), cls(0.5, gradient_accumulation_steps=3, **arguments)
+    whole, parts = paper(cls, 0.5, **arguments), paper(cls, 0.5, gradient_accumulation_steps=3, **arguments)
     if cls is LARS:
         handed = mean_norms = None
     expected = apply_all(whole, mean, variables(), mean_norms)
@@ -79,14 +80,14 @@ def test_accumulated_micro_batches_equal_one_batch(cls):
 
 def test_replica_norms_of_micro_batches_are_averaged():
     micro = gradients(2)
-    optimizer = CLARS(0.5, gradient_norms="replica", gradient_accumulation_steps=2)
+    optimizer = paper(CLARS, 0.5, gradient_norms="replica", gradient_accumulation_steps=2)
     apply_all(optimizer, micro, variables())
     expected = np.mean([np.linalg.norm(some[2]) for some in micro])
     assert optimizer.gradient_norms()["head/kernel"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_norm_accumulator_starts_anew_after_each_update():
-    optimizer = CLARS(0.5, gradient_norms="per_example", gradient_accumulation_steps=2)
+    optimizer = paper(CLARS, 0.5, gradient_norms="per_example", gradient_accumulation_steps=2)
     handed = [{"stem/kernel": s, "head/kernel": s} for s in (1.0, 3.0, 10.0, 30.0)]
     apply_all(optimizer, gradients(4), variables(), handed)
     assert optimizer.gradient_norms() == {"stem/kernel": 20.0, "head/kernel": 20.0}
@@ -100,8 +101,8 @@ def test_loss_scale_factor_changes_nothing(cls):
         handed = norms(3)
         scaled = [{path: 1024 * s for path, s in some.items()} for some in handed]
     arguments = {"eta": 0.1, "weight_decay_rate": 0.05}
-    plain = apply_all(cls(0.5, **arguments), gradients(3), variables(), handed)
-    optimizer = cls(0.5, loss_scale_factor=1024.0, **arguments)
+    plain = apply_all(paper(cls, 0.5, **arguments), gradients(3), variables(), handed)
+    optimizer = paper(cls, 0.5, loss_scale_factor=1024.0, **arguments)
     assert_equal(apply_all(optimizer, gradients(3, scale=1024.0), variables(), scaled), plain)
 
 
@@ -129,7 +130,7 @@ def test_loss_scales_change_nothing_in_fit(cls, scale):
 
 def test_measured_norms_under_a_dynamic_loss_scale():
     """The wrapper unscales the norms, `LossScaleOptimizer` the gradients."""
-    inner = CLARS(0.5, eta=0.1, gradient_norms="per_example")
+    inner = paper(CLARS, 0.5, eta=0.1, gradient_norms="per_example")
     outer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0)
     trained, handed = variables(), norms(3)
 
@@ -137,7 +138,7 @@ def test_measured_norms_under_a_dynamic_loss_scale():
     step = compiled(outer, trained)
     for gradient, some in zip(gradients(3, scale=1024.0), handed, strict=True):
         step([ops.convert_to_tensor(g) for g in gradient], {path: ops.convert_to_tensor(s) for path, s in some.items()})
-    expected = apply_all(CLARS(0.5, eta=0.1), gradients(3), variables(), norms(3))
+    expected = apply_all(paper(CLARS, 0.5, eta=0.1), gradients(3), variables(), norms(3))
     for one, other in zip(trained, expected, strict=True):
         # Exact by TensorFlow's kernels; XLA fuses multiplications and additions.
         np.testing.assert_allclose(one.numpy(), other, rtol=1e-6 if ON_JAX else 0, atol=1e-6 if ON_JAX else 0)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from layerwise_cases import apply_all, gradients, make, norms, variables
+from paper_settings import paper
 
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -24,17 +25,17 @@ def assert_equal(actual, expected):
 @pytest.mark.parametrize("classic", [False, True])
 def test_clars_with_the_norm_of_the_only_gradient_is_lars(classic, nesterov):
     common = {"eta": 0.1, "classic_momentum": classic, "nesterov": nesterov, "max_rate": 0.05}
-    clars = apply_all(CLARS(0.5, gradient_norms="replica", **common), gradients(5), variables())
-    assert_equal(clars, apply_all(LARS(0.5, **common), gradients(5), variables()))
+    clars = apply_all(paper(CLARS, 0.5, gradient_norms="replica", **common), gradients(5), variables())
+    assert_equal(clars, apply_all(paper(LARS, 0.5, **common), gradients(5), variables()))
 
 
 def test_clars_with_one_example_is_lars():
     """One example: the mean of the per-example norms is the norm of the gradient."""
     trained = variables()
-    optimizer = CLARS(0.5, eta=0.1, gradient_norms="per_example")
+    optimizer = paper(CLARS, 0.5, eta=0.1, gradient_norms="per_example")
     handed = [{v.path: np.linalg.norm(g) for v, g in zip(trained, some, strict=True)} for some in gradients(3)]
     clars = apply_all(optimizer, gradients(3), trained, handed)
-    lars = apply_all(LARS(0.5, eta=0.1), gradients(3), variables())
+    lars = apply_all(paper(LARS, 0.5, eta=0.1), gradients(3), variables())
     for one, other in zip(clars, lars, strict=True):
         # NumPy and TensorFlow add up the squares in a different order.
         np.testing.assert_allclose(one, other, rtol=1e-5)
@@ -44,18 +45,18 @@ def test_clars_with_one_example_is_lars():
 @pytest.mark.parametrize("clipping", [{}, {"clipnorm": 0.5}], ids=str)
 def test_clars_with_exponent_0_is_lars_without_the_decay_in_the_norm(source, clipping):
     """And asks for no norms: those it receives do not matter."""
-    clars = CLARS(0.5, eta=0.1, gradient_norms=source, norm_exponent=0.0, **clipping)
+    clars = paper(CLARS, 0.5, eta=0.1, gradient_norms=source, norm_exponent=0.0, **clipping)
     assert not clars.reads_per_example_norms
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         found = apply_all(clars, gradients(3), variables(), norms(3) if source == "per_example" else None)
-    assert_equal(found, apply_all(LARS(0.5, eta=0.1, **clipping), gradients(3), variables()))
+    assert_equal(found, apply_all(paper(LARS, 0.5, eta=0.1, **clipping), gradients(3), variables()))
 
 
 def test_a_zero_gradient_has_rate_0_at_every_exponent_below_1():
     some = [[0 * g for g in gradients(1)[0]]]
     for exponent in (0.0, 0.5):
-        optimizer = CLARS(0.5, norm_exponent=exponent)
+        optimizer = paper(CLARS, 0.5, norm_exponent=exponent)
         apply_all(optimizer, some, variables(), norms(1))
         assert optimizer.layerwise_rates()["head/kernel"] == 0.0
 
@@ -77,7 +78,7 @@ def test_the_rate_factor_multiplies_the_learning_rate_of_tensors_without_adaptat
 def test_clars_rate_is_the_lars_rate_times_the_agreement_of_the_examples():
     some, handed = gradients(1), norms(1)
     trained = variables()
-    clars, lars = CLARS(0.5, epsilon=0.0), LARS(0.5, eta=0.01, epsilon=0.0)
+    clars, lars = paper(CLARS, 0.5, epsilon=0.0), paper(LARS, 0.5, eta=0.01, epsilon=0.0)
     apply_all(clars, some, trained, handed)
     apply_all(lars, some, variables())
     for path, rate in lars.layerwise_rates().items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from layerwise_cases import SHAPES, apply_all, gradients, norms, variables
+from paper_settings import paper
 from reference import Reference, assert_follows, references
 
 from tf_largebatch.optimizers import CLARS, LARS
@@ -64,7 +65,7 @@ def test_ten_steps(cls, classic, nesterov, decay, max_rate, adaptation, decaying
 def test_the_learning_rate_of_each_step_counts(schedule=(0.5, 0.25, 0.0, 1.0)):
     """The forms of momentum differ only here, so the grid's constant rate would not tell them apart."""
     for classic in (True, False):
-        optimizer = LARS(1.0, eta=0.125, classic_momentum=classic)
+        optimizer = paper(LARS, 1.0, eta=0.125, classic_momentum=classic)
         trained = variables()
         reference = Reference(trained[0].numpy(), lr=1.0, eta=0.125, classic=classic)
         for learning_rate, some in zip(schedule, gradients(len(schedule)), strict=True):

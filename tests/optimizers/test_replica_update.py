@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from layerwise_cases import make, regression
+from paper_settings import paper
 from selection import long
 
 from tf_largebatch.optimizers import CLARS, LARS
@@ -109,8 +110,8 @@ def test_measured_norms(two_replicas, how):
     how = dict(how)
     arguments = {**COMMON, "gradient_norms": "per_example", **how.pop("arguments", {})}
     one_device = tf.distribute.get_strategy()
-    expected = train(one_device, lambda: CLARS(0.5, **arguments), measured=True, **how)
-    assert_close(train(two_replicas, lambda: CLARS(0.5, **arguments), measured=True, **how), expected)
+    expected = train(one_device, lambda: paper(CLARS, 0.5, **arguments), measured=True, **how)
+    assert_close(train(two_replicas, lambda: paper(CLARS, 0.5, **arguments), measured=True, **how), expected)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +123,8 @@ def test_variables_of_other_dtypes_than_the_norms(two_replicas, dtypes, toleranc
     """In float64 the handed norms, float32, limit the agreement; in float16 each of the 4 steps rounds weights of 4."""
     arguments = {**COMMON, "gradient_norms": "per_example"}
     one_device = tf.distribute.get_strategy()
-    one, _ = train(one_device, lambda: CLARS(0.5, **arguments), measured=True, dtypes=dtypes)
-    two, optimizer = train(two_replicas, lambda: CLARS(0.5, **arguments), measured=True, dtypes=dtypes)
+    one, _ = train(one_device, lambda: paper(CLARS, 0.5, **arguments), measured=True, dtypes=dtypes)
+    two, optimizer = train(two_replicas, lambda: paper(CLARS, 0.5, **arguments), measured=True, dtypes=dtypes)
     for (found, copy), (expected,) in zip(two, one, strict=True):
         np.testing.assert_allclose(found, expected, atol=tolerance, rtol=0)
         np.testing.assert_array_equal(found, copy)
@@ -133,8 +134,8 @@ def test_variables_of_other_dtypes_than_the_norms(two_replicas, dtypes, toleranc
 @pytest.mark.parametrize("how", [long({}), {"loss_scale": 8.0}], ids=str)
 def test_lars(two_replicas, how):
     one_device = tf.distribute.get_strategy()
-    expected = train(one_device, lambda: LARS(0.5, **COMMON), **how)
-    assert_close(train(two_replicas, lambda: LARS(0.5, **COMMON), **how), expected)
+    expected = train(one_device, lambda: paper(LARS, 0.5, **COMMON), **how)
+    assert_close(train(two_replicas, lambda: paper(LARS, 0.5, **COMMON), **how), expected)
 
 
 def test_replica_norms_are_the_mean_of_the_replicas(two_replicas):
@@ -155,7 +156,7 @@ def test_norms_travel_in_the_one_all_reduce_of_the_gradients(two_replicas, monke
         return original(self, op, value, *args, **kwargs)
 
     monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", counting)
-    train(two_replicas, lambda: CLARS(0.5), measured=True, steps=1)
+    train(two_replicas, lambda: paper(CLARS, 0.5), measured=True, steps=1)
     # Once on each of the two replicas: kernel, bias and the packed norms.
     assert calls == [3, 3]
 
@@ -165,7 +166,7 @@ def test_fit_under_a_strategy(two_replicas):
         keras.utils.set_random_seed(0)
         with strategy.scope():
             model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-            model.compile(optimizer=LARS(0.5, **COMMON), loss="mse")
+            model.compile(optimizer=paper(LARS, 0.5, **COMMON), loss="mse")
         model.fit(X, Y, batch_size=8, epochs=3, shuffle=False, verbose=0)
         return model.get_weights(), model.optimizer.layerwise_rates()
 

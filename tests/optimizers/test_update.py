@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from layerwise_cases import apply_all, compiled, gradients, make, norms, regression, small_model, variables
+from paper_settings import paper
 from reference import Reference
 
 from tf_largebatch.optimizers import CLARS, LARS
@@ -90,7 +91,7 @@ def test_a_step_without_gradient_makes_no_leap(cls, classic, nesterov, arguments
 
 
 def test_a_zero_measured_norm_gives_rate_zero():
-    optimizer = CLARS(0.5, max_rate=0.1)
+    optimizer = paper(CLARS, 0.5, max_rate=0.1)
     apply_all(optimizer, gradients(1), variables(), [{"stem/kernel": 0.0, "head/kernel": 1.0}])
     assert optimizer.layerwise_rates()["stem/kernel"] == 0
     assert 0 < optimizer.layerwise_rates()["head/kernel"] < 0.1
@@ -127,7 +128,7 @@ def test_a_gradient_that_is_not_finite_shows_in_excluded_tensors(cls, bad):
 @pytest.mark.parametrize("max_rate", [None, 0.1])
 def test_a_measured_norm_that_is_not_finite_never_becomes_a_finite_update(bad, max_rate):
     """Infinity in the denominator would be rate 0, a step silently left out."""
-    optimizer = CLARS(0.5, max_rate=max_rate)
+    optimizer = paper(CLARS, 0.5, max_rate=max_rate)
     found = apply_all(optimizer, gradients(1), variables(), [{"stem/kernel": bad, "head/kernel": 1.0}])
     assert np.isnan(found[0]).all()
     assert np.isfinite(found[2]).all()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from layerwise_cases import SHAPES, apply_all, gradients, make, norms, variables
+from paper_settings import paper
 from reference import Reference
 
 from tf_largebatch.backend.tensorflow import update_kernels
@@ -40,7 +41,7 @@ def arguments_of(classic, nesterov, momentum, decay):
 @pytest.mark.parametrize("momentum, decay", [(0.0, 0.05), (0.005, 0.05), (0.9, 0.0), (0.9, 0.05)])
 def test_every_form_against_numpy(cls, jit_compile, classic, nesterov, momentum, decay, dtype):
     arguments = arguments_of(classic, nesterov, momentum, decay)
-    optimizer, trained = cls(0.5, jit_compile=jit_compile, **arguments), variables(dtype)
+    optimizer, trained = paper(cls, 0.5, jit_compile=jit_compile, **arguments), variables(dtype)
     references = [
         Reference(
             v.numpy(),
@@ -70,7 +71,7 @@ def test_every_form_against_numpy(cls, jit_compile, classic, nesterov, momentum,
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_the_velocities_are_those_of_sgd(nesterov):
     arguments = {"momentum": 0.9, "nesterov": nesterov}
-    optimizer = LARS(0.1, exclude_from_layer_adaptation=["."], **arguments)
+    optimizer = paper(LARS, 0.1, exclude_from_layer_adaptation=["."], **arguments)
     sgd = keras.optimizers.SGD(0.1, **arguments)
     apply_all(optimizer, gradients(4), variables())
     apply_all(sgd, gradients(4), variables())
@@ -84,8 +85,8 @@ def test_low_precision_variables_follow_float32_ones(cls, classic):
     """Stored in float16, updated in float32: each step rounds once."""
     arguments = arguments_of(classic, False, 0.9, 0.05)
     handed = norms(STEPS) if cls is CLARS else None
-    half = apply_all(cls(0.5, **arguments), gradients(STEPS), variables("float16"), handed)
-    full = apply_all(cls(0.5, **arguments), gradients(STEPS), variables(), handed)
+    half = apply_all(paper(cls, 0.5, **arguments), gradients(STEPS), variables("float16"), handed)
+    full = apply_all(paper(cls, 0.5, **arguments), gradients(STEPS), variables(), handed)
     for one, other in zip(half, full, strict=True):
         # Weights of up to 4 rounded to 11 bits, in each of six steps and at the start.
         np.testing.assert_allclose(one, other, atol=7 * 4 * 2.0**-11)
@@ -120,7 +121,7 @@ def test_compiled_and_not_agree(cls, graph, arguments):
 
 
 def test_the_compiled_form_is_compiled_and_skips_what_has_no_gradient():
-    optimizer, trained = LARS(0.5, jit_compile=True), variables()
+    optimizer, trained = paper(LARS, 0.5, jit_compile=True), variables()
     optimizer.build(trained)
     step = tf.function(lambda gradient: optimizer.apply([None, None, gradient]))
     with pytest.warns(UserWarning, match="Gradients do not exist"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from paper_settings import paper
 from tf_keras import layers as L
 from tf_keras_norm_reference import assert_measured_right, cross_entropy, measured, randomize, reference
 
@@ -121,7 +122,7 @@ def test_tensors_that_share_a_path():
     x, y = batch(4)
     expected = reference(model, x, y)
     _, found = measured(model, x, y)
-    optimizer = CLARS(0.1, exclude_from_layer_adaptation=[])
+    optimizer = paper(CLARS, 0.1, exclude_from_layer_adaptation=[])
     with optimizer.measured_gradient_norms(found.gradient_norms()):
         optimizer.apply_gradients(zip(found.gradients, model.trainable_variables, strict=True))
     sums = [expected[index].sum() for index in range(4)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from paper_settings import paper
 from selection import long
 from tf_keras import layers as L
 
@@ -39,7 +40,7 @@ def train(strategy, sync, policy):
     replicas = strategy.num_replicas_in_sync
     with strategy.scope():
         model = network(sync)
-        clars = CLARS(0.5, eta=0.1, weight_decay_rate=1e-3)
+        clars = paper(CLARS, 0.5, eta=0.1, weight_decay_rate=1e-3)
         optimizer = clars
         if policy == "mixed_float16":
             optimizer = tf_keras.mixed_precision.LossScaleOptimizer(clars, dynamic=True, initial_scale=128.0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from paper_settings import paper
 from tf_keras import layers as L
 
 from tf_largebatch.keras_internals import layers_within, without_autocast
@@ -98,7 +99,7 @@ def test_the_legacy_optimizer_has_the_methods_that_layer_wise_ones_call(name):
 
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_checkpoint_of_an_optimizer_holds_more_state(scaled, tmp_path):
-    optimizer, state = LARS(), tf.Module()
+    optimizer, state = paper(LARS), tf.Module()
     state.variable = tf.Variable(3.0)
     if scaled:
         optimizer = tf_keras.mixed_precision.LossScaleOptimizer(optimizer)

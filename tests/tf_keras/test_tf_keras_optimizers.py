@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import tf_keras
 from layerwise_cases import MALFORMED_NORMS, OUT_OF_RANGE
+from paper_settings import paper
 from reference import Reference, assert_follows, references
 from tf_keras_optimizer_cases import (
     SHAPES,
@@ -192,9 +193,9 @@ def test_fit_of_tf_keras(cls):
 
 
 def test_norms_by_path_as_by_list():
-    by_list = apply_all(CLARS(0.5), gradients(1), variables(), norms(1))
-    by_path = apply_all(CLARS(0.5), gradients(1), variables(), [dict(zip(SHAPES, norms(1)[0], strict=True))])
-    reversed_list = CLARS(0.5)
+    by_list = apply_all(paper(CLARS, 0.5), gradients(1), variables(), norms(1))
+    by_path = apply_all(paper(CLARS, 0.5), gradients(1), variables(), [dict(zip(SHAPES, norms(1)[0], strict=True))])
+    reversed_list = paper(CLARS, 0.5)
     trained = variables()
     with reversed_list.measured_gradient_norms(norms(1)[0][::-1], trained[::-1]):
         reversed_list.apply_gradients(zip(map(tf.constant, gradients(1)[0]), trained, strict=True))
@@ -204,35 +205,35 @@ def test_norms_by_path_as_by_list():
 
 
 def test_auto_falls_back_with_one_warning_and_per_example_raises():
-    optimizer = CLARS(0.5)
+    optimizer = paper(CLARS, 0.5)
     with pytest.warns(UserWarning, match="received no per-example gradient norms") as caught:
         apply_all(optimizer, gradients(2), variables())
     assert len(caught) == 1
     with pytest.raises(ValueError, match=r"no per-example gradient norms.*gradient_norms='replica'"):
-        apply_all(CLARS(0.5, gradient_norms="per_example"), gradients(1), variables())
+        apply_all(paper(CLARS, 0.5, gradient_norms="per_example"), gradients(1), variables())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        apply_all(CLARS(0.5), gradients(1), variables(), norms(1))
-        apply_all(CLARS(0.5, gradient_norms="replica"), gradients(1), variables())
+        apply_all(paper(CLARS, 0.5), gradients(1), variables(), norms(1))
+        apply_all(paper(CLARS, 0.5, gradient_norms="replica"), gradients(1), variables())
         nothing_adapted = {"exclude_from_layer_adaptation": ["."], "gradient_norms": "per_example"}
-        apply_all(CLARS(0.5, **nothing_adapted), gradients(1), variables())
-    assert CLARS().reads_per_example_norms
-    assert not CLARS(gradient_norms="replica").reads_per_example_norms
+        apply_all(paper(CLARS, 0.5, **nothing_adapted), gradients(1), variables())
+    assert paper(CLARS).reads_per_example_norms
+    assert not paper(CLARS, gradient_norms="replica").reads_per_example_norms
 
 
 @pytest.mark.parametrize("handed, message", MALFORMED_NORMS)
 def test_malformed_norms(handed, message):
     with pytest.raises(ValueError, match=message):
-        apply_all(CLARS(0.5), gradients(1), variables(), [handed])
+        apply_all(paper(CLARS, 0.5), gradients(1), variables(), [handed])
 
 
 def test_norms_that_are_already_summed():
-    optimizer, trained = CLARS(0.5), variables()
+    optimizer, trained = paper(CLARS, 0.5), variables()
     with optimizer.measured_gradient_norms(norms(1)[0]):
         optimizer.apply_gradients(
             zip(map(tf.constant, gradients(1)[0]), trained, strict=True), experimental_aggregate_gradients=False
         )
-    for one, two in zip(trained, apply_all(CLARS(0.5), gradients(1), variables(), norms(1)), strict=True):
+    for one, two in zip(trained, apply_all(paper(CLARS, 0.5), gradients(1), variables(), norms(1)), strict=True):
         np.testing.assert_array_equal(one, two)
 
 
@@ -265,12 +266,12 @@ def test_arguments_outside_their_range_are_named(cls, argument, value):
 
 def test_other_bad_arguments():
     with pytest.raises(ValueError, match=r"^gradient_norms must be one of"):
-        CLARS(gradient_norms="exact")
+        paper(CLARS, gradient_norms="exact")
     with pytest.raises(ValueError, match=r"^learning_rate must be a schedule of tf_keras.*Keras 3"):
-        CLARS(keras.optimizers.schedules.CosineDecay(0.1, 10))
+        paper(CLARS, keras.optimizers.schedules.CosineDecay(0.1, 10))
     with pytest.raises(ValueError, match=r"^exclude_from_weight_decay must be .*'nowhere': .* none of the 3"):
-        apply_all(LARS(exclude_from_weight_decay=["nowhere"]), gradients(1), variables())
-    optimizer = LARS()
+        apply_all(paper(LARS, exclude_from_weight_decay=["nowhere"]), gradients(1), variables())
+    optimizer = paper(LARS)
     apply_all(optimizer, gradients(1), variables())
     with pytest.raises(ValueError, match=r"the 3 variables of its first step, and .* are none of them"):
         apply_all(optimizer, gradients(1), variables())

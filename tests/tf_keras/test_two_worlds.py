@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from paper_settings import paper
 
 import tf_largebatch as lb
 from tf_largebatch.norms import measure
@@ -87,7 +88,7 @@ def test_ten_steps_end_in_the_same_weights(name, arguments):
     one, other = network(keras), network(tf_keras)
     copy_weights(one, other)
     start = [w.copy() for w in one.get_weights()]
-    keras_3, garden = getattr(lb, name)(0.5, **arguments), getattr(garden_optimizers, name)(0.5, **arguments)
+    keras_3, garden = (paper(getattr(world, name), 0.5, **arguments) for world in (lb, garden_optimizers))
     train_keras_3(one, keras_3)
     train_tf_keras(other, garden)
     for v, other_v in zip(one.trainable_variables, other.trainable_variables, strict=True):

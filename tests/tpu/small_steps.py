@@ -55,7 +55,16 @@ def step(name):
     norm_examples = 4 if name.endswith("sampled") else None
     model = wrapper(network(), norm_examples=norm_examples, micro_batch_size=micro_batch_size)
     plain = name == "plain"
-    optimizer = keras.optimizers.SGD(0.1, momentum=0.9) if plain else tf_largebatch.CLARS(0.1)
+    optimizer = (
+        keras.optimizers.SGD(0.1, momentum=0.9)
+        if plain
+        else tf_largebatch.CLARS(
+            0.1,
+            eta=0.01,
+            max_rate=None,
+            unadapted_rate_factor=1.0,
+        )
+    )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=True)
     optimizer.build(model.trainable_variables)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import keras
 import numpy as np
-import pytest
 from train_runs import add_networks, command_line, rows_of
 
 from tf_largebatch import LARS
 from tf_largebatch.conadv.auxiliary_batch_norm import variables_without_decay
+from tf_largebatch.core import defaults
+from tf_largebatch.core.schedules import large_batch_schedule
 from tf_largebatch.train import TrainConfig
 from tf_largebatch.train.optimizers import (
     LAYERWISE_ARGUMENTS,
@@ -26,17 +27,21 @@ def optimizer_of(without_decay=(), **options):
     return build_optimizer(resolved(TrainConfig.from_flags(**options)).optimizer, 0.1, without_decay)
 
 
+def assert_has(config, chosen):
+    names = ("eta", "max_rate", "unadapted_rate_factor")
+    assert [getattr(config, name) for name in names] == [getattr(chosen, name) for name in names]
+
+
 def test_defaults_of_the_optimizers():
     digits, cifar10 = (resolved(TrainConfig.from_flags(dataset=name)).optimizer for name in ("digits", "cifar10"))
     for one in (digits, cifar10):
-        assert (one.name, one.scaling, one.eta, one.max_rate, one.unadapted_rate_factor) == (
-            "clars",
-            "none",
-            0.25,
-            1,
-            0.2,
-        )
-    assert build_schedule(cifar10, 4096, 6, 12).peak_learning_rate == pytest.approx(1.0)
+        assert (one.name, one.scaling, one.weight_decay_rate) == ("clars", "none", defaults.WEIGHT_DECAY_RATE)
+        assert_has(one, defaults.CLARS)
+    lars = resolved(TrainConfig.from_flags(optimizer="lars")).optimizer
+    assert_has(lars, defaults.LARS)
+    for batch_size in (128, 4096):
+        found = build_schedule(cifar10, batch_size, 6, 12).get_config()
+        assert found == large_batch_schedule(steps_per_epoch=12, epochs=6).get_config()
     adam = resolved(TrainConfig.from_flags(optimizer="Adam")).optimizer
     assert (adam.name, adam.momentum, adam.eta, adam.classic_momentum) == ("adam", None, None, None)
 

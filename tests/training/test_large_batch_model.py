@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers as L
 from keras import ops
+from paper_settings import paper
 from selection import long
 
 import tf_largebatch as lb
@@ -84,7 +85,7 @@ def test_the_optimizer_receives_the_mean_per_example_norms():
     net = network()
     x, y = images()
     expected = brute_force_gradient_norms(net, x, y, CROSS_ENTROPY)
-    model = compiled(lb.LargeBatchModel(net), lb.CLARS(0.1, gradient_norms="per_example"))
+    model = compiled(lb.LargeBatchModel(net), paper(lb.CLARS, 0.1, gradient_norms="per_example"))
     model.fit(x, y, batch_size=BATCH, verbose=0)
     found = model.optimizer.gradient_norms()
     for v in net.trainable_variables:
@@ -95,8 +96,8 @@ def test_the_optimizer_receives_the_mean_per_example_norms():
 def test_batches_of_one_make_clars_lars(classic_momentum):
     x, y = images(10)
     settings = {"eta": 0.01, "classic_momentum": classic_momentum}
-    clars = compiled(lb.LargeBatchModel(network(batch_norm=False)), lb.CLARS(1.0, **settings))
-    lars = compiled(network(batch_norm=False), lb.LARS(1.0, **settings))
+    clars = compiled(lb.LargeBatchModel(network(batch_norm=False)), paper(lb.CLARS, 1.0, **settings))
+    lars = compiled(network(batch_norm=False), paper(lb.LARS, 1.0, **settings))
     for model in (clars, lars):
         model.fit(x, y, batch_size=1, shuffle=False, verbose=0)
     assert_weights_close(clars.model, lars)
@@ -117,7 +118,7 @@ def test_measuring_changes_neither_gradient_nor_metrics_nor_moving_averages():
     """With every tensor excluded CLARS is SGD with momentum, measured or not."""
     x, y = images(24)
     everything = {"exclude_from_layer_adaptation": [lambda v: True], "momentum": 0.9}
-    measured = compiled(lb.LargeBatchModel(network()), lb.CLARS(0.1, **everything))
+    measured = compiled(lb.LargeBatchModel(network()), paper(lb.CLARS, 0.1, **everything))
     plain = compiled(network(), keras.optimizers.SGD(0.1, 0.9))
     histories = [m.fit(x, y, batch_size=12, epochs=2, shuffle=False, verbose=0).history for m in (measured, plain)]
     # Four updates, each summing the gradient in another order.
@@ -127,7 +128,7 @@ def test_measuring_changes_neither_gradient_nor_metrics_nor_moving_averages():
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 5, 12])
-@pytest.mark.parametrize("optimizer", [lambda: lb.CLARS(1.0), lambda: keras.optimizers.SGD(0.1, 0.9)])
+@pytest.mark.parametrize("optimizer", [lambda: paper(lb.CLARS, 1.0), lambda: keras.optimizers.SGD(0.1, 0.9)])
 def test_micro_batches_equal_the_whole_batch(micro_batch_size, optimizer):
     x, y = images(24)
     whole = compiled(lb.LargeBatchModel(network(batch_norm=False, regularizer="l2")), optimizer())
@@ -149,15 +150,15 @@ def test_micro_batches_of_eight_give_the_authors_norms():
     for part in np.split(np.arange(24), 3):
         gradients = plain_gradients(net, lambda p, part=part: CROSS_ENTROPY(y[part], p), x[part])
         expected.append([np.linalg.norm(g) for g in gradients])
-    model = compiled(lb.LargeBatchModel(net, micro_batch_size=8), lb.CLARS(0.1, gradient_norms="replica"))
+    model = compiled(lb.LargeBatchModel(net, micro_batch_size=8), paper(lb.CLARS, 0.1, gradient_norms="replica"))
     model.fit(x, y, batch_size=24, verbose=0, shuffle=False)
     np.testing.assert_allclose(norm_values(model.optimizer), np.mean(expected, 0), rtol=1e-5)
 
 
 def test_gradient_accumulation_in_the_optimizer_equals_one_big_batch():
     x, y = images(24)
-    whole = compiled(lb.LargeBatchModel(network(batch_norm=False)), lb.CLARS(1.0))
-    parts = compiled(lb.LargeBatchModel(network(batch_norm=False)), lb.CLARS(1.0, gradient_accumulation_steps=3))
+    whole = compiled(lb.LargeBatchModel(network(batch_norm=False)), paper(lb.CLARS, 1.0))
+    parts = compiled(lb.LargeBatchModel(network(batch_norm=False)), paper(lb.CLARS, 1.0, gradient_accumulation_steps=3))
     whole.fit(x, y, batch_size=12, shuffle=False, verbose=0)
     parts.fit(x, y, batch_size=4, shuffle=False, verbose=0)
     assert_weights_close(whole.model, parts.model)
@@ -168,7 +169,7 @@ def test_a_sample_of_the_batch():
     net = network()
     x, y = images()
     expected = brute_force_gradient_norms(net, x, y, CROSS_ENTROPY)
-    model = compiled(lb.LargeBatchModel(net, norm_examples=5), lb.CLARS(0.0))
+    model = compiled(lb.LargeBatchModel(net, norm_examples=5), paper(lb.CLARS, 0.0))
     model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
     found = model.optimizer.gradient_norms()
     for v in net.trainable_variables:
@@ -178,10 +179,10 @@ def test_a_sample_of_the_batch():
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision_hands_over_unscaled_norms(policy):
     x, y = images()
-    full = compiled(lb.LargeBatchModel(network()), lb.CLARS(0.01))
+    full = compiled(lb.LargeBatchModel(network()), paper(lb.CLARS, 0.01))
     full.fit(x, y, batch_size=BATCH, verbose=0)
     keras.config.set_dtype_policy(policy)
-    half = compiled(lb.LargeBatchModel(network()), lb.CLARS(0.01))
+    half = compiled(lb.LargeBatchModel(network()), paper(lb.CLARS, 0.01))
     before = weights(half.model)
     half.fit(x, y, batch_size=BATCH, verbose=0)
     inner = getattr(half.optimizer, "inner_optimizer", half.optimizer)
@@ -201,7 +202,7 @@ def test_a_norm_that_overflows_skips_the_step_and_halves_the_scale():
     net = keras.Sequential([keras.Input((1,)), L.Dense(1, use_bias=False, kernel_initializer="ones")])
     x, y = np.array([[200.0], [-200.0]], "float32"), np.array([[0.0], [0.0]], "float32")
     model = lb.LargeBatchModel(net)
-    optimizer = keras.optimizers.LossScaleOptimizer(lb.CLARS(0.1), initial_scale=2.0**24)
+    optimizer = keras.optimizers.LossScaleOptimizer(paper(lb.CLARS, 0.1), initial_scale=2.0**24)
     model.compile(optimizer, loss="mse")
     model.fit(x, y, batch_size=2, verbose=0)
     assert float(net.weights[0].numpy()[0, 0]) == 1.0
@@ -211,7 +212,7 @@ def test_a_norm_that_overflows_skips_the_step_and_halves_the_scale():
 def test_regularizers_count_for_the_gradient_and_not_for_the_norms():
     x, y = images()
     free, regular = network(), network(regularizer=keras.regularizers.L2(0.3))
-    models = [compiled(lb.LargeBatchModel(net), lb.CLARS(0.1, momentum=0.0)) for net in (free, regular)]
+    models = [compiled(lb.LargeBatchModel(net), paper(lb.CLARS, 0.1, momentum=0.0)) for net in (free, regular)]
     before = free.layers[0].kernel.numpy()
     for model in models:
         model.fit(x, y, batch_size=BATCH, verbose=0)
@@ -226,7 +227,7 @@ def test_regularizers_count_for_the_gradient_and_not_for_the_norms():
 def test_compiled_by_xla_it_agrees(norm_examples):
     x, y = images(24)
     models = [
-        compiled(lb.LargeBatchModel(network(), norm_examples=norm_examples), lb.CLARS(1.0), jit_compile=jit)
+        compiled(lb.LargeBatchModel(network(), norm_examples=norm_examples), paper(lb.CLARS, 1.0), jit_compile=jit)
         for jit in (False, True)
     ]
     for model in models:
@@ -239,7 +240,7 @@ def test_xla_with_micro_batches_of_a_fixed_batch():
     x, y = images(24)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(12, drop_remainder=True)
     models = [
-        compiled(lb.LargeBatchModel(network(), micro_batch_size=4), lb.CLARS(1.0), jit_compile=jit)
+        compiled(lb.LargeBatchModel(network(), micro_batch_size=4), paper(lb.CLARS, 1.0), jit_compile=jit)
         for jit in (False, True)
     ]
     for model in models:
@@ -249,7 +250,7 @@ def test_xla_with_micro_batches_of_a_fixed_batch():
 
 def test_steps_are_traced_once_and_a_ragged_last_batch_is_trained_on():
     x, y = images(30)
-    model = compiled(lb.LargeBatchModel(network(), norm_examples=10), lb.CLARS(0.1), graph=True)
+    model = compiled(lb.LargeBatchModel(network(), norm_examples=10), paper(lb.CLARS, 0.1), graph=True)
     traces = []
     step = model._update
     model._update = lambda *args: traces.append(1) or step(*args)
@@ -262,9 +263,9 @@ def test_steps_are_traced_once_and_a_ragged_last_batch_is_trained_on():
 def test_saved_and_loaded_in_mid_training_it_continues_bit_for_bit(tmp_path):
     x, y = images(24)
     fit = {"batch_size": 12, "shuffle": False, "verbose": 0}
-    straight = compiled(lb.LargeBatchModel(network(), norm_examples=7), lb.CLARS(1.0))
+    straight = compiled(lb.LargeBatchModel(network(), norm_examples=7), paper(lb.CLARS, 1.0))
     straight.fit(x, y, epochs=4, **fit)
-    first = compiled(lb.LargeBatchModel(network(), norm_examples=7), lb.CLARS(1.0))
+    first = compiled(lb.LargeBatchModel(network(), norm_examples=7), paper(lb.CLARS, 1.0))
     first.fit(x, y, epochs=2, **fit)
     first.save(tmp_path / "m.keras")
     second = keras.models.load_model(tmp_path / "m.keras")
@@ -277,7 +278,7 @@ def test_the_wrapped_model_keeps_names_weights_and_checkpoints(tmp_path):
     net = network()
     paths = [v.path for v in net.weights]
     x, y = images()
-    model = compiled(lb.LargeBatchModel(net), lb.CLARS(0.1))
+    model = compiled(lb.LargeBatchModel(net), paper(lb.CLARS, 0.1))
     model.fit(x, y, verbose=0)
     assert model.model is net and [v.path for v in net.weights] == paths
     assert [v.path for v in model.weights] == paths
@@ -298,7 +299,7 @@ def test_named_inputs_and_outputs_with_several_losses():
     y = {"p": rng.integers(0, 2, 8), "q": rng.normal(size=(8, 1))}
     model = lb.LargeBatchModel(net)
     losses = {"p": CROSS_ENTROPY, "q": "mse"}
-    model.compile(lb.CLARS(0.1, momentum=0.0), loss=losses, loss_weights={"p": 1.0, "q": 0.5})
+    model.compile(paper(lb.CLARS, 0.1, momentum=0.0), loss=losses, loss_weights={"p": 1.0, "q": 0.5})
     before = [v.numpy() for v in net.trainable_variables]
 
     def loss(out):
@@ -318,7 +319,7 @@ def test_nested_models_with_layers_of_one_name():
     inputs = keras.Input((4,))
     net = keras.Model(inputs, L.Dense(3)(L.add([tower()(inputs), tower()(inputs)])))
     rng = np.random.default_rng(0)
-    model = compiled(lb.LargeBatchModel(net), lb.CLARS(0.1))
+    model = compiled(lb.LargeBatchModel(net), paper(lb.CLARS, 0.1))
     model.fit(rng.normal(size=(8, 4)), rng.integers(0, 3, 8), verbose=0)
     assert len(model.optimizer.layerwise_rates()) == len(net.trainable_variables)
 
@@ -334,7 +335,7 @@ def test_a_subclassed_model_built_by_fit():
 
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 4)), rng.integers(0, 3, 8)
-    model = compiled(lb.LargeBatchModel(Net()), lb.CLARS(0.1))
+    model = compiled(lb.LargeBatchModel(Net()), paper(lb.CLARS, 0.1))
     model.fit(x, y, verbose=0)
     assert {v.path.split("/")[0] for v in model.trainable_variables} == {"net"}
     assert model.predict(x, verbose=0).shape == (8, 3)
@@ -342,7 +343,7 @@ def test_a_subclassed_model_built_by_fit():
 
 def test_sample_and_class_weights_and_several_steps_per_call():
     x, y = images(24)
-    model = compiled(lb.LargeBatchModel(network()), lb.CLARS(0.1), steps_per_execution=2, graph=True)
+    model = compiled(lb.LargeBatchModel(network()), paper(lb.CLARS, 0.1), steps_per_execution=2, graph=True)
     weights_ = np.linspace(0, 2, 24)
     model.fit(x, y, batch_size=12, sample_weight=weights_, verbose=0)
     model.fit(x, y, batch_size=12, class_weight={0: 1.0, 1: 2.0, 2: 0.5}, verbose=0)
@@ -351,7 +352,9 @@ def test_sample_and_class_weights_and_several_steps_per_call():
 
 def test_eager_execution_agrees():
     x, y = images(24)
-    models = [compiled(lb.LargeBatchModel(network()), lb.CLARS(1.0), run_eagerly=eager) for eager in (False, True)]
+    models = [
+        compiled(lb.LargeBatchModel(network()), paper(lb.CLARS, 1.0), run_eagerly=eager) for eager in (False, True)
+    ]
     for model in models:
         model.fit(x, y, batch_size=12, shuffle=False, verbose=0)
     assert_weights_close(models[0].model, models[1].model)
@@ -360,11 +363,11 @@ def test_eager_execution_agrees():
 def test_two_replicas_equal_one_device(two_replicas):
     tf = pytest.importorskip("tensorflow")
     x, y = images(24)
-    one = compiled(lb.LargeBatchModel(network(batch_norm=False)), lb.CLARS(1.0))
+    one = compiled(lb.LargeBatchModel(network(batch_norm=False)), paper(lb.CLARS, 1.0))
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(12)
     one.fit(data, epochs=2, verbose=0)
     with two_replicas.scope():
-        two = compiled(lb.LargeBatchModel(network(batch_norm=False)), lb.CLARS(1.0), graph=True)
+        two = compiled(lb.LargeBatchModel(network(batch_norm=False)), paper(lb.CLARS, 1.0), graph=True)
     history = two.fit(data, epochs=2, verbose=0).history
     assert_weights_close(one.model, two.model, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm_values(one.optimizer), norm_values(two.optimizer), rtol=1e-4)
@@ -392,13 +395,13 @@ class Unknown(L.Layer):
 def test_bad_arguments(arguments, fit, words):
     x, y = images(24)
     with pytest.raises(ValueError, match=words):
-        compiled(lb.LargeBatchModel(network(), **arguments), lb.CLARS(0.1)).fit(x, y, verbose=0, **fit)
+        compiled(lb.LargeBatchModel(network(), **arguments), paper(lb.CLARS, 0.1)).fit(x, y, verbose=0, **fit)
 
 
 def test_norm_examples_above_the_batch_of_a_dataset():
     tf = pytest.importorskip("tensorflow")
     data = tf.data.Dataset.from_tensor_slices(images(24)).batch(12, drop_remainder=True)
-    model = compiled(lb.LargeBatchModel(network(), norm_examples=13), lb.CLARS(0.1))
+    model = compiled(lb.LargeBatchModel(network(), norm_examples=13), paper(lb.CLARS, 0.1))
     with pytest.raises(ValueError, match="at most the batch size 12"):
         model.fit(data, verbose=0)
 
@@ -406,12 +409,12 @@ def test_norm_examples_above_the_batch_of_a_dataset():
 def test_an_unsupported_layer_fails_before_any_step():
     net = keras.Sequential([keras.Input((4,)), Unknown(name="odd"), L.Dense(3)])
     before = weights(net)
-    model = compiled(lb.LargeBatchModel(net), lb.CLARS(0.1))
+    model = compiled(lb.LargeBatchModel(net), paper(lb.CLARS, 0.1))
     with pytest.raises(ValueError, match=r"odd \(Unknown has no rule\)"):
         model.fit(np.ones((8, 4)), np.zeros(8), verbose=0)
     for a, b in zip(before, weights(net), strict=True):
         np.testing.assert_array_equal(a, b)
-    compiled(model, lb.CLARS(0.1, gradient_norms="replica")).fit(np.ones((8, 4)), np.zeros(8), verbose=0)
+    compiled(model, paper(lb.CLARS, 0.1, gradient_norms="replica")).fit(np.ones((8, 4)), np.zeros(8), verbose=0)
 
 
 def test_an_unsupported_layer_is_measured_alone_where_that_is_allowed():
@@ -419,7 +422,7 @@ def test_an_unsupported_layer_is_measured_alone_where_that_is_allowed():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 4)).astype("float32"), rng.integers(0, 3, 8)
     expected = brute_force_gradient_norms(net, x, y, CROSS_ENTROPY)
-    model = compiled(lb.LargeBatchModel(net, allow_generic=True), lb.CLARS(0.1))
+    model = compiled(lb.LargeBatchModel(net, allow_generic=True), paper(lb.CLARS, 0.1))
     model.fit(x, y, batch_size=8, verbose=0)
     for path, norm in model.optimizer.gradient_norms().items():
         np.testing.assert_allclose(norm, np.mean(expected[path]), rtol=1e-5)
@@ -438,13 +441,13 @@ ROWS = np.random.default_rng(0).normal(size=(8, 6)).astype("float32"), np.random
 def test_fit_takes_positional_arguments_and_asks_for_compile():
     with pytest.raises(ValueError, match=r"call `compile\(\)` before"):
         lb.LargeBatchModel(dense()).fit(*ROWS)
-    history = compiled(lb.LargeBatchModel(dense()), lb.CLARS(0.1), run_eagerly=True).fit(*ROWS, 4, 2, 0)
+    history = compiled(lb.LargeBatchModel(dense()), paper(lb.CLARS, 0.1), run_eagerly=True).fit(*ROWS, 4, 2, 0)
     assert len(history.epoch) == 2
 
 
 def test_it_exports_the_wrapped_model(tmp_path):
     tf = pytest.importorskip("tensorflow")
-    model = compiled(lb.LargeBatchModel(dense()), lb.CLARS(0.1), run_eagerly=True)
+    model = compiled(lb.LargeBatchModel(dense()), paper(lb.CLARS, 0.1), run_eagerly=True)
     model.fit(*ROWS, verbose=0)
     model.export(str(tmp_path / "export"), verbose=False)
     served = tf.saved_model.load(str(tmp_path / "export"))
@@ -460,7 +463,7 @@ def test_a_mask_reaches_the_wrapped_model():
 
 
 def test_arguments_that_are_set_later_are_checked_and_used():
-    model = compiled(lb.LargeBatchModel(dense()), lb.CLARS(0.0))
+    model = compiled(lb.LargeBatchModel(dense()), paper(lb.CLARS, 0.0))
     model.fit(*ROWS, batch_size=8, shuffle=False, verbose=0)
     whole = norm_values(model.optimizer)
     model.norm_examples = 2

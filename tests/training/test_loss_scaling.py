@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import ops
 from layerwise_cases import gradients, norms, variables
+from paper_settings import paper
 
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.optimizers import CLARS
@@ -30,7 +31,7 @@ def test_one_gradient_is_poisoned_if_a_norm_is_not_finite(bad, half):
 @pytest.mark.parametrize("count", [3, 1])
 def test_the_step_is_skipped_and_the_scale_halved(bad, count):
     """Also where the step updates a part of the variables, since layers were frozen."""
-    inner = CLARS(0.5, eta=0.1, gradient_norms="per_example")
+    inner = paper(CLARS, 0.5, eta=0.1, gradient_norms="per_example")
     outer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
     trained = variables()
     outer.build(trained)
@@ -47,7 +48,7 @@ def test_the_step_is_skipped_and_the_scale_halved(bad, count):
 
 
 def test_new_variables_are_refused_by_name():
-    outer = keras.optimizers.LossScaleOptimizer(CLARS(0.5, gradient_norms="replica"))
+    outer = keras.optimizers.LossScaleOptimizer(paper(CLARS, 0.5, gradient_norms="replica"))
     outer.build(variables())
     with pytest.raises(ValueError, match="stranger"):
         loss_scaling.apply(outer, [ops.ones(2)], [keras.Variable(np.ones(2), name="stranger")])

@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from tf_largebatch import check
+from tf_largebatch.core import defaults
 
 
 def linear_scaling(base_learning_rate: float, batch_size: int, base_batch_size: int = 256) -> float:
@@ -78,7 +79,7 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
         total_steps: Steps of the whole training, warmup included.
         warmup_steps: Steps of the warmup, fewer than `total_steps`; 0 for none.
         warmup_start: Learning rate of step 0 if there is a warmup; with 0 that step changes nothing.
-        power: Power of the decay, above 0. LARS and CLARS were published with 2.
+        power: Power of the decay, above 0: 1 is a straight line. LARS and CLARS were published with 2.
         end_learning_rate: Learning rate from `total_steps` on, 0 or more.
         name: Name scope of the operations.
 
@@ -86,7 +87,7 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
         ValueError: If an argument is outside its range.
 
     Example:
-        >>> schedule = WarmupPolynomialDecay(peak_learning_rate=8.0, total_steps=100, warmup_steps=10)
+        >>> schedule = WarmupPolynomialDecay(peak_learning_rate=8.0, total_steps=100, warmup_steps=10, power=2.0)
         >>> [round(float(schedule(step)), 4) for step in (0, 5, 10, 55, 100)]
         [0.0, 4.0, 8.0, 2.0001, 0.0001]
     """
@@ -97,8 +98,8 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
         total_steps: int,
         warmup_steps: int = 0,
         warmup_start: float = 0.0,
-        power: float = 2.0,
-        end_learning_rate: float = 1e-4,
+        power: float = defaults.POWER,
+        end_learning_rate: float = defaults.END_LEARNING_RATE,
         name: str = "WarmupPolynomialDecay",
     ) -> None:
         super().__init__()
@@ -159,43 +160,64 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def large_batch_schedule(
-    base_learning_rate: float,
-    batch_size: int,
-    base_batch_size: int,
+    base_learning_rate: float = defaults.PEAK_LEARNING_RATE,
+    batch_size: int | None = None,
+    base_batch_size: int | None = None,
+    *,
     steps_per_epoch: int,
     epochs: float,
     warmup_epochs: float = 0,
-    power: float = 2.0,
-    end_learning_rate: float = 1e-4,
+    power: float = defaults.POWER,
+    end_learning_rate: float = defaults.END_LEARNING_RATE,
 ) -> WarmupPolynomialDecay:
-    """Returns a schedule with linear scaling, warmup and polynomial decay, given in the units that papers use.
+    """Returns a schedule with warmup and polynomial decay, in epochs, as papers give it.
+
+    Without further arguments it is the recipe for CLARS and LARS (`docs/choosing.md`): the same peak for every batch
+    size, no warmup, and a straight line to nearly 0. With the two batch sizes the peak is scaled linearly, as in the
+    papers.
 
     Args:
-        base_learning_rate: Learning rate known to work at `base_batch_size`.
-        batch_size: Examples of one update, over all replicas and accumulated micro-batches.
-        base_batch_size: Examples of one update for which `base_learning_rate` holds.
+        base_learning_rate: The peak; with `batch_size`, the learning rate known to work at `base_batch_size`.
+        batch_size: Examples of one update, over all replicas and accumulated micro-batches; None for a peak that does
+            not depend on it.
+        base_batch_size: Examples of one update for which `base_learning_rate` holds; given together with `batch_size`.
         steps_per_epoch: Calls of the optimizer in an epoch (micro-batches, where gradients are accumulated).
         epochs: Epochs of the whole training, warmup included.
-        warmup_epochs: Epochs of the warmup; CLARS needs none.
-        power: Power of the decay.
+        warmup_epochs: Epochs of the warmup; CLARS is meant to train without one.
+        power: Power of the decay; the papers have 2.
         end_learning_rate: Learning rate after the last step.
 
     Returns:
         The schedule; its step counts are rounded to whole steps.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If an argument is outside its range, or one of the batch sizes is given without the other.
 
-    Example:
-        >>> schedule = large_batch_schedule(0.1, 4096, 256, steps_per_epoch=312, epochs=90, warmup_epochs=5)
-        >>> schedule.peak_learning_rate, schedule.warmup_steps, schedule.total_steps
-        (1.6, 1560, 28080)
+    Examples:
+        >>> large_batch_schedule(steps_per_epoch=12, epochs=8).total_steps
+        96
+
+        As the CLARS paper has it, at a batch of 4,096:
+
+        >>> schedule = large_batch_schedule(0.1, 4096, 128, steps_per_epoch=312, epochs=90, power=2.0)
+        >>> schedule.peak_learning_rate, schedule.total_steps
+        (3.2, 28080)
     """
+    check.require(
+        (batch_size is None) == (base_batch_size is None),
+        "base_batch_size",
+        base_batch_size,
+        f"given together with batch_size={batch_size}",
+        "leave out both for a learning rate that does not depend on the batch size",
+    )
     steps_per_epoch, epochs = _positive(steps_per_epoch=steps_per_epoch, epochs=epochs)
     (warmup_epochs,) = _not_negative(warmup_epochs=warmup_epochs)
     check.require(warmup_epochs < epochs, "warmup_epochs", warmup_epochs, f"below epochs={epochs}")
+    (peak,) = _positive(base_learning_rate=base_learning_rate)
+    if batch_size is not None and base_batch_size is not None:
+        peak = linear_scaling(peak, batch_size, base_batch_size)
     return WarmupPolynomialDecay(
-        peak_learning_rate=linear_scaling(base_learning_rate, batch_size, base_batch_size),
+        peak_learning_rate=peak,
         total_steps=round(steps_per_epoch * epochs),
         warmup_steps=round(steps_per_epoch * warmup_epochs),
         power=power,

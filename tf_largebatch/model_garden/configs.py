@@ -13,6 +13,7 @@ from official.modeling import hyperparams, optimization
 from official.vision.configs import backbones, common
 from official.vision.configs import image_classification as model_garden
 
+from tf_largebatch.core import defaults
 from tf_largebatch.model_garden import checks, recipe, refusals
 
 Excluded = list[str] | str | None
@@ -37,13 +38,13 @@ class LayerwiseConfig(optimization.BaseOptimizerConfig):
     """
 
     momentum: float = 0.9
-    eta: float = 0.001
+    eta: float = defaults.LARS.eta
     weight_decay_rate: float = 0.0
     nesterov: bool = False
     classic_momentum: bool = True
     epsilon: float = 1e-6
-    max_rate: float | None = None
-    unadapted_rate_factor: float = 1.0
+    max_rate: float | None = defaults.LARS.max_rate
+    unadapted_rate_factor: float = defaults.LARS.unadapted_rate_factor
     exclude_from_layer_adaptation: Excluded = None
     exclude_from_weight_decay: Excluded = None
 
@@ -64,7 +65,9 @@ class CLARSConfig(LayerwiseConfig):
     """
 
     name: str = "CLARS"
-    eta: float = 0.01
+    eta: float = defaults.CLARS.eta
+    max_rate: float | None = defaults.CLARS.max_rate
+    unadapted_rate_factor: float = defaults.CLARS.unadapted_rate_factor
     norm_exponent: float = 1.0
 
 
@@ -221,7 +224,7 @@ class Recipe(hyperparams.Config):
         validation_examples: Images to evaluate.
         epochs: Epochs of the training, warmup included.
         base_learning_rate: Learning rate at `base_batch_size`; the peak is proportional to the batch size.
-        base_batch_size: Batch size at which the peak is `base_learning_rate`.
+        base_batch_size: Batch size at which the peak is `base_learning_rate`; null for that peak at every batch size.
         warmup_epochs: Epochs of linear warmup; null for the table's, or for none without a table.
         table: "conadv" for the authors' peaks and warmups by batch size in place of the linear rule.
     """
@@ -230,7 +233,7 @@ class Recipe(hyperparams.Config):
     validation_examples: int = model_garden.IMAGENET_VAL_EXAMPLES
     epochs: float = 90.0
     base_learning_rate: float = 0.128
-    base_batch_size: int = 256
+    base_batch_size: int | None = 256
     warmup_epochs: float | None = None
     table: str | None = None
 

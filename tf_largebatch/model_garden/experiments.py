@@ -1,6 +1,7 @@
 """The experiments of this plug-in; `import tf_largebatch.model_garden.registry_imports` registers them.
 
-Each is one of the two papers' settings at batch 4,096 (512 for CIFAR-10); `official_configs/` has the larger batches.
+Those of ImageNet are the two papers' settings at batch 4,096; `official_configs/` has the larger batches. Those of
+CIFAR-10, at batch 512, have the optimizer's defaults.
 Learning rate, warmup and step counts are null here and are derived from the final batch size (`recipe.py`).
 
 Sources: Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup", arXiv 2002.01576 (CLARS); Liu, Chen, Cheng, Hsieh,
@@ -17,6 +18,7 @@ from official.core import exp_factory
 from official.vision.configs import backbones, common
 from official.vision.configs import image_classification as model_garden
 
+from tf_largebatch.core import defaults
 from tf_largebatch.model_garden import configs
 
 BATCH_SIZE = 4096
@@ -29,12 +31,21 @@ CLARS_DECAY = {"power": 2.0, "end_learning_rate": 1e-4}
 CLARS_OPTIMIZER = {
     "momentum": 0.9,
     "weight_decay_rate": 2e-4,
+    "eta": 0.01,
     "classic_momentum": False,
     "max_rate": 0.1,
+    "unadapted_rate_factor": 1.0,
     "exclude_from_weight_decay": [],
 }
 # The ConAdv authors' LARS: no decay of batch norms and biases; peak and warmup from their table.
-CONADV_OPTIMIZER = {"momentum": 0.92, "eta": 0.001, "weight_decay_rate": 5e-5, "classic_momentum": True}
+CONADV_OPTIMIZER = {
+    "momentum": 0.92,
+    "eta": 0.001,
+    "weight_decay_rate": 5e-5,
+    "classic_momentum": True,
+    "max_rate": None,
+    "unadapted_rate_factor": 1.0,
+}
 CONADV_RECIPE = {"epochs": 100.0, "table": "conadv"}
 CONADV_DECAY = {"power": 1.6, "end_learning_rate": 1e-4}
 CONADV_ATTACK = {"enabled": True, "epsilon": 4.0, "num_steps": 1, "staleness": 1, "targeted": True, "random_start": 0.8}
@@ -172,10 +183,12 @@ def _cifar10(optimization: configs.OptimizationConfig, recipe: dict, conadv: dic
 
 @exp_factory.register_config_factory("clars_resnet_cifar10")
 def clars_resnet_cifar10() -> configs.ExperimentConfig:
-    """Returns a small ResNet-18 on CIFAR-10 with CLARS, without warmup."""
-    recipe = {"train_examples": 50000, "validation_examples": 10000, "epochs": 2.0, "base_learning_rate": 0.1}
-    optimization = _optimization("clars", {**CLARS_OPTIMIZER, "max_rate": 1.0, "eta": 0.3}, CLARS_DECAY)
-    return _cifar10(optimization, {**recipe, "base_batch_size": 128}, None)
+    """Returns a small ResNet-18 on CIFAR-10 with CLARS by the recipe of `docs/choosing.md`, without warmup."""
+    recipe = {"train_examples": 50000, "validation_examples": 10000, "epochs": 2.0}
+    recipe.update(base_learning_rate=defaults.PEAK_LEARNING_RATE, base_batch_size=None)
+    decay = {"power": defaults.POWER, "end_learning_rate": defaults.END_LEARNING_RATE}
+    optimization = _optimization("clars", {"weight_decay_rate": defaults.WEIGHT_DECAY_RATE}, decay)
+    return _cifar10(optimization, recipe, None)
 
 
 @exp_factory.register_config_factory("conadv_resnet_cifar10")

@@ -19,13 +19,16 @@ def peak_and_warmup(recipe: Any, batch_size: int) -> tuple[float, float]:
     """Peak learning rate and epochs of warmup for a batch size.
 
     They come from the authors' table with `recipe.table == "conadv"`, otherwise from the linear rule
-    `base_learning_rate * batch_size / base_batch_size` (Goyal et al., arXiv 1706.02677) without warmup.
-    `recipe.warmup_epochs` overrides the warmup where it is not None.
+    `base_learning_rate * batch_size / base_batch_size` (Goyal et al., arXiv 1706.02677) without warmup. Without
+    `base_batch_size` the peak is `base_learning_rate` for every batch size. `recipe.warmup_epochs` overrides the warmup
+    where it is not None.
     """
     if recipe.table == "conadv":
         _, peak, warmup = next(row for row in CONADV_TABLE if batch_size >= row[0])
     else:
-        peak, warmup = linear_scaling(recipe.base_learning_rate, batch_size, recipe.base_batch_size), 0.0
+        peak, warmup = recipe.base_learning_rate, 0.0
+        if recipe.base_batch_size is not None:
+            peak = linear_scaling(peak, batch_size, recipe.base_batch_size)
     return peak, warmup if recipe.warmup_epochs is None else recipe.warmup_epochs
 
 

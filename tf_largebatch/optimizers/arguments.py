@@ -33,13 +33,16 @@ TEXTS = {
     "lars_source": """Source: You, Gitman, Ginsburg, "Large Batch Training of Convolutional Networks", 2017, arXiv
     1708.03888, algorithm 1; the choice of momentum is that of TensorFlow's implementations.""",
     "layerwise_arguments": """momentum: Momentum, at least 0 and below 1.
-        eta: Trust coefficient, above 0. The CLARS paper's code uses 0.01 for CLARS and 0.001 for LARS.
+        eta: Trust coefficient, above 0. Its default, and those of the learning rate, the cap and the factor, come from
+            `tf_largebatch/core/defaults.py`; the CLARS paper's code uses 0.01 for CLARS and 0.001 for LARS.
         weight_decay_rate: L2 weight decay inside the gradient, 0 or more.
         nesterov: Whether to use Nesterov momentum.
         classic_momentum: Whether the learning rate goes inside the velocity.
         epsilon: Added to the gradient norm, in its unit, 0 or more.
-        max_rate: Cap on the rate of adapted tensors, above 0, or None for no cap. The CLARS paper's code uses 0.1.
-        unadapted_rate_factor: Rate of tensors without layer adaptation, 0 or more; 1 is the plain learning rate.""",
+        max_rate: Cap on the rate of adapted tensors, above 0, or None for no cap, as the papers print the methods. The
+            CLARS paper's code uses 0.1.
+        unadapted_rate_factor: Rate of tensors without layer adaptation, 0 or more; 1, as in the papers, is the plain
+            learning rate.""",
     "clipping_arguments": """clipnorm: Clips each gradient to this norm, before decay.
         clipvalue: Clips each gradient's entries to this magnitude, before decay.
         global_clipnorm: Clips all gradients together to this norm, before decay.""",

@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from tf_largebatch import check, keras_internals
+from tf_largebatch.core import defaults
 from tf_largebatch.core.exclusions import Exclusion
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.optimizers import update_kernels
@@ -43,15 +44,17 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any] = 0.01,
+        learning_rate: float
+        | keras.optimizers.schedules.LearningRateSchedule
+        | Callable[[], Any] = defaults.LARS.learning_rate,
         momentum: float = 0.9,
-        eta: float = 0.001,
+        eta: float = defaults.LARS.eta,
         weight_decay_rate: float = 0.0,
         nesterov: bool = False,
         classic_momentum: bool = True,
         epsilon: float = 1e-6,
-        max_rate: float | None = None,
-        unadapted_rate_factor: float = 1.0,
+        max_rate: float | None = defaults.LARS.max_rate,
+        unadapted_rate_factor: float = defaults.LARS.unadapted_rate_factor,
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
         jit_compile: bool = False,

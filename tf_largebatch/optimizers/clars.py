@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from tf_largebatch.core import defaults
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.optimizers.arguments import saved, with_shared_texts
 from tf_largebatch.optimizers.base import LayerwiseOptimizer
@@ -101,15 +102,17 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
     def __init__(
         self,
-        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any] = 0.01,
+        learning_rate: float
+        | keras.optimizers.schedules.LearningRateSchedule
+        | Callable[[], Any] = defaults.CLARS.learning_rate,
         momentum: float = 0.9,
-        eta: float = 0.01,
+        eta: float = defaults.CLARS.eta,
         weight_decay_rate: float = 0.0,
         nesterov: bool = False,
         classic_momentum: bool = True,
         epsilon: float = 1e-6,
-        max_rate: float | None = None,
-        unadapted_rate_factor: float = 1.0,
+        max_rate: float | None = defaults.CLARS.max_rate,
+        unadapted_rate_factor: float = defaults.CLARS.unadapted_rate_factor,
         gradient_norms: str = "auto",
         norm_exponent: float = 1.0,
         exclude_from_layer_adaptation: Any = None,

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.check import message
+from tf_largebatch.core import defaults
 from tf_largebatch.core.schedules import WarmupPolynomialDecay, linear_scaling, sqrt_scaling
 from tf_largebatch.optimizers import CLARS, LARS
 from tf_largebatch.train.flag import flag
@@ -40,8 +41,8 @@ class OptimizerConfig:
         None, "How the learning rate grows with the batch size; default: see train/optimizers.py.", tuple(SCALINGS)
     )
     warmup_epochs: float = flag(0.0, "Epochs of linear warmup.")
-    power: float = flag(1.0, "Power of the polynomial decay of the learning rate.")
-    end_learning_rate: float = flag(1e-4, "Learning rate at the end.")
+    power: float = flag(defaults.POWER, "Power of the polynomial decay of the learning rate.")
+    end_learning_rate: float = flag(defaults.END_LEARNING_RATE, "Learning rate at the end.")
     momentum: float | None = flag(None, "Momentum, for optimizers that have it; default: 0.9.")
     weight_decay_rate: float | None = flag(
         None, "Weight decay of tensors of two or more dimensions; default: see train/optimizers.py."
@@ -51,7 +52,9 @@ class OptimizerConfig:
         None, "Cap on the layer-wise rates of clars and lars, inf for none; default: see train/optimizers.py."
     )
     unadapted_rate_factor: float | None = flag(
-        None, "For clars and lars: factor on the learning rate of tensors without layer adaptation; default: 0.2."
+        None,
+        "For clars and lars: factor on the learning rate of tensors without layer adaptation; default: see "
+        "train/optimizers.py.",
     )
     norm_exponent: float | None = flag(
         None,
@@ -118,12 +121,24 @@ LAYERWISE_ARGUMENTS = {
 _COMMON_DEFAULTS = {"momentum": 0.9, "classic_momentum": True, "unadapted_rate_factor": 1.0, "norm_exponent": 1.0}
 
 
-def _keras_row(make: type, defaults: Defaults, **defaults_of: Defaults) -> Optimizer:
+def _layerwise_defaults(chosen: defaults.LayerwiseDefaults) -> Defaults:
+    """Returns the classes' own defaults, with the recipe's schedule and weight decay, for every batch size."""
+    return Defaults(
+        defaults.PEAK_LEARNING_RATE,
+        "none",
+        defaults.WEIGHT_DECAY_RATE,
+        eta=chosen.eta,
+        max_rate=chosen.max_rate,
+        unadapted_rate_factor=chosen.unadapted_rate_factor,
+    )
+
+
+def _keras_row(make: type, customary: Defaults, **defaults_of: Defaults) -> Optimizer:
     parameters = inspect.signature(make).parameters
     # Muon trains convolutions by Adam, with a weight decay of its own.
     names = {"momentum": ("momentum",), "weight_decay_rate": ("weight_decay", "adam_weight_decay")}
     arguments = {flag: tuple(name for name in taken if name in parameters) for flag, taken in names.items()}
-    return Optimizer(make, defaults, {flag: taken for flag, taken in arguments.items() if taken}, defaults_of)
+    return Optimizer(make, customary, {flag: taken for flag, taken in arguments.items() if taken}, defaults_of)
 
 
 def _other_keras_optimizers() -> dict[str, Optimizer]:
@@ -136,16 +151,13 @@ def _other_keras_optimizers() -> dict[str, Optimizer]:
     }
 
 
-# CLARS's and LARS's values are those of the studies in results/README.md: the same learning rate at every batch size,
-# a trust coefficient near the best points, a cap (without one the rates grow as the training loss vanishes), and a
-# fifth of the rate for tensors without layer adaptation. The papers' values (base rate 0.1 with linear scaling, eta
-# 0.01 and 0.001, cap 0.1, power 2) are meant for 90 epochs and more. The others have customary values; adaptive
-# optimizers scale with the square root of the batch size, as LAMB's authors do.
+# CLARS's and LARS's values are those of core/defaults.py. The others have customary values; adaptive optimizers scale
+# with the square root of the batch size, as LAMB's authors do.
 OTHER_DEFAULTS = Defaults(1e-3, "sqrt")
 OPTIMIZERS: dict[str, Optimizer] = {
     "clars": Optimizer(
         CLARS,
-        Defaults(1.0, "none", 5e-4, eta=0.25, max_rate=1.0, unadapted_rate_factor=0.2),
+        _layerwise_defaults(defaults.CLARS),
         {**LAYERWISE_ARGUMENTS, "norm_exponent": ("norm_exponent",)},
         # Measured norms or an error: the fallback to a replica's gradient norm would make it LARS.
         fixed={"gradient_norms": "per_example"},
@@ -154,7 +166,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     ),
     "lars": Optimizer(
         LARS,
-        Defaults(1.0, "none", 5e-4, eta=0.03, max_rate=1.0, unadapted_rate_factor=0.2),
+        _layerwise_defaults(defaults.LARS),
         LAYERWISE_ARGUMENTS,
         layerwise=True,
     ),
@@ -185,11 +197,11 @@ def with_defaults(config: OptimizerConfig, dataset: str) -> OptimizerConfig:
         dataset: Name of the data set.
     """
     row = OPTIMIZERS[config.name]
-    defaults = dataclasses.asdict(row.defaults_on(dataset))
+    values = dataclasses.asdict(row.defaults_on(dataset))
     for name, value in _COMMON_DEFAULTS.items():
-        if name in row.arguments and defaults.get(name) is None:
-            defaults[name] = value
-    missing = {name: value for name, value in defaults.items() if getattr(config, name) is None}
+        if name in row.arguments and values.get(name) is None:
+            values[name] = value
+    missing = {name: value for name, value in values.items() if getattr(config, name) is None}
     return dataclasses.replace(config, **missing)
 
 

@@ -14,6 +14,7 @@ import tf_keras
 
 from tf_largebatch import check
 from tf_largebatch.backend.tensorflow import update_kernels
+from tf_largebatch.core import defaults
 from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
 from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate
 from tf_largebatch.tf_keras.keras_internals import variable_key
@@ -38,15 +39,17 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
 
     def __init__(
         self,
-        learning_rate: float | tf_keras.optimizers.schedules.LearningRateSchedule | Callable[[], Any] = 0.01,
+        learning_rate: float
+        | tf_keras.optimizers.schedules.LearningRateSchedule
+        | Callable[[], Any] = defaults.LARS.learning_rate,
         momentum: float = 0.9,
-        eta: float = 0.001,
+        eta: float = defaults.LARS.eta,
         weight_decay_rate: float = 0.0,
         nesterov: bool = False,
         classic_momentum: bool = True,
         epsilon: float = 1e-6,
-        max_rate: float | None = None,
-        unadapted_rate_factor: float = 1.0,
+        max_rate: float | None = defaults.LARS.max_rate,
+        unadapted_rate_factor: float = defaults.LARS.unadapted_rate_factor,
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
         clipnorm: float | None = None,

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from paper_settings import paper
 
 from tf_largebatch import CLARS, LargeBatchModel
 from tf_largebatch.backend.tensorflow.kernels import convolution_direct, convolution_tpu
@@ -120,7 +121,7 @@ def test_a_step_traced_for_a_tpu_measures_as_the_reference(examples):
     gradients = tape.gradient(value, [v.value for v in net.trainable_variables])
     with compiling_for("tpu"):
         model = LargeBatchModel(net, norm_examples=examples)
-        optimizer = CLARS(1.0, eta=1.0, momentum=0.0, gradient_norms="per_example")
+        optimizer = paper(CLARS, 1.0, eta=1.0, momentum=0.0, gradient_norms="per_example")
         model.compile(optimizer, loss, jit_compile=True)
         model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
     # Float32 sums in another order.

@@ -1,0 +1,44 @@
+"""The defaults of CLARS, LARS and their schedule, once for both Keras worlds, the command line and the documentation.
+
+They suit runs of some hundred to some thousand updates. The studies behind them are in `results/README.md`. The papers'
+settings, for 90 epochs, are other ones: see `docs/choosing.md` and `official_configs/`.
+
+To change a number, change it here: signatures, the rows of `train/optimizers.py`, Model Garden's fields and the
+documentation's table read this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerwiseDefaults:
+    """Defaults of a layer-wise optimizer.
+
+    Attributes:
+        learning_rate: A constant learning rate, for every batch size.
+        eta: Trust coefficient.
+        max_rate: Cap on the layer-wise rate, or None for none.
+        unadapted_rate_factor: Rate of the tensors without layer adaptation (biases, batch normalization).
+    """
+
+    learning_rate: float
+    eta: float
+    max_rate: float | None
+    unadapted_rate_factor: float
+
+
+# eta is near the best points of the equal searches (results/fashion_mnist, results/why/rates). With a cap of 1 more of
+# the points train (results/why/cap), and rates stay bounded as the training loss vanishes. Tensors without adaptation
+# train as well at any small rate (results/why/rates). None of the four depends on the batch size.
+CLARS = LayerwiseDefaults(learning_rate=1.0, eta=0.25, max_rate=1.0, unadapted_rate_factor=0.2)
+LARS = LayerwiseDefaults(learning_rate=1.0, eta=0.03, max_rate=1.0, unadapted_rate_factor=0.2)
+
+# The schedule: a peak for every batch size, and a straight line to nearly 0 over the whole run (results/why/schedules).
+PEAK_LEARNING_RATE = 1.0
+POWER = 1.0
+END_LEARNING_RATE = 1e-4
+
+# The recipe's weight decay. The classes' own default is 0, as in Keras.
+WEIGHT_DECAY_RATE = 5e-4
