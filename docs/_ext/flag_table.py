@@ -1,4 +1,7 @@
-"""The directives `flag-table` and `optimizer-defaults` list the command line's flags and the optimizers' defaults."""
+"""The directives `flag-table`, `optimizer-defaults` and `recipe-defaults`.
+
+They list the command line's flags, its optimizers' defaults, and the defaults of CLARS, LARS and their schedule.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,25 @@ def default_rows() -> list[str]:
     return rows
 
 
+def recipe_rows() -> list[str]:
+    """Returns a row for each default of `CLARS`, `LARS` and `large_batch_schedule`."""
+    from tf_largebatch.core import defaults
+
+    clars, lars = dataclasses.asdict(defaults.CLARS), dataclasses.asdict(defaults.LARS)
+    rows = ["| | `CLARS` | `LARS` |", "|---|---|---|"]
+    said = {"learning_rate": "`learning_rate` without a schedule"}
+    for name in clars:
+        values = ["none" if one[name] is None else _said(one[name]) for one in (clars, lars)]
+        rows.append(f"| {said.get(name, f'`{name}`')} | {values[0]} | {values[1]} |")
+    both = {
+        "peak of `large_batch_schedule`": defaults.PEAK_LEARNING_RATE,
+        "its `power`": defaults.POWER,
+        "its `end_learning_rate`": defaults.END_LEARNING_RATE,
+        "weight decay": defaults.WEIGHT_DECAY_RATE,
+    }
+    return rows + [f"| {name} | {_said(value)} | {_said(value)} |" for name, value in both.items()]
+
+
 def _said(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -86,8 +108,17 @@ class OptimizerDefaultsTable(_Table):
         return default_rows()
 
 
+class RecipeDefaultsTable(_Table):
+    """Inserts the table of the recipe's defaults."""
+
+    def rows(self) -> list[str]:
+        """Returns lines of Markdown."""
+        return recipe_rows()
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Registers the directives."""
     app.add_directive("flag-table", FlagTable)
     app.add_directive("optimizer-defaults", OptimizerDefaultsTable)
+    app.add_directive("recipe-defaults", RecipeDefaultsTable)
     return {"parallel_read_safe": True}

@@ -109,7 +109,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         >>> stack = [layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.Flatten()]
         >>> classifier = keras.Sequential([keras.Input((8, 8, 3)), *stack, layers.Dense(10, activation="softmax")])
         >>> model = ConAdvModel(classifier, epsilon=4.0, staleness=1)
-        >>> model.compile(CLARS(learning_rate=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        >>> model.compile(CLARS(), "sparse_categorical_crossentropy", metrics=["accuracy"])
         >>> rng = np.random.default_rng(0)
         >>> x, y = rng.uniform(0, 255, (64, 8, 8, 3)), rng.integers(0, 10, 64)
         >>> history = model.fit(x, y, batch_size=32, verbose=0)

@@ -32,8 +32,8 @@ class LayerwiseDefaults:
 # eta is near the best points of the equal searches (results/fashion_mnist, results/why/rates). With a cap of 1 more of
 # the points train (results/why/cap), and rates stay bounded as the training loss vanishes. Tensors without adaptation
 # train as well at any small rate (results/why/rates). None of the four depends on the batch size.
-CLARS = LayerwiseDefaults(learning_rate=1.0, eta=0.25, max_rate=1.0, unadapted_rate_factor=0.2)
-LARS = LayerwiseDefaults(learning_rate=1.0, eta=0.03, max_rate=1.0, unadapted_rate_factor=0.2)
+CLARS = LayerwiseDefaults(learning_rate=0.2, eta=0.25, max_rate=1.0, unadapted_rate_factor=0.2)
+LARS = LayerwiseDefaults(learning_rate=0.2, eta=0.03, max_rate=1.0, unadapted_rate_factor=0.2)
 
 # The schedule: a peak for every batch size, and a straight line to nearly 0 over the whole run (results/why/schedules).
 PEAK_LEARNING_RATE = 1.0

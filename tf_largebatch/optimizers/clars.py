@@ -65,7 +65,11 @@ class CLARS(NormSource, LayerwiseOptimizer):
         >>> import numpy as np
         >>> from tf_largebatch.core.schedules import linear_scaling
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-        >>> model.compile(optimizer=CLARS(learning_rate=1.0, gradient_norms="replica"), loss="mse")
+        >>> model.compile(optimizer=CLARS(gradient_norms="replica"), loss="mse")
+
+        As the papers print it, for long runs: no cap, and the plain learning rate for batch norms and biases.
+
+        >>> optimizer = CLARS(learning_rate=8.0, eta=0.01, max_rate=None, unadapted_rate_factor=1.0)
 
         What the authors' released code does: popular momentum, a cap of 0.1, weight decay on every tensor,
         batch norms and biases excluded from adaptation by name, norms of mini-batches of 8. Here a batch of
@@ -86,6 +90,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
         ...     weight_decay_rate=2e-4,
         ...     classic_momentum=False,
         ...     max_rate=0.1,
+        ...     unadapted_rate_factor=1.0,
         ...     gradient_norms="replica",
         ...     exclude_from_layer_adaptation=["bn", "bias"],
         ...     exclude_from_weight_decay=[],

@@ -64,6 +64,6 @@ class LARS(GradientNormDenominator, LayerwiseOptimizer):
     Example:
         >>> import keras
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-        >>> optimizer = LARS(learning_rate=1.0, momentum=0.9, weight_decay_rate=1e-4)
+        >>> optimizer = LARS(weight_decay_rate=1e-4)
         >>> model.compile(optimizer=optimizer, loss="mse")
     """
