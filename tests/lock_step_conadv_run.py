@@ -29,12 +29,7 @@ def mirrored(x):
 CASES = {
     "clars": (
         3,
-        lambda: lb.CLARS(
-            0.05,
-            eta=0.2,
-            max_rate=None,
-            unadapted_rate_factor=1.0,
-        ),
+        lambda: lb.CLARS(0.05, eta=0.2, max_rate=None, unadapted_rate_factor=1.0),
         {"staleness": 1, "targeted": False},
     ),
     "sgd": (

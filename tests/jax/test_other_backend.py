@@ -32,12 +32,7 @@ def wrapped():
     stack = [layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU(), layers.Flatten(), layers.Dense(3)]
     model = lb.LargeBatchModel(keras.Sequential([keras.Input((6, 6, 2)), *stack]), norm_examples=7, micro_batch_size=5)
     model.compile(
-        lb.CLARS(
-            0.5,
-            eta=0.01,
-            max_rate=None,
-            unadapted_rate_factor=1.0,
-        ),
+        lb.CLARS(0.5, eta=0.01, max_rate=None, unadapted_rate_factor=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )

@@ -39,12 +39,7 @@ def run(
     means = rng.normal(size=(4, 8, 8, 3))
     model = lb.LargeBatchModel(net, norm_examples=norm_examples, micro_batch_size=micro_batch_size)
     optimizer = lb.CLARS(
-        0.5,
-        eta=0.02,
-        weight_decay_rate=1e-3,
-        gradient_norms="per_example",
-        max_rate=None,
-        unadapted_rate_factor=1.0,
+        0.5, eta=0.02, weight_decay_rate=1e-3, gradient_norms="per_example", max_rate=None, unadapted_rate_factor=1.0
     )
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     found: dict[str, np.ndarray] = {}

@@ -15,7 +15,6 @@ from layerwise_cases import (
     small_model,
     variables,
 )
-from paper_settings import paper
 
 from tf_largebatch.core.schedules import WarmupPolynomialDecay
 from tf_largebatch.optimizers import CLARS, LARS
@@ -48,10 +47,10 @@ ROUTES = pytest.mark.parametrize("route", [through_keras_saving, through_optimiz
 
 
 def test_the_other_arguments_are_all_of_them():
-    missing = set(paper(CLARS).get_config()) - set(OTHER_ARGUMENTS)
+    missing = set(CLARS().get_config()) - set(OTHER_ARGUMENTS)
     # Of the three ways to clip only one can be set.
     assert missing == {"clipvalue", "global_clipnorm"}
-    defaults = paper(CLARS, name="clars").get_config()
+    defaults = CLARS(name="clars").get_config()
     assert not [name for name, value in OTHER_ARGUMENTS.items() if defaults[name] == value]
 
 

@@ -58,12 +58,7 @@ def step(name):
     optimizer = (
         keras.optimizers.SGD(0.1, momentum=0.9)
         if plain
-        else tf_largebatch.CLARS(
-            0.1,
-            eta=0.01,
-            max_rate=None,
-            unadapted_rate_factor=1.0,
-        )
+        else tf_largebatch.CLARS(0.1, eta=0.01, max_rate=None, unadapted_rate_factor=1.0)
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], jit_compile=True)
