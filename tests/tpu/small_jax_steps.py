@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 
-from paper_settings import paper
 from small_steps import BATCH, PIXELS, REPLICAS, network, tpu_compiler
 
 
@@ -23,7 +22,11 @@ def step(name):
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = tf_largebatch.LargeBatchModel(network(), norm_examples=4 if name == "clars_sampled" else None)
     plain = name == "plain"
-    optimizer = keras.optimizers.SGD(0.1, momentum=0.9) if plain else paper(tf_largebatch.CLARS, 0.1)
+    optimizer = (
+        keras.optimizers.SGD(0.1, momentum=0.9)
+        if plain
+        else tf_largebatch.CLARS(0.1, eta=0.01, max_rate=None, unadapted_rate_factor=1.0)
+    )
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     optimizer.build(model.trainable_variables)
     groups = model.trainable_variables, model.non_trainable_variables, optimizer.variables, model.metrics_variables

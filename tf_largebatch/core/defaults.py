@@ -35,7 +35,7 @@ class LayerwiseDefaults:
 # rates are below the schedule's peak: a rate that never falls keeps its noise, and networks without batch normalization
 # leave their best accuracy at 0.5 and a batch of 128; at 0.1 a batch of 4,096 is slow. results/configs/defaults_*.yaml
 # compares them.
-CLARS = LayerwiseDefaults(learning_rate=0.3, eta=0.25, max_rate=1.0, unadapted_rate_factor=0.2)
+CLARS = LayerwiseDefaults(learning_rate=0.2, eta=0.25, max_rate=1.0, unadapted_rate_factor=0.2)
 LARS = LayerwiseDefaults(learning_rate=0.2, eta=0.03, max_rate=1.0, unadapted_rate_factor=0.2)
 
 # The schedule: a peak for every batch size, and a straight line to nearly 0 over the whole run (results/why/schedules).
