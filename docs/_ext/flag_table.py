@@ -1,11 +1,13 @@
 """The directives `flag-table`, `optimizer-defaults` and `recipe-defaults`.
 
-They list the command line's flags, its optimizers' defaults, and the defaults of CLARS, LARS and their schedule.
+They list the command line's flags, its optimizers' defaults, and the defaults of CLARS, LARS and their schedule, whose
+numbers signatures show as well.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 import re
 from typing import Any
 
@@ -116,9 +118,21 @@ class RecipeDefaultsTable(_Table):
         return recipe_rows()
 
 
+def numbers_of_defaults(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str | None, returned: str | None
+) -> tuple[str | None, str | None]:
+    """Puts the numbers of `core/defaults.py` in place of their names in a signature."""
+    from tf_largebatch.core import defaults
+
+    del app, what, name, thing, options
+    value = lambda found: repr(operator.attrgetter(found[1])(defaults))  # noqa: E731
+    return re.sub(r"\bdefaults\.([\w.]+)", value, signature or "") or signature, returned
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Registers the directives."""
     app.add_directive("flag-table", FlagTable)
     app.add_directive("optimizer-defaults", OptimizerDefaultsTable)
     app.add_directive("recipe-defaults", RecipeDefaultsTable)
+    app.connect("autodoc-process-signature", numbers_of_defaults)
     return {"parallel_read_safe": True}
