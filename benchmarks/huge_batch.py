@@ -3,8 +3,8 @@
     python -m benchmarks.huge_batch --batch=2048 --parts=one_device,two_replicas          # a minute, to try it
     python -m benchmarks.huge_batch --json=benchmarks/reports/huge_batch.json       # an hour or two on two cores
 
-One call of `fit` with one batch: ConAdv makes an adversarial copy of every image, CLARS measures the norm of every
-image's and every copy's gradient, and the weights move once. The batch is worked off in micro-batches. Each part runs
+One call of `fit` with one batch: ConAdv makes an adversarial image of every image, CLARS measures the norm of every
+clean and adversarial image's gradient, and the weights move once. The batch is split into micro-batches. Each part runs
 in a process of its own, and once done is kept in the JSON and in --directory, so that an interrupted report goes on.
 
     one_device         ResNet-20, micro-batches of 256
@@ -17,7 +17,8 @@ in a process of its own, and once done is kept in the JSON and in --directory, s
 Batch norm takes its statistics from a micro-batch, so that only layouts with the same groups of images can agree: the
 first two. Without batch norm the size of the micro-batches must not matter: the others. So that the attack draws the
 same in every layout, it draws nothing: one untargeted step from the clean image. It goes by the sign of each pixel's
-gradient, which rounding turns where the gradient is next to nothing, and then the copy is another: without radius not.
+gradient, which rounding turns where the gradient is next to nothing, and the adversarial image with
+it. With radius 0 it does not.
 
 The 50,000 training images are augmented by crop and flip; from the second pass over them on they are repeats.
 """

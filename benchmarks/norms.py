@@ -310,7 +310,7 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_list("networks", None, f"Of {', '.join(CASES)}, or all; default: all, unless --layers is given.")
     # Names of layers have commas.
-    flags.DEFINE_multi_string("layers", None, "A row of benchmarks/layer_cases.py, may be repeated, or all; likewise.")
+    flags.DEFINE_multi_string("layers", None, "A row of benchmarks/layer_cases.py, may be repeated, or all.")
     flags.DEFINE_list("parts", list(PARTS), f"Of {', '.join(PARTS)}.")
     flags.DEFINE_integer("pairs", 15, "How often each step is timed.")
     flags.DEFINE_string("json", None, "Where to write the report, after every row.")

@@ -88,7 +88,7 @@ def build_strategy(replicas: int) -> Any:
 
 def time_cases(cases: list[Case], kind: str, rounds: int) -> list[dict[str, Any]]:
     """Times the steps in turns; milliseconds an image and their ratios to the last step's."""
-    # Several replicas first: the CPU cannot be cut into devices once it has been used.
+    # Several replicas first: the CPU cannot be split into logical devices once it has been used.
     strategy_of = {n: build_strategy(n) for n in sorted({case.replicas for case in cases}, reverse=True)}
     steps = [build_step(case, kind, strategy_of[case.replicas]) for case in cases]
     times = harness.interleaved({str(number): step for number, step in enumerate(steps)}, rounds)

@@ -42,7 +42,7 @@ class Case:
         conadv: Whether the step trains on the images and their adversarial images and attacks the next images besides.
         norm_examples: How many examples are measured (None: all).
         batch: Images a replica, adversarial images not counted.
-        micro_batch_size: Images worked off at a time (None: all).
+        micro_batch_size: Images in a micro-batch; None for no split.
         topology: Chips and their arrangement.
         replicas: How many of them take part.
         baseline: The case that the ratios are to.
@@ -97,17 +97,17 @@ _TITLES = {
     "clars": "CLARS, all 96 examples",
     "clars_sampled": "CLARS, norm_examples=12",
     "plain_twice": "plain, batch 192",
-    "conadv": "ConAdv: 96 images, their copies, the attack on the next 96",
+    "conadv": "ConAdv: 96 clean and 96 adversarial images, the attack on the next 96",
     "conadv_clars": "the same with CLARS, all examples",
     "pod_plain": "256 chips, global batch 98,304: plain",
     "pod_clars": "the same with CLARS, all examples",
-    "pod_conadv": "256 chips, global batch 98,304 and as many copies: ConAdv",
+    "pod_conadv": "256 chips, global batch 98,304 and as many adversarial images: ConAdv",
     "pod_conadv_clars": "the same with CLARS, all examples",
     "jax_plain": "JAX: plain, batch 96",
     "jax_clars": "JAX: CLARS, all 96 examples",
     "jax_clars_sampled": "JAX: CLARS, norm_examples=12",
     "jax_plain_twice": "JAX: plain, batch 192",
-    "jax_conadv": "JAX: ConAdv, 96 images, their copies, the attack on the next 96",
+    "jax_conadv": "JAX: ConAdv, 96 clean and 96 adversarial images, the attack on the next 96",
     "jax_conadv_clars": "JAX: the same with CLARS, all examples",
     "jax_pod_plain": "JAX: 256 chips, global batch 24,576: plain",
     "jax_pod_clars": "JAX: the same with CLARS, all examples",

@@ -44,7 +44,7 @@ class Compiled:
         device_kind: The TPU's name.
         compiler: The compiler's version.
         flops: floating-point operations. The body of a loop counts once, however often it runs.
-        bytes_accessed: Bytes read and written by the program's operations, loops likewise.
+        bytes_accessed: Bytes read and written by the program's operations; a loop's body counts once.
         temporary_bytes: Memory (HBM) for intermediate results.
         argument_bytes: Memory for variables and inputs.
         peak_bytes: The most memory in use at once, variables and inputs included.

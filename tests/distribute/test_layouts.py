@@ -1,4 +1,4 @@
-"""Checkpoints of one layout in another, and ConAdv's look-ahead step in our own loop."""
+"""Checkpoints of one layout in another, and ConAdv's pipeline in our own loop."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_conadv_trains_as_by_kerass_fit(two_replicas, staleness):
                 )
             )
     history = fit(models[0], data.repeat(2), epochs=2, steps_per_epoch=3, verbose=0).history
-    # One list of batches for both epochs, as ours is, so that the last batch of an epoch looks ahead to the next.
+    # One list of batches for both epochs, as ours is: the last step of an epoch attacks the first batch of the next.
     expected = models[1].fit(data.repeat(2), epochs=2, steps_per_epoch=3, verbose=0).history
     for one, other in zip(models[0].weights, models[1].weights, strict=True):
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-5, atol=1e-5, err_msg=one.path)

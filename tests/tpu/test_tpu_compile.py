@@ -55,7 +55,9 @@ def test_norms_travel_with_the_gradients(name):
     report = report_of(name)
     reduced = [line for line in report["collectives"] if re.search(r" all-reduce(-start)?\(", line)]
     assert len(reduced) == len(report_of("plain")["collectives"]) == len(report["collectives"])
-    assert report["trained_tensors"] >= 18  # five kernels and biases, four gammas and betas; ConAdv's twins
+    assert (
+        report["trained_tensors"] >= 18
+    )  # five kernels and biases, four gammas and betas; ConAdv's auxiliary batch norms
     # The results stand before the operation's name.
     results = [re.split(r" all-reduce(?:-start)?\(", line)[0] for line in reduced]
     packed = f"f32[{report['trained_tensors']}]"

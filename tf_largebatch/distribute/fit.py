@@ -43,7 +43,7 @@ def fit(
 
     Args:
         model: A compiled model: `LargeBatchModel`, `ConAdvModel` or any other of Keras's.
-        training: Batches of the size of the whole update, `steps_per_epoch` for each epoch to come; they are cut into
+        training: Batches of the size of the whole update, `steps_per_epoch` for each epoch to come; they are split into
             equal shares for the replicas. The data of every worker are those of the whole batch, of which it uses its
             share.
         epochs: Number of the last epoch.

@@ -1,7 +1,7 @@
 """Which devices a run is laid out on, and whether the batch fits them.
 
 one_device      the first GPU, or the CPU
-mirrored        several GPUs of this host, or the CPU cut into logical devices
+mirrored        several GPUs of this host, or the CPU split into logical devices
 multi_worker    several hosts, each running the same command with its own TF_CONFIG
 tpu             the cores of a TPU
 

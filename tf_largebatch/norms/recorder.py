@@ -1,6 +1,6 @@
 """What a layer rule speaks to, on every backend: the record of where each trainable variable was used.
 
-A rule computes its layer's output from private copies of the layer's variables (`Recorder.value`) and records every
+A rule computes its layer's output from private values of the layer's variables (`Recorder.value`) and records every
 use of a variable together with the tensor that depends on it (`Recorder.record`). One backward pass then gives the
 gradient of the loss at every recorded tensor, and from it each example's contribution to each variable's gradient.
 

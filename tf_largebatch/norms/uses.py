@@ -31,7 +31,7 @@ class Together:
     Attributes:
         squares: `||sum_u G_i^u||^2` of the measured examples, float32, shape [b].
         gradients: Shares of the variable's gradient that came with the norms.
-        replaced: Identities of the private copies whose ordinary gradients those shares replace.
+        replaced: Identities of the private values whose ordinary gradients those shares replace.
     """
 
     squares: Tensor

@@ -23,7 +23,7 @@ def contributions(alone: Any, d: jax.Array, examples: slice) -> list[jax.Array]:
 def _contributions(alone: Any, batched: list[jax.Array], rebuild: Any, d: jax.Array, joined: jax.Array) -> Any:
     def of_one(inputs: list[jax.Array], d_one: jax.Array, expected: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         args, kwargs = rebuild([t[None] for t in inputs])
-        y, backward = jax.vjp(lambda copies: alone.run(args, kwargs, copies, 1)[0], list(alone.copies))
+        y, backward = jax.vjp(lambda values: alone.run(args, kwargs, values, 1)[0], list(alone.values))
         (shares,) = backward(d_one)
         error = jnp.max(jnp.abs(y.astype("float32") - expected.astype("float32")), initial=0.0)
         return error, [share.astype("float32") for share in shares]
@@ -54,7 +54,7 @@ def norms_and_gradients(alone: Any, d: jax.Array, start: int, stop: int) -> tupl
         squares = jnp.stack([sum_squares_per_example(share) for share in shares])
         return [total + jnp.sum(share, axis=0) for total, share in zip(sums, shares, strict=True)], squares
 
-    zeros = [jnp.zeros(copy.shape) for copy in alone.copies]
+    zeros = [jnp.zeros(value.shape) for value in alone.values]
     sums, squares = jax.lax.scan(add_chunk, zeros, jnp.arange(start, stop, size))
     return jnp.moveaxis(squares, 0, 1).reshape([len(zeros), -1])[:, :count], sums
 

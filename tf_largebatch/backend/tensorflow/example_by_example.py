@@ -25,11 +25,11 @@ def _contributions(alone: Any, batched: list[tf.Tensor], rebuild: Any, d: tf.Ten
         inputs, d_one, expected = example
         args, kwargs = rebuild([tf.stack([t] * rows) for t in inputs])
         # Made here: a tape does not see through a tensor that this graph captured before.
-        copies = [tf.identity(copy) for copy in alone.copies]
+        values = [tf.identity(value) for value in alone.values]
         with tf.GradientTape() as tape:
-            tape.watch(copies)
-            y = alone.run(args, kwargs, copies, rows)[:1]
-        shares = tape.gradient(y, copies, d_one[tf.newaxis], unconnected_gradients="zero")
+            tape.watch(values)
+            y = alone.run(args, kwargs, values, rows)[:1]
+        shares = tape.gradient(y, values, d_one[tf.newaxis], unconnected_gradients="zero")
         error = tf.reduce_max(tf.abs(tf.cast(y[0], tf.float32) - tf.cast(expected, tf.float32)))
         return error, [tf.cast(share, tf.float32) for share in shares]
 
@@ -64,14 +64,14 @@ def norms_and_gradients(alone: Any, d: tf.Tensor, start: Size, stop: Size) -> tu
         squares = squares.write(j, tf.stack([sum_squares_per_example(s) for s in shares]))
         return j + 1, squares, [total + tf.reduce_sum(s, axis=0) for total, s in zip(sums, shares, strict=True)]
 
-    squares = tf.TensorArray(tf.float32, size=chunks, element_shape=[len(alone.copies), size])
+    squares = tf.TensorArray(tf.float32, size=chunks, element_shape=[len(alone.values), size])
     _, squares, sums = tf.while_loop(
         lambda j, *_: j < chunks,
         add_chunk,
-        (tf.constant(0), squares, [tf.zeros(c.shape) for c in alone.copies]),
+        (tf.constant(0), squares, [tf.zeros(c.shape) for c in alone.values]),
         parallel_iterations=1,
     )
-    together = tf.reshape(tf.transpose(squares.stack(), [1, 0, 2]), [len(alone.copies), chunks * size])
+    together = tf.reshape(tf.transpose(squares.stack(), [1, 0, 2]), [len(alone.values), chunks * size])
     return together[:, :count], sums
 
 
@@ -87,7 +87,7 @@ def _check_same(alone: Any, error: tf.Tensor) -> tf.Tensor:
 
 
 def rows_per_example() -> int:
-    """Returns how many copies of an example make its batch; the gradient is that of the first.
+    """Returns how often an example is repeated to make its batch; the gradient is that of the first.
 
     One, but two without an accelerator: vectorized, a batch of one gives products of [n, 1, j, k] with [k, l], in which
     the oneDNN kernels of TensorFlow 2.20 and 2.21 write past their memory (tensorflow/tensorflow issue 117700).

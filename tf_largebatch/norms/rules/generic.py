@@ -60,11 +60,11 @@ def use_generic(layer: Any, chunk_size: int = CHUNK_SIZE) -> Any:
 
 @KERAS.register_generic
 def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
-    """Returns the layer's own call on private copies of all variables in it, its outputs recorded as one tensor."""
+    """Returns the layer's own call on private values of all variables in it, its outputs recorded as one tensor."""
     _refuse_composite((args, kwargs), layer)
     variables = layer.trainable_variables
-    copies = [recorder.value(v, v.dtype) for v in variables]
-    state = list(zip(variables, copies, strict=True))
+    values = [recorder.value(v, v.dtype) for v in variables]
+    state = list(zip(variables, values, strict=True))
     with example_by_example.on_these_values(state) as scope:
         outputs = type(layer).call(layer, *args, **kwargs)
     _refuse_composite(outputs, layer)
@@ -79,7 +79,7 @@ def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
             v.assign(value)
     joined = join(outputs, recorder.batch_size, layer)
     training = keras_internals.training_of_the_call(layer)
-    alone = LayerAlone(layer, args, kwargs, variables, copies, recorder.batch_size, joined, training)
+    alone = LayerAlone(layer, args, kwargs, variables, values, recorder.batch_size, joined, training)
     for index, variable in enumerate(variables):
         joined = recorder.record(variable, joined, Alone(alone, index))
     return unjoin(joined, outputs)
@@ -140,7 +140,7 @@ def in_mode(training: bool | None, function: Callable[[], Any]) -> Any:
 
 
 class _Last:
-    """What was worked out last. No dataclass: JAX's pass copies those, and all copies of a `LayerAlone` share this."""
+    """What was worked out last. No dataclass: JAX's pass copies those, and all of a `LayerAlone`'s copies share this."""
 
     key: tuple[Any, Any] | None = None
     found: Any = None
@@ -154,7 +154,7 @@ class LayerAlone:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     variables: list[Any]
-    copies: list[Any]
+    values: list[Any]
     batch_size: Size
     joined: Any
     training: bool | None = None
@@ -179,12 +179,12 @@ class LayerAlone:
             "rule (tf_largebatch.norms.register) or train with gradient_norms='replica'."
         )
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: list[Any], rows: int) -> Any:
-        """Returns the layer's outputs side by side, [rows, N], on other arguments and copies of its variables.
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Any], rows: int) -> Any:
+        """Returns the layer's outputs side by side, [rows, N], on other arguments and values of its variables.
 
         No state changes.
         """
-        return join(self._run(args, kwargs, copies), rows, self.layer)
+        return join(self._run(args, kwargs, values), rows, self.layer)
 
     def of_all_variables(self, d: Any, examples: slice) -> tuple[Any, list[Any]]:
         """Returns `norms_and_gradients`, worked out once.
@@ -202,9 +202,9 @@ class LayerAlone:
         start = 0 if examples.start is None else examples.start
         return start, self.batch_size if examples.stop is None else examples.stop
 
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: list[Any]) -> Any:
-        """Returns the layer on other arguments and copies of its variables; no state changes."""
-        state = list(zip(self.variables, copies, strict=True))
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[Any]) -> Any:
+        """Returns the layer on other arguments and values of its variables; no state changes."""
+        state = list(zip(self.variables, values, strict=True))
         with example_by_example.on_these_values(state):
             return in_mode(self.training, lambda: self.layer(*args, **kwargs))
 

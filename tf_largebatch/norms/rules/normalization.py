@@ -1,4 +1,4 @@
-"""Normalizations: `y = gamma z + beta` with `z` normalized; per-example copies of gamma and beta give `G_i`.
+"""Normalizations: `y = gamma z + beta` with `z` normalized; gamma and beta, repeated for each example, give `G_i`.
 
 With `z` known, `G_i = sum_t d_{i,t} z_{i,t}` for gamma and `sum_t d_{i,t}` for beta. Repeating gamma and beta for each
 example lets the ordinary backward pass sum over one example's positions where it would have summed over all, so the
@@ -23,7 +23,7 @@ from tf_largebatch.norms.view import view
 
 
 def without_scale_and_center(layer: Any) -> Any:
-    """Returns a view of the layer whose `call` returns the normalized inputs, neither scaled nor shifted."""
+    """Returns a view of the layer whose `call` returns the normalized inputs, without scale and offset."""
     plain = {"scale": False, "center": False, "gamma": None, "beta": None}
     return view(layer, **{name: value for name, value in plain.items() if hasattr(layer, name)})
 
@@ -42,9 +42,9 @@ def per_example_affine(layer: Any, recorder: Recorder, dtype: Any, rank: int, ax
     def repeated(variable: Any) -> Tensor | None:
         if variable is None:
             return None
-        copies = recorder.per_example(variable, dtype)
+        repeated = recorder.per_example(variable, dtype)
         sizes = dict(zip(axes, variable.shape, strict=True))
-        return ops.reshape(copies, [recorder.batch_size, *(sizes.get(axis, 1) for axis in range(1, rank))])
+        return ops.reshape(repeated, [recorder.batch_size, *(sizes.get(axis, 1) for axis in range(1, rank))])
 
     return repeated(layer.gamma), repeated(layer.beta)
 
@@ -56,7 +56,7 @@ def affine(z: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
 
 
 def normalize_then_affine(layer: Any, recorder: Recorder, inputs: Tensor, axes: list[int], **kwargs: Any) -> Tensor:
-    """Returns the layer's own normalization, whatever it does, followed by a per-example scale and shift."""
+    """Returns the layer's own normalization, whatever it does, followed by a scale and an offset for each example."""
     dtype = wide_dtype(inputs)
     rank = len(inputs.shape)
     z = type(layer).call(without_scale_and_center(layer), ops.cast(inputs, dtype), **kwargs)
@@ -64,7 +64,7 @@ def normalize_then_affine(layer: Any, recorder: Recorder, inputs: Tensor, axes: 
     return ops.cast(affine(ops.cast(z, dtype), gamma, beta), layer.compute_dtype)
 
 
-# The methods that scale and shift. The others run as the layer's class has them.
+# The methods that apply scale and offset. The others run as the layer's class has them.
 GROUP_NORM_METHODS = ("call", "_apply_normalization", "_create_broadcast_shape")
 BATCH_NORM_METHODS = reached_methods(keras.layers.BatchNormalization)
 

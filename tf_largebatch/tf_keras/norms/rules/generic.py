@@ -21,25 +21,25 @@ from tf_largebatch.tf_keras.norms.registry import TF_KERAS
 
 @TF_KERAS.register_generic
 def generic(layer: Any, recorder: Recorder, *args: Any, **kwargs: Any) -> Any:
-    """Returns the layer's own call on private copies of all variables in it, its outputs recorded as one tensor."""
+    """Returns the layer's own call on private values of all variables in it, its outputs recorded as one tensor."""
     if layer.non_trainable_variables:
         _refuse(layer, "has variables that are not trained")
     variables = layer.trainable_variables
-    copies = [recorder.value(v, v.dtype) for v in variables]
-    with _in_place_of(variables, copies, layer):
+    values = [recorder.value(v, v.dtype) for v in variables]
+    with _in_place_of(variables, values, layer):
         outputs = type(layer).call(layer, *args, **kwargs)
     if adds_losses(layer):
         _refuse(layer, "adds a loss, which its outputs do not show")
     joined = join(outputs, recorder.batch_size, layer)
-    alone = _LayerAlone(layer, args, kwargs, variables, copies, recorder.batch_size, joined)
+    alone = _LayerAlone(layer, args, kwargs, variables, values, recorder.batch_size, joined)
     for index, variable in enumerate(variables):
         joined = recorder.record(variable, joined, Alone(alone, index))
     return unjoin(joined, outputs)
 
 
 class _LayerAlone(LayerAlone):
-    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], copies: list[tf.Tensor]) -> Any:
-        with _in_place_of(self.variables, copies, self.layer):
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], values: list[tf.Tensor]) -> Any:
+        with _in_place_of(self.variables, values, self.layer):
             return self.layer(*args, **kwargs)
 
 

@@ -123,7 +123,7 @@ def _normalizes_otherwise(layer: Any) -> bool:
 def _own_call_then_affine(
     layer: Any, recorder: Recorder, inputs: tf.Tensor, training: Any, mask: tf.Tensor | None
 ) -> tf.Tensor:
-    """Returns the layer's own normalization, whatever it does, followed by a per-example scale and shift."""
+    """Returns the layer's own normalization, whatever it does, followed by a scale and an offset for each example."""
     z = type(layer).call(without_scale_and_center(layer), inputs, training=training, mask=mask)
     wide = tf.cast(z, wide_dtype(z))
     axes = _axes(layer)
