@@ -140,7 +140,7 @@ def in_mode(training: bool | None, function: Callable[[], Any]) -> Any:
 
 
 class _Last:
-    """What was worked out last. No dataclass: JAX's pass copies those, and all of a `LayerAlone`'s copies share this."""
+    """What was computed last. No dataclass: JAX's pass copies those, and all copies of a `LayerAlone` share this."""
 
     key: tuple[Any, Any] | None = None
     found: Any = None
