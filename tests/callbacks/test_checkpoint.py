@@ -5,22 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from small_fits import fit, small_model
 
 from tf_largebatch.callbacks import load_checkpoint, save_checkpoint
 from tf_largebatch.callbacks.checkpoint import DamagedCheckpoint
-
-
-def small_model(optimizer, units=3):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(units, name="d")])
-    model.compile(optimizer, "mse")
-    return model
-
-
-def fit(model, epochs=2, callbacks=(), units=3):
-    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
-    y = np.ones((12, units), "float32")
-    model.fit(x, y, batch_size=4, epochs=epochs, verbose=0, shuffle=False, callbacks=list(callbacks))
-    return model
 
 
 def test_a_checkpoint_restores_weights_momentum_step_and_random_state(tmp_path):

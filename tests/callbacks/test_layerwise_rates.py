@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import keras
-import numpy as np
 import pytest
 from paper_settings import paper
+from small_fits import fit, small_model
 
 from tf_largebatch import LARS
 from tf_largebatch.callbacks import LayerwiseRateRecorder
 from tf_largebatch.callbacks.layerwise_rates import read_layerwise_rates
-
-
-def small_model(optimizer, units=3):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(units, name="d")])
-    model.compile(optimizer, "mse")
-    return model
-
-
-def fit(model, epochs=2, callbacks=(), units=3):
-    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
-    y = np.ones((12, units), "float32")
-    model.fit(x, y, batch_size=4, epochs=epochs, verbose=0, shuffle=False, callbacks=list(callbacks))
-    return model
 
 
 @pytest.mark.parametrize(("every", "updates"), [("epoch", [3, 6]), (2, [1, 2, 4, 6]), (1, [1, 2, 3, 4, 5, 6])])

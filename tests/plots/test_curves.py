@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import csv
 
-import keras
 import numpy as np
 import pytest
+from small_fits import fit, small_model
 
 from tf_largebatch.callbacks import MetricsRecorder, plot_curves
 from tf_largebatch.plots import style
 from tf_largebatch.plots.heat_map import read_rate_table
 from tf_largebatch.plots.run_files import LAYERWISE_RATES, METRICS
-
-
-def small_model(optimizer, units=3):
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.5), keras.layers.Dense(units, name="d")])
-    model.compile(optimizer, "mse")
-    return model
-
-
-def fit(model, epochs=2, callbacks=(), units=3):
-    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
-    y = np.ones((12, units), "float32")
-    model.fit(x, y, batch_size=4, epochs=epochs, verbose=0, shuffle=False, callbacks=list(callbacks))
-    return model
 
 
 def write_rates(path, names, updates):
