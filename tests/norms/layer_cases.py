@@ -62,10 +62,6 @@ def layer_cases(L: Any) -> dict[str, Any]:
         "group norm, other axis": ((6, 4, 5), lambda: [L.GroupNormalization(2, axis=1)]),
         "einsum": ((4, 6), lambda: [L.EinsumDense("abc,cd->abd", output_shape=(4, 5), bias_axes="d")]),
         "einsum heads": ((4, 6), lambda: [L.EinsumDense("abc,cde->abde", (4, 2, 3), bias_axes="de")]),
-        "einsum heads, any length": (
-            (4, 6),
-            lambda: [L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")],
-        ),
         "einsum ellipsis": ((4, 6), lambda: [L.EinsumDense("...x,xy->...y", output_shape=5)]),
         "einsum per position": ((4, 6), lambda: [L.EinsumDense("abc,bcd->abd", (4, 5), bias_axes="bd")]),
         "dense over positions, no bias": ((4, 6), lambda: [L.Dense(5, use_bias=False)]),

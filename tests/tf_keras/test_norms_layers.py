@@ -57,6 +57,7 @@ def adjustment(shape):
 
 # What tf_keras alone has, or computes by kernels of its own.
 OWN = {
+    "einsum heads, any length": ((4, 6), lambda: [L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")]),
     "batch norm, gamma of zeros": ((5, 5, 3), lambda: [BN(gamma_initializer="zeros")]),
     "batch norm, large mean": ((5, 5, 3), lambda: [L.Rescaling(1.0, 30.0), BN()]),
     "batch norm, one position": ((1, 1, 3), lambda: [BN()]),
@@ -76,7 +77,7 @@ OWN = {
 SHARED = layer_cases(L)
 # Of the cases of both worlds: one of each rule, and of each form that tf_keras's layers have.
 QUICK = (
-    *("dense", "dense over positions, no bias", "einsum heads, any length", "conv1d causal dilated", "conv2d patches"),
+    *("dense", "dense over positions, no bias", "conv1d causal dilated", "conv2d patches"),
     *("conv3d, no stride", "depthwise1d", "prelu", "group norm", "layer norm", "layer norm, small epsilon"),
     *("conv2d same, stride 2, activation", "conv2d dilated, no bias", "conv2d pointwise, stride 2"),
     *("depthwise2d multiplier, stride, same", "separable1d valid", "separable2d, one filter a channel"),
