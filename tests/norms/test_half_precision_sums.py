@@ -9,6 +9,7 @@ from comparing import ON_JAX, dtype_of, plain_pass, run_traced
 from keras import layers as L
 from keras import ops
 from paper_settings import paper
+from selection import long_unless
 
 from tf_largebatch import CLARS, LargeBatchModel
 from tf_largebatch.norms import KERAS, measure
@@ -46,7 +47,7 @@ def gradients(make, shape, weights, x, direction, half):
     return plain_pass(model, x, loss)[1]
 
 
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", long_unless(LAYERS, ["depthwise", "conv", "transposed"]))
 def test_the_gradient_of_many_examples(layer):
     shape, make = LAYERS[layer]
     rng = np.random.default_rng(0)

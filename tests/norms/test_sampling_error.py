@@ -9,6 +9,7 @@ from comparing import CROSS_ENTROPY, ON_JAX, norms_of
 from keras import layers as L
 from keras import ops
 from paper_settings import paper
+from selection import long
 
 import tf_largebatch as lb
 from tf_largebatch.conadv.backend import compiled
@@ -34,7 +35,7 @@ def network():
     return net
 
 
-@pytest.mark.parametrize("examples", [16, 64, 256])
+@pytest.mark.parametrize("examples", [long(16), 64, long(256)])
 def test_error_of_a_sample_is_std_over_mean_over_root_b(network, examples):
     x, y = digits()
     exact = norms_of(network, x, y)
