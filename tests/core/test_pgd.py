@@ -326,7 +326,7 @@ def compiled(function, by_xla, batch):
     import tensorflow as tf
 
     signature = [tf.TensorSpec([batch, 4, 3, 3]), tf.TensorSpec([6], tf.int32)]
-    return tf.function(function, jit_compile=by_xla, input_signature=signature, autograph=False)
+    return tf.function(function, jit_compile=by_xla, input_signature=signature)
 
 
 HOW = [(True, 6)] if ON_JAX else [(False, 6), (False, None), (True, 6), (True, None)]
