@@ -57,8 +57,13 @@ def subclassed():
     return Subclassed()
 
 
-def conadv(model=None, optimizer=None, loss=None, compile_arguments=None, compiled=False, **arguments):
-    """A compiled ConAdvModel. Its few steps run eagerly unless asked for: tracing costs more than they do."""
+def conadv(model=None, optimizer=None, loss=None, compile_arguments=None, compiled=None, **arguments):
+    """A compiled ConAdvModel.
+
+    Its few steps run eagerly on TensorFlow unless asked for: tracing costs more than they do. On JAX, which compiles
+    every operation of an eager step for itself, it is the other way round.
+    """
+    compiled = keras.backend.backend() == "jax" if compiled is None else compiled
     wrapper = lb.ConAdvModel(network() if model is None else model, **arguments)
     loss = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     compile_arguments = {"run_eagerly": not compiled, **(compile_arguments or {})}

@@ -20,6 +20,16 @@ from tf_largebatch.conadv.class_labels import are_right, own_labels, random_targ
 from tf_largebatch.conadv.probability_logarithms import followed
 from tf_largebatch.training.step_seed import step_seed
 
+pytestmark = pytest.mark.quick_on_jax(
+    "test_it_is_the_direction_of_the_cross_entropy",
+    "test_losses_of_one_class_share_a_direction",
+    "test_a_loss_of_ones_own_is_rescaled_for_each_image",
+    "test_probabilities_are_attacked_as_their_logits",
+    "test_an_attack_is_added_by_one_row",
+    "test_targets_are_never_among_an_images_own_labels",
+    "test_inputs_of_integers_are_refused_before_training",
+)
+
 SEEDS = functools.partial(step_seed, 0, 0)
 NEEDS_FLOAT64 = pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX computes in float32 by default")
 SPARSE = keras.losses.SparseCategoricalCrossentropy

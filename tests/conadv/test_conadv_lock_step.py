@@ -12,6 +12,7 @@ import tensorflow as tf
 from conadv_reference import SlowConAdv
 from keras import layers as L
 from paper_settings import paper
+from selection import long
 
 import tf_largebatch as lb
 
@@ -91,10 +92,11 @@ OPTIMIZERS = {
 
 
 CASES = [("sgd", 0), ("clars", 1), ("clars", 2), ("sgd", 3)]
+QUICK = CASES[1:3]
 IN_A_GRAPH = [("clars", 0), ("sgd", 1), ("sgd", 2), ("clars", 3)]  # which takes longer to trace than ten steps take
 
 
-@pytest.mark.parametrize("optimizer, staleness", CASES + [pytest.param(*c, marks=pytest.mark.long) for c in IN_A_GRAPH])
+@pytest.mark.parametrize("optimizer, staleness", QUICK + [long(*c) for c in CASES + IN_A_GRAPH if c not in QUICK])
 def test_ten_steps_of_algorithm_1(optimizer, staleness):
     """Each staleness and each optimizer with augmentation and without."""
     augment = mirrored if (staleness + (optimizer == "sgd")) % 2 else None

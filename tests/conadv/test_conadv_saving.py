@@ -24,7 +24,8 @@ def train(model, first=0, **arguments):
 
 
 def fresh(make, staleness):
-    return conadv(make(), paper(lb.CLARS, 1.0), staleness=staleness, compiled=make is subclassed)
+    compiled = True if make is subclassed else None
+    return conadv(make(), paper(lb.CLARS, 1.0), staleness=staleness, compiled=compiled)
 
 
 class Whole:

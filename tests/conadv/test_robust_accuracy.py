@@ -12,6 +12,13 @@ from conadv_cases import CLASSES, SHAPE, images, network
 from tf_largebatch import accuracy_under_attack
 from tf_largebatch.conadv import ConAdvModel
 
+pytestmark = pytest.mark.quick_on_jax(
+    "test_one_step_on_a_linear_classifier[False]",
+    "test_refusals",
+    "test_vanished_gradients_are_warned_of",
+    "test_inputs_of_integers_are_refused_wherever_they_are",
+)
+
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 

@@ -70,6 +70,7 @@ def test_the_attack_computes_no_weight_gradient():
     assert text.count("conv_general_dilated[") == 2 * 2 + 2
 
 
+@pytest.mark.long
 def test_a_loop_of_ones_own():
     x, y = images(24)
     fitted, looped = (conadv(network(), staleness=2, compiled=True) for _ in range(2))

@@ -9,6 +9,7 @@ import sys
 
 import keras
 import numpy as np
+import pytest
 from keras import layers
 
 import tf_largebatch as lb
@@ -39,6 +40,7 @@ def wrapped():
     return model
 
 
+@pytest.mark.long
 def test_there_and_back_again(tmp_path):
     """Two updates here, two on TensorFlow, two here: those of six here.
 

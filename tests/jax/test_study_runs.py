@@ -87,7 +87,7 @@ def job(study, name, seed=5):
     return jobs.Job(name, 32, "final", 1, seed, jobs.all_points(study)[name][1])
 
 
-@pytest.mark.parametrize("name", long_unless([*CONTENT["arms"], *OTHERS], ["half", "adamw"]))
+@pytest.mark.parametrize("name", long_unless([*CONTENT["arms"], *OTHERS], ["half"]))
 def test_the_curve_is_that_of_fit(study, name):
     found, expected = (train(study, job(study, name)) for train in (execution.train, run.train_with_fit))
     assert found.keys() == expected.keys()

@@ -93,6 +93,7 @@ def test_metrics_and_added_losses_are_those_of_plain_keras():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_steps_per_execution_and_no_compilation_give_the_same():
     models = []
     for how in ({}, {"steps_per_execution": 2}, {"jit_compile": False}):
@@ -105,6 +106,7 @@ def test_steps_per_execution_and_no_compilation_give_the_same():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.long
 def test_data_of_unknown_batch_size():
     """keras-hub 1630: a dataset without a static batch size, and a generator."""
     tf = pytest.importorskip("tensorflow")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from keras import ops
+from selection import ON_JAX, long_unless
 
 from tf_largebatch.norms import uses
 from tf_largebatch.norms.rules.bias import Bias
@@ -228,7 +229,15 @@ def check(contraction: Any, d: Any, expected: np.ndarray) -> None:
         close(of_two_rows.contributions(d, every), expected[::2] + expected[1::2])
 
 
-@pytest.mark.parametrize("case", CASES)
+# Compiling takes long on JAX: one of each kind, of the others the code is the same.
+QUICK_ON_JAX = (
+    *("product, few positions, wide", "transposed product", "einsum, several matrices", "lookup, two axes", "bias"),
+    *("shared lookup", "conv2d, same, strides", "conv2d, small map", "depthwise2d, strides, multiplier"),
+    *("conv2d transpose, valid", "without first axis", "row", "gates", "rows as positions", "rows one by one"),
+)
+
+
+@pytest.mark.parametrize("case", long_unless(CASES, QUICK_ON_JAX, condition=ON_JAX))
 def test_contractions(case):
     contraction, forward, shape = CASES[case]()
     y = ops.convert_to_numpy(forward(ops.zeros(shape, "float32")))

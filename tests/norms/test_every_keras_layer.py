@@ -66,14 +66,12 @@ def norms_on_tensorflow(tmp_path_factory):
     return np.load(file)
 
 
-# Compiling takes long on JAX; these share their rules with others.
-SHARED = (
-    *("Bidirectional", "Conv1D", "Conv1DTranspose", "Conv3D", "ConvLSTM1D", "ConvLSTM3D", "DepthwiseConv1D"),
-    *("GRUCell", "LSTMCell", "RNN", "SeparableConv1D", "SimpleRNNCell", "AdditiveAttention"),
-)
+# Compiling takes long on JAX. The layers of tests/jax/norms_run.py are compared with TensorFlow's there.
+QUICK_ON_JAX = ("Attention", "Conv2DTranspose", "Conv3D", "ConvLSTM2D", "Embedding", "GroupedQueryAttention")
+QUICK_ON_JAX += ("STFTSpectrogram", "SpectralNormalization")
 
 
-@pytest.mark.parametrize("name", long_unless(MEASURED, MEASURED.keys() - set(SHARED), condition=ON_JAX))
+@pytest.mark.parametrize("name", long_unless(MEASURED, QUICK_ON_JAX, condition=ON_JAX))
 def test_measured_and_the_same_on_both_backends(name, norms_on_tensorflow):
     model, found = norms_of_layer(name)
     assert any(isinstance(layer, keras_layers()[name]) for layer in model._flatten_layers())

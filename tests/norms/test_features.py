@@ -11,6 +11,7 @@ from keras import ops
 from keras.src.applications.convnext import StochasticDepth
 from keras.src.backend.common import global_state
 from paper_settings import paper
+from selection import long
 
 import tf_largebatch as lb
 from tf_largebatch.norms import brute_force_gradient_norms
@@ -45,9 +46,9 @@ def assert_means_close(found, norms):
     "drop",
     [
         lambda: L.Dropout(0.5, seed=1),
-        lambda: L.SpatialDropout2D(0.5, seed=1),
-        lambda: L.AlphaDropout(0.3, seed=1),
-        lambda: L.GaussianDropout(0.4, seed=1),
+        long(lambda: L.SpatialDropout2D(0.5, seed=1)),
+        long(lambda: L.AlphaDropout(0.3, seed=1)),
+        long(lambda: L.GaussianDropout(0.4, seed=1)),
         lambda: L.GaussianNoise(0.5, seed=1),
     ],
     ids=["dropout", "spatial", "alpha", "gaussian", "noise"],
@@ -66,6 +67,7 @@ def test_dropout(drop):
         assert not np.allclose(norms, quiet[path], rtol=1e-2)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
     "drop",
@@ -246,7 +248,7 @@ def test_weight_and_activity_regularizers():
 # Odd batches.
 
 
-@pytest.mark.parametrize("norm_examples", [None, 3, 6])
+@pytest.mark.parametrize("norm_examples", [long(None), 3, long(6)])
 def test_a_ragged_last_batch(norm_examples):
     net = keras.Sequential([keras.Input((6, 6, 3)), L.Conv2D(4, 3), L.BatchNormalization(), L.Flatten(), L.Dense(3)])
     x, y = images(BATCH + 5)
@@ -288,6 +290,7 @@ def batches(inputs, y):
     return tf.data.Dataset.from_tensor_slices((inputs, y)).batch(BATCH, drop_remainder=True)
 
 
+@pytest.mark.long
 def test_compiled_by_xla_it_agrees_and_no_step_is_traced_again():
     net, (ids, _) = text_and_image_model(), sentences()
     x, y = images(4 * BATCH)

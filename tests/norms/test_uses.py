@@ -5,9 +5,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
-from comparing import dense, norms_of, plain_pass, tensorflow_only
+from comparing import ON_JAX, dense, norms_of, plain_pass, tensorflow_only
 from keras import layers as L
 from keras import ops
+from selection import long_unless
 
 from tf_largebatch.norms import brute_force_gradient_norms, measure
 from tf_largebatch.norms.registry import KERAS
@@ -60,19 +61,19 @@ def two_branches_of_which_one_is_unused():
     return keras.Model(x, shared(x) + keras.ops.stop_gradient(shared(x * 2.0))), FLOATS
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        dense_of_vectors,
-        dense_of_positions_and_vectors,
-        two_lookups,
-        tied_head,
-        convolution_of_two_sizes,
-        scale_and_bias,
-        cell_called_twice,
-        two_branches_of_which_one_is_unused,
-    ],
-)
+MODELS = [
+    dense_of_vectors,
+    dense_of_positions_and_vectors,
+    two_lookups,
+    tied_head,
+    convolution_of_two_sizes,
+    scale_and_bias,
+    cell_called_twice,
+    two_branches_of_which_one_is_unused,
+]
+
+
+@pytest.mark.parametrize("make", long_unless(MODELS, [dense_of_positions_and_vectors, tied_head], condition=ON_JAX))
 def test_norms_and_gradient(make):
     model, x = make()
     for v in model.trainable_variables:

@@ -25,7 +25,6 @@ pytestmark = pytest.mark.quick_on_jax(
     "test_a_failure_at_any_time_is_one_sentence[disk full-savez-]",
     "test_a_damaged_newest_checkpoint_is_replaced_by_the_one_before",
     "test_a_run_that_diverges_says_so",
-    "test_the_command_of_the_readme",
 )
 
 FLAGS = ("--model=linear", "--optimizer=sgd", "--batch_size=512", "--verbose=0")
@@ -277,6 +276,7 @@ def test_a_run_that_diverged_on_the_evaluation_images_fails(tmp_path, monkeypatc
     assert not (output_dir / "final.keras").exists() and not (output_dir / "result.json").exists()
 
 
+@pytest.mark.long
 def test_the_command_of_the_readme(tmp_path):
     """Without a directory it makes one under runs; without a terminal it prints one line an epoch."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}

@@ -133,6 +133,7 @@ def test_tensorboard(tmp_path, monkeypatch):
     assert command_line(*QUICK, "--tensorboard", f"--output_dir={tmp_path / 'other'}") == 1
 
 
+@pytest.mark.long
 def test_a_model_from_a_file_goes_on_training(run, tmp_path, capsys):
     assert command_line(f"--model={run / 'final.keras'}", "--optimizer=sgd", "--epochs=1", "--verbose=0",
                         f"--output_dir={tmp_path / 'more'}") == 0  # fmt: skip
@@ -159,6 +160,7 @@ def test_a_model_from_a_file_goes_on_training(run, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_weights_of_an_application(tmp_path):
     network = keras.applications.MobileNet(weights=None, include_top=False, input_shape=(32, 32, 3))
     network.save_weights(tmp_path / "network.weights.h5")

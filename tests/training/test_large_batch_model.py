@@ -20,16 +20,9 @@ pytestmark = [
         "test_the_optimizer_receives_the_mean_per_example_norms",
         "test_batches_of_one_make_clars_lars[True]",
         "test_other_optimizers_train_as_without_the_wrapper[<lambda>0]",
-        "test_measuring_changes_neither_gradient_nor_metrics_nor_moving_averages",
         "test_micro_batches_equal_the_whole_batch[<lambda>0-5]",
-        "test_micro_batches_of_eight_give_the_authors_norms",
-        "test_gradient_accumulation_in_the_optimizer_equals_one_big_batch",
-        "test_a_sample_of_the_batch",
         "test_mixed_precision_hands_over_unscaled_norms[mixed_float16]",
         "test_a_norm_that_overflows_skips_the_step_and_halves_the_scale",
-        "test_saved_and_loaded_in_mid_training_it_continues_bit_for_bit",
-        "test_steps_are_traced_once_and_a_ragged_last_batch_is_trained_on",
-        "test_named_inputs_and_outputs_with_several_losses",
         "test_bad_arguments",
         "test_an_unsupported_layer_fails_before_any_step",
     ),
@@ -92,7 +85,7 @@ def test_the_optimizer_receives_the_mean_per_example_norms():
         np.testing.assert_allclose(found[v.path], np.mean(expected[v.path]), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("classic_momentum", [True, False])
+@pytest.mark.parametrize("classic_momentum", [True, long(False)])
 def test_batches_of_one_make_clars_lars(classic_momentum):
     x, y = images(10)
     settings = {"eta": 0.01, "classic_momentum": classic_momentum}
@@ -176,7 +169,7 @@ def test_a_sample_of_the_batch():
         np.testing.assert_allclose(found[v.path], np.mean(expected[v.path][:5]), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", long("mixed_bfloat16")])
 def test_mixed_precision_hands_over_unscaled_norms(policy):
     x, y = images()
     full = compiled(lb.LargeBatchModel(network()), paper(lb.CLARS, 0.01))
@@ -235,6 +228,7 @@ def test_compiled_by_xla_it_agrees(norm_examples):
     assert_weights_close(models[0].model, models[1].model, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_xla_with_micro_batches_of_a_fixed_batch():
     tf = pytest.importorskip("tensorflow")
     x, y = images(24)

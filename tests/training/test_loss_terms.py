@@ -15,7 +15,19 @@ from selection import ON_JAX, long_unless
 
 import tf_largebatch as lb
 
-pytestmark = pytest.mark.each_value
+pytestmark = [
+    pytest.mark.each_value,
+    pytest.mark.quick_on_jax(
+        "test_every_loss_of_keras",
+        "test_masks_are_weighted_by_what_they_keep[3-arguments0]",
+        "test_losses_of_ones_own_that_average_or_sum[sum]",
+        "test_losses_of_ones_own_that_average_or_sum[for each example]",
+        "test_losses_of_ones_own_that_couple_examples_are_refused",
+        "test_losses_that_layers_add",
+        "test_a_compute_loss_of_the_model",
+        "test_a_generator_loses_no_batch_and_a_loop_of_ones_own_is_told_what_to_do",
+    ),
+]
 
 B, STEPS, TOKENS = 7, 5, 20
 RNG = np.random.default_rng(0)
