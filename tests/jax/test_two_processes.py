@@ -119,6 +119,9 @@ def test_the_command_line_on_two_workers_of_which_one_is_killed(tmp_path):
     sentence = "error: Every process must have the same seed; received seed=0 in process 0 and seed=1 in process 1"
     assert all(sentence in output for output in outputs), outputs
     assert not (tmp_path / "unequal").exists()
+    status, outputs = ended(*workers(alone))  # which the first worker alone looks at
+    assert status == [1, 1], outputs
+    assert all("holds a run: add --resume to continue it" in output for output in outputs), outputs
 
 
 # What needs no second process.
@@ -151,6 +154,19 @@ def test_processes_that_differ_are_refused(monkeypatch):
         ValueError, match="same batch_size; received batch_size=4 in process 0 and batch_size=8 in process 1"
     ):
         processes.agree({"seed": 1, "batch_size": 4}, "give every worker the same flags")
+
+
+def test_a_refusal_of_one_process_is_that_of_all(monkeypatch):
+    Second(monkeypatch, [""])
+    with processes.refusing_together():
+        pass
+    with pytest.raises(KeyError), processes.refusing_together():
+        raise KeyError  # no refusal
+    with pytest.raises(ValueError, match="own"), processes.refusing_together():
+        raise ValueError("own")
+    Second(monkeypatch, ["output_dir is not empty"])
+    with pytest.raises(ValueError, match="process 1: output_dir is not empty"), processes.refusing_together():
+        pass
 
 
 def test_a_lost_process_is_one_sentence(monkeypatch):

@@ -122,6 +122,19 @@ def agree(name: str, values: Mapping[str, Any], remedy: str) -> None:
         jax_layout.agree(values, remedy)
 
 
+def refusing_together(name: str) -> AbstractContextManager[None]:
+    """Returns a context in which, on JAX, a ValueError of one worker is raised by all; all must enter and leave it.
+
+    Args:
+        name: One of `STRATEGIES`.
+    """
+    if name != "multi_worker" or not _on_jax():
+        return nullcontext()
+    from tf_largebatch.backend.jax import layout as jax_layout
+
+    return jax_layout.refusing_together()
+
+
 def layout(name: str, replicas: int | None = None, tpu: str | None = None) -> Layout:
     """Returns the layout of a name; arguments and errors as of `build`. On JAX, `join` comes first."""
     if not _on_jax():

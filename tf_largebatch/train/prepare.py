@@ -83,28 +83,16 @@ def prepare(config: TrainConfig) -> Run:
     strategies.join(settings.strategy)
     output_dir = pathlib.Path(settings.output_dir or _fresh_directory(config))
     is_chief = strategies.is_chief(settings.strategy)
-    if is_chief:
-        run_directory.check_writable(output_dir)
-        run_directory.check_free(output_dir)
-    if settings.resume:
-        run_directory.check_same_run(output_dir, config.of_the_run())
-        read_metrics(output_dir / run_directory.METRICS)
-    elif is_chief:
-        run_directory.check_new(output_dir)
+    with strategies.refusing_together(settings.strategy):
+        _check_directory(config, output_dir, is_chief)
     strategies.agree(settings.strategy, config.of_the_run(), "give every worker the same flags")
     layout = strategies.layout(settings.strategy, settings.replicas, settings.tpu)
     if settings.strategy != "one_device":
         # Micro-batches are parts of a device's share, or of the whole batch where one program computes it.
         parts = None if layout.whole_batches else settings.micro_batch_size
         strategies.check_batch(settings.batch_size, layout.replicas, parts)
-    pixels = pretrained.takes_pixels(config.model.name, config.model.weights)
-    dataset = data.load(**vars(config.data), standardize=not pixels)
-    require(
-        settings.batch_size <= dataset.train_size,
-        "batch_size",
-        settings.batch_size,
-        f"at most the {dataset.train_size} training images of {dataset.name}",
-    )
+    with strategies.refusing_together(settings.strategy):
+        dataset = _loaded(config)
     steps = dataset.steps_per_epoch(settings.batch_size)
     schedule = build_schedule(config.optimizer, settings.batch_size, settings.epochs, steps)
     written = output_dir if is_chief else output_dir / f".{strategies.task_name()}"
@@ -137,6 +125,31 @@ def prepare(config: TrainConfig) -> Run:
         is_chief,
         layout,
     )
+
+
+def _check_directory(config: TrainConfig, output_dir: pathlib.Path, is_chief: bool) -> None:
+    """Raises unless the run may start or continue in the directory."""
+    if is_chief:
+        run_directory.check_writable(output_dir)
+        run_directory.check_free(output_dir)
+    if config.run.resume:
+        run_directory.check_same_run(output_dir, config.of_the_run())
+        read_metrics(output_dir / run_directory.METRICS)
+    elif is_chief:
+        run_directory.check_new(output_dir)
+
+
+def _loaded(config: TrainConfig) -> data.Dataset:
+    """Loads the data; raises if a batch is larger."""
+    pixels = pretrained.takes_pixels(config.model.name, config.model.weights)
+    dataset = data.load(**vars(config.data), standardize=not pixels)
+    require(
+        config.run.batch_size <= dataset.train_size,
+        "batch_size",
+        config.run.batch_size,
+        f"at most the {dataset.train_size} training images of {dataset.name}",
+    )
+    return dataset
 
 
 def needs_evaluation(config: TrainConfig, finished: Result) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import keras
 
-from tf_largebatch.backend.jax.processes import agree, number
+from tf_largebatch.backend.jax.processes import agree, number, refusing_together
 
 __all__ = [
     "agree",
@@ -19,6 +19,7 @@ __all__ = [
     "join",
     "number",
     "process",
+    "refusing_together",
 ]
 
 

@@ -87,6 +87,22 @@ def agree(values: Mapping[str, Any], remedy: str) -> None:
 
 
 @contextlib.contextmanager
+def refusing_together() -> Iterator[None]:
+    """Within it a ValueError of one process is raised by all, so that none waits for another that has ended.
+
+    All must enter it and leave it.
+    """
+    own: ValueError | None = None
+    try:
+        yield
+    except ValueError as error:
+        own = error
+    for other, sentence in enumerate(exchanged("" if own is None else str(own))):
+        if sentence:
+            raise ValueError(f"process {other}: {sentence}") if own is None else own
+
+
+@contextlib.contextmanager
 def explaining_lost_processes() -> Iterator[None]:
     """Within it the error of a sum over processes of which one has ended is one sentence.
 
