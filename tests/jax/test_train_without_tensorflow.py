@@ -8,6 +8,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys
 
@@ -39,6 +41,7 @@ assert command_line("--strategy=multi_worker", "--output_dir=other") == 1
 """
 
 
+@pytest.mark.long
 def test_clars_trains_on_arrays(tmp_path):
     import keras
     import numpy as np
