@@ -55,7 +55,7 @@ def private_names(tree):
     """The private names that a module uses, those that it defines, and of these the ones of members of classes."""
     used, defined, members = set(), set(), set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) != "os":  # os._exit is documented
             used.add(node.attr)
             if isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
                 members.add(node.attr)
