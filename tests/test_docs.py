@@ -1,4 +1,7 @@
-"""The Python code in README files, documentation and docstrings runs."""
+"""The Python code in README files, documentation and docstrings runs.
+
+TensorFlow only: some of the pages use tf.data and tf.distribute.
+"""
 
 from __future__ import annotations
 

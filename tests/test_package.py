@@ -1,4 +1,7 @@
-"""The package as a whole: what importing it needs and does, and which module imports which."""
+"""The package as a whole: what importing it needs and does, and which module imports which.
+
+No backend: it reads the package's modules.
+"""
 
 from __future__ import annotations
 

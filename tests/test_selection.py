@@ -1,4 +1,7 @@
-"""The cases that `make test` leaves out."""
+"""The cases that `make test` leaves out.
+
+No backend: it chooses among names.
+"""
 
 from __future__ import annotations
 

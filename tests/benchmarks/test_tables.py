@@ -1,4 +1,7 @@
-"""The tables of the pages are those of the reports and studies; the harness and the rows of layers hold together."""
+"""The tables of the pages are those of the reports and studies; the harness and the rows of layers hold together.
+
+TensorFlow only: benchmarks/norms.py times its steps. test_gpu.py and test_jax_forms.py test the benchmarks of JAX.
+"""
 
 from __future__ import annotations
 

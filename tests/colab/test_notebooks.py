@@ -1,4 +1,7 @@
-"""The notebooks run from top to bottom in SMALL mode, and stand in the repository without outputs."""
+"""The notebooks run from top to bottom in SMALL mode, and stand in the repository without outputs.
+
+TensorFlow only: the notebooks run as a reader opens them, on Keras's default backend.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sets held in memory: splits, order, augmentation, standardization, refusals."""
+"""Sets held in memory: splits, order, augmentation, standardization, refusals.
+
+TensorFlow only: tf.data makes these batches. test_pipelines.py compares them with those that NumPy makes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sets of tensorflow_datasets: generated here, the real CIFAR-10 where it is at hand, and what is said without."""
+"""Sets of tensorflow_datasets: generated here, the real CIFAR-10 where it is at hand, and what is said without.
+
+TensorFlow only: tensorflow-datasets reads these sets.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Our own loop against Keras's, and two replicas against one device with the whole batch."""
+"""Our own loop against Keras's, and two replicas against one device with the whole batch.
+
+TensorFlow only: it tests tf.distribute. tests/jax/test_several_devices.py tests keras.distribution.
+"""
 
 from __future__ import annotations
 

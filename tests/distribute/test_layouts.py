@@ -1,4 +1,7 @@
-"""Checkpoints of one layout in another, and ConAdv's pipeline in our own loop."""
+"""Checkpoints of one layout in another, and ConAdv's pipeline in our own loop.
+
+TensorFlow only: it tests tf.distribute. tests/jax/test_several_devices.py tests keras.distribution.
+"""
 
 from __future__ import annotations
 

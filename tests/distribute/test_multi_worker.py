@@ -1,4 +1,7 @@
-"""Two processes on loopback under MultiWorkerMirroredStrategy, by the command line."""
+"""Two processes on loopback under MultiWorkerMirroredStrategy, by the command line.
+
+TensorFlow only: it tests tf.distribute. tests/jax/test_several_devices.py tests keras.distribution.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is refused before any device is touched, and which batches fit."""
+"""What is refused before any device is touched, and which batches fit.
+
+TensorFlow only: it tests tf.distribute. tests/jax/test_several_devices.py tests keras.distribution.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The commands that the pages show exist: modules, flags and make targets. What they print is tested elsewhere."""
+"""The commands that the pages show exist: modules, flags and make targets. What they print is tested elsewhere.
+
+No backend: it reads the pages.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The documentation site: it builds without a warning, needs nothing from elsewhere, and leaves no public name out."""
+"""The documentation site: it builds without a warning, needs nothing from elsewhere, and leaves no public name out.
+
+No backend: it builds the documentation.
+"""
 
 from __future__ import annotations
 

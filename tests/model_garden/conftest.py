@@ -1,4 +1,7 @@
-"""Tests of the Model Garden plug-in: skipped where the extra `garden` is not installed."""
+"""Tests of the Model Garden plug-in: skipped where the extra `garden` is not installed.
+
+TensorFlow only: Model Garden is a package for tf_keras.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,9 @@
 """Whole models as people run them: in float32, and in mixed precision.
 
 That a norm is the right one is shown in float64, in test_norms_of_models.py. Here the comparison is about rounding.
+
+TensorFlow only: on JAX the reference takes minutes for a model. test_norms_of_models.py runs smaller ones there, in
+float64.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""CITATION.cff has what the Citation File Format 1.2.0 demands, and names the papers of the methods."""
+"""CITATION.cff has what the Citation File Format 1.2.0 demands, and names the papers of the methods.
+
+No backend: it reads CITATION.cff.
+"""
 
 from __future__ import annotations
 

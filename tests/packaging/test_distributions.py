@@ -1,4 +1,7 @@
-"""The wheel and the source distribution: what is in them, and that they work outside the checkout."""
+"""The wheel and the source distribution: what is in them, and that they work outside the checkout.
+
+No backend: it builds the package.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""`make test-oldest` tests what setup.py promises, no newer versions."""
+"""`make test-oldest` tests what setup.py promises, no newer versions.
+
+No backend: it reads setup.py and the Makefile.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tests of tf_keras, which need no Model Garden: skipped where the extra `garden` is not installed."""
+"""Tests of tf_keras, which need no Model Garden: skipped where the extra `garden` is not installed.
+
+TensorFlow only: tf_keras has no other backend.
+"""
 
 from __future__ import annotations
 

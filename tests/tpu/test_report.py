@@ -1,4 +1,7 @@
-"""What is read out of a compiled program's text, and the table made of it; no compiler is needed."""
+"""What is read out of a compiled program's text, and the table made of it; no compiler is needed.
+
+No backend: it reads the text of compiled programs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The steps compile for a TPU: with the TPU's own compiler, for four chips of a v5e, none of which is there."""
+"""The steps compile for a TPU: with the TPU's own compiler, for four chips of a v5e, none of which is there.
+
+No backend: processes of their own compile the steps of both backends.
+"""
 
 from __future__ import annotations
 

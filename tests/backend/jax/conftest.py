@@ -1,4 +1,7 @@
-"""What JAX alone has is tested where Keras runs on it: `KERAS_BACKEND=jax pytest tests/backend/jax`."""
+"""What JAX alone has is tested where Keras runs on it: `KERAS_BACKEND=jax pytest tests/backend/jax`.
+
+JAX only: it tests kernels in JAX.
+"""
 
 from __future__ import annotations
 
