@@ -1,4 +1,7 @@
-"""The tables of the published studies are those of their runs."""
+"""The tables of the published studies are those of their runs.
+
+No backend: it reads results/.
+"""
 
 from __future__ import annotations
 
