@@ -111,3 +111,38 @@ def test_docstrings_have_one_style():
             wrong.append(f"{place}: Args:, Returns: and Raises: are written with a capital")
         wrong += [f"{place}: begin the entry with a capital: {entry}" for entry in lower_case_entries(docstring)]
     assert not wrong, "\n".join(wrong)
+
+
+# The field's word for each thing stands in CONTRIBUTING; these were other words for the same, or say nothing.
+OTHER_WORDS = {
+    "tap": "recorder",
+    "twin": "auxiliary batch norm",
+    "lookahead": "pipeline",
+    "look-ahead": "pipeline",
+    "look_ahead": "pipeline",
+    "blueprint": "rebuildable network",
+    "sibling": "rebuildable network",
+    "rival": "baseline",
+    "pixels of 255": "in units of 1/255",
+    "normalisation": "normalization",
+    "nobody": "the subject",
+    "anybody": "the subject",
+    "somebody": "the subject",
+    "likewise": "what it does",
+}
+
+
+def test_one_word_means_one_thing():
+    pages = [
+        path
+        for room in ("tf_largebatch", "docs", "benchmarks", "official_configs", "colab")
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".md", ".yaml", ".ipynb")
+    ]
+    wanted = re.compile(rf"\b({'|'.join(OTHER_WORDS)})s?\b", re.IGNORECASE)
+    found = [
+        f"{path.relative_to(ROOT)}: write {OTHER_WORDS[match[1].lower()]!r}, not {match[1]!r}"
+        for path in pages
+        for match in wanted.finditer(path.read_text())
+    ]
+    assert not found, "\n".join(found)

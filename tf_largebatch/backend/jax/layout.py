@@ -29,8 +29,8 @@ def join(address: str | None, processes: int | None, process: int | None) -> Non
     Args:
         address: Host and port of the first process; None for what the environment says: Keras's variables
             KERAS_DISTRIBUTION_..., then what JAX finds of SLURM, Open MPI or a TPU pod.
-        processes: Their number, or None likewise.
-        process: The number of this one, or None likewise.
+        processes: Their number; None for what the environment says.
+        process: The number of this one; None for what the environment says.
 
     Raises:
         ValueError: If the environment does not say it, or the first process cannot be reached.
