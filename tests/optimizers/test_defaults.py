@@ -23,7 +23,7 @@ long = pytest.mark.long
 
 
 @pytest.mark.parametrize(
-    "batch_size, epochs", [(128, 6), pytest.param(512, 40, marks=long), pytest.param(1347, 60, marks=long)]
+    "batch_size, epochs", [(128, 10), pytest.param(512, 40, marks=long), pytest.param(1347, 60, marks=long)]
 )
 def test_readmes_example_trains_at_any_batch_size(batch_size, epochs):
     """The code as it is printed, but for its batch size (1,347 are all images) and its number of epochs."""
