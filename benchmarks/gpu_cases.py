@@ -29,10 +29,10 @@ class Program:
     """A function of a state and of data, and what it starts from.
 
     Attributes:
-        function: returns a result and the new state.
-        state: the first state; its memory is given away.
-        data: further arguments.
-        repeats: how often the function does what is to be timed.
+        function: Returns a result and the new state.
+        state: The first state; its memory is given away.
+        data: Further arguments.
+        repeats: How often the function does what is to be timed.
     """
 
     function: Step
@@ -57,10 +57,10 @@ class Training:
     """A network's training step with and without norms.
 
     Attributes:
-        network: returns the network for `pixels` and `classes`.
-        batch: images a step.
-        pixels: of an image's side.
-        classes: how many.
+        network: Returns the network for `pixels` and `classes`.
+        batch: Images a step.
+        pixels: Of an image's side.
+        classes: How many.
         policy: Keras's dtype policy.
     """
 
@@ -97,8 +97,8 @@ class Update:
     """The update alone, without the gradients: of 25.6 million parameters in ResNet-50's tensors, or of a few.
 
     Attributes:
-        network: returns the network whose tensors are updated.
-        repeats: updates a program; a single one takes less time than its start.
+        network: Returns the network whose tensors are updated.
+        repeats: Updates a program; a single one takes less time than its start.
     """
 
     network: Callable[[], keras.Model]
@@ -142,10 +142,10 @@ class Attack:
     """ConAdv's step with SGD: the attack beside the training pass, before it, and none.
 
     Attributes:
-        network: returns the network for `pixels` and `classes`.
-        batch: clean images a step; as many adversarial ones join them.
-        pixels: of an image's side.
-        classes: how many.
+        network: Returns the network for `pixels` and `classes`.
+        batch: Clean images a step; as many adversarial ones join them.
+        pixels: Of an image's side.
+        classes: How many.
     """
 
     network: Callable[[int, int], keras.Model]

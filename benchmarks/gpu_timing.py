@@ -18,10 +18,10 @@ class Compiled:
     """A compiled program and what it starts from.
 
     Attributes:
-        call: from a state to a result and the new state; the old one's memory may be given away.
-        state: the first state.
-        bytes: arguments, results and temporary arrays, those that share memory counted once.
-        repeats: how often a call does what is to be timed.
+        call: From a state to a result and the new state; the old one's memory may be given away.
+        state: The first state.
+        bytes: Arguments, results and temporary arrays, those that share memory counted once.
+        repeats: How often a call does what is to be timed.
     """
 
     call: Callable[[Any], tuple[Any, Any]]
