@@ -218,6 +218,11 @@ def test_keras_keeps_the_logits_of_a_softmax_and_a_sigmoid():
         assert kept is not None, f"keras.activations.{activation.__name__} no longer sets _keras_logits on its output"
         np.testing.assert_array_equal(kept, logits)
     assert keras_internals.logits_kept_by_keras(logits) is None
+    probabilities = ops.softmax(logits)
+    keras_internals.keep_logits(probabilities, 2 * logits)
+    loss = keras.losses.categorical_crossentropy([[1.0, 0.0, 0.0]], probabilities)
+    expected = keras.losses.categorical_crossentropy([[1.0, 0.0, 0.0]], 2 * logits, from_logits=True)
+    assert np.allclose(loss, expected), "a loss no longer reads the logits that are attached to a tensor"
 
 
 def test_a_graph_can_leave_the_strategy(two_replicas):
@@ -308,6 +313,8 @@ def test_a_compiled_loss_holds_its_terms():
     mask, weights = keras_internals.of_same_rank(ops.ones((2, 1)), ops.ones(2))
     assert len(mask.shape) == len(weights.shape), "squeeze_or_expand_to_same_rank no longer makes ranks equal"
     assert keras_internals.output_spec(model, ops.ones((3, 2))).shape == (3, 1)
+    specs = keras_internals.specs_of(lambda x: [x, x[:, 0]], ops.ones((3, 2)))
+    assert [tuple(spec.shape) for spec in specs] == [(3, 2), (3,)]
 
 
 def test_the_default_of_jit_compile():

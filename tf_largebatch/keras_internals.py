@@ -6,6 +6,7 @@ Each has its reason here and a test in tests/test_keras_internals.py that fails 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -157,6 +158,11 @@ def logits_kept_by_keras(output: Any) -> Any:
     return getattr(output, "_keras_logits", None)
 
 
+def keep_logits(output: Any, logits: Any) -> None:
+    """Attaches logits to a tensor, as `keras.activations.softmax` does; see `logits_kept_by_keras`."""
+    output._keras_logits = logits
+
+
 # Variables.
 
 
@@ -178,6 +184,19 @@ def leave_strategy(graph: Any) -> None:
     in which a synchronized batch normalization would wait for the other replicas.
     """
     graph._distribution_strategy_stack = []
+
+
+def memory_of_gpu(name: str) -> int:
+    """Returns the bytes that TensorFlow may allocate on a GPU.
+
+    `tensorflow.python.client.device_lib`: the public functions tell what is allocated and not what there is.
+
+    Args:
+        name: The logical device's name.
+    """
+    from tensorflow.python.client import device_lib
+
+    return next(device.memory_limit for device in device_lib.list_local_devices() if device.name == name)
 
 
 # Optimizers. `apply` calls these methods one after the other; Keras offers no public one between the gradients and the
@@ -411,11 +430,19 @@ def build_compile_loss(compile_loss: Any, y: Any, y_pred: Any, sample_weight: An
 
 def output_spec(model: Any, x: Any) -> Any:
     """Returns the specs of a model's outputs for inputs, from a trace in a scratch graph; see `build_compile_loss`."""
+    return specs_of(functools.partial(model, training=False), x)
+
+
+def specs_of(function: Any, x: Any) -> Any:
+    """Returns the specs of what a function of tensors returns, from a trace in a scratch graph.
+
+    `keras.src.backend.compute_output_spec`; see `build_compile_loss`.
+    """
     from keras.src import backend
 
     specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype)), x)
     with _outside_the_graph():
-        return backend.compute_output_spec(model, specs, training=False)
+        return backend.compute_output_spec(function, specs)
 
 
 def of_same_rank(mask: Any, weights: Any) -> tuple[Any, Any]:

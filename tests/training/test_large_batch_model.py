@@ -463,5 +463,5 @@ def test_arguments_that_are_set_later_are_checked_and_used():
     model.norm_examples = 2
     model.fit(*ROWS, batch_size=8, shuffle=False, verbose=0)
     assert np.any(np.array(whole) != norm_values(model.optimizer))
-    with pytest.raises(ValueError, match=r"micro_batch_size must be a positive integer or None; received .*=0"):
+    with pytest.raises(ValueError, match=r"micro_batch_size must be a positive integer, 'auto' or None; received .*=0"):
         model.micro_batch_size = 0

@@ -2,6 +2,7 @@
 
 from tf_largebatch.callbacks.adversarial_pictures import AdversarialPictures
 from tf_largebatch.callbacks.checkpoint import RunCheckpoint, load_checkpoint, save_checkpoint
+from tf_largebatch.callbacks.grow_batch_size import GrowBatchSize
 from tf_largebatch.callbacks.layerwise_rates import LayerwiseRateRecorder
 from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues, layerwise_values
 from tf_largebatch.callbacks.metrics import MetricsRecorder, TrainingDiverged
@@ -15,6 +16,7 @@ from tf_largebatch.plots.history import plot_history
 __all__ = [
     "AdversarialPictures",
     "GradientNoiseScale",
+    "GrowBatchSize",
     "LayerwiseCallback",
     "LayerwiseProgress",
     "LayerwiseRateRecorder",

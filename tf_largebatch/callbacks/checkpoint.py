@@ -61,6 +61,9 @@ def list_checkpoints(directory: str | os.PathLike[str]) -> list[tuple[int, pathl
 def save_checkpoint(path: str | os.PathLike[str], model: keras.Model, epoch: int) -> None:
     """Saves every variable of a compiled model and of its optimizer: weights, moving averages, random seeds.
 
+    So are the averages of `GradientNoiseScale`, the group of batches of `GrowBatchSize`, and the size that
+    `micro_batch_size="auto"` has chosen.
+
     Keras's `save_weights` leaves out the state of seed generators, so dropout would draw other numbers after it.
 
     Where several processes of JAX train together, all must call it, since each may hold a part of the variables; the
@@ -122,9 +125,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _state(model: keras.Model) -> dict[str, list[Any]]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    averages = getattr(model, "noise_scale_averages", None)
-    groups = {"model": model.variables, "optimizer": model.optimizer.variables}
-    return groups if averages is None else {**groups, "noise_scale": averages.variables}
+    beside: dict[str, list[Any]] = getattr(model, "state_beside_variables", dict)()
+    return {"model": model.variables, "optimizer": model.optimizer.variables, **beside}
 
 
 def _to_array(variable: Any) -> np.ndarray:

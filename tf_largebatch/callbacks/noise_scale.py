@@ -111,13 +111,13 @@ class GradientNoiseScale(keras.callbacks.Callback):
     def of_network(self) -> NoiseScale:
         """Of all trainable tensors together."""
         gradient, trace = self._read()
-        return _quotient(gradient.sum(), trace.sum())
+        return noise_scale_of(gradient.sum(), trace.sum())
 
     def of_tensors(self) -> dict[str, NoiseScale]:
         """Of each trainable tensor: `{variable path: NoiseScale}`."""
         gradients, traces = self._read()
         paths = [variable_path(v) for v in self._averages.trained] if self._averages else []
-        return {path: _quotient(*pair) for path, *pair in zip(paths, gradients, traces, strict=True)}
+        return {path: noise_scale_of(*pair) for path, *pair in zip(paths, gradients, traces, strict=True)}
 
     def _start(self, model: keras.Model) -> None:
         if not hasattr(model, "record_noise_scale"):
@@ -147,7 +147,8 @@ def readable_noise_scale(value: float) -> str:
     return "beyond measure: the gradient is lost in the noise" if value > 0 else "unknown"
 
 
-def _quotient(gradient: float, trace: float) -> NoiseScale:
+def noise_scale_of(gradient: float, trace: float) -> NoiseScale:
+    """Returns the noise scale from the averages of the estimates of `||G||^2` and `tr(Sigma)`."""
     return NoiseScale(float(simple_noise_scale(gradient, trace)), float(gradient), float(trace))
 
 

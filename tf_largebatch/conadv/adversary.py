@@ -97,7 +97,7 @@ class Adversary(UpdatingWrapper):
         if self.run_eagerly:
             return attack
         # What is read while the attack is traced.
-        read = [self._compiled_loss(), *(getattr(self, name) for name in TRACED), self.micro_batch_size]
+        read = [self._compiled_loss(), *(getattr(self, name) for name in TRACED), self.examples_at_a_time]
         read += [layer.trainable for layer in batch_normalizations(self.model)]
         known = self._attack_functions.get(main)
         if known is None or known[0] != read:
@@ -110,14 +110,14 @@ class Adversary(UpdatingWrapper):
         x = image_checks.as_floating(keras.tree.flatten(x)[0])
         with step_context.named("attack"):
             weights = self.stale.lag(lag)
-            if self.micro_batch_size is None:
+            if self.examples_at_a_time is None:
                 whole = functools.partial(self._perturbed, x, y, step, weights, main)
                 return unless_empty(whole, x) if self._may_be_empty(batch_size_of(x)) else whole()
             return mapped_over_micro_batches(
                 lambda part, j: self._perturbed(part[0], part[1], step, weights, main, j),
                 (x, y),
                 x,
-                self.micro_batch_size,
+                self.examples_at_a_time,
             )
 
     def _perturbed(self, x: Any, y: Any, step: Any, weights: list[tuple[Any, Any]], main: bool, part: Any = 0) -> Any:

@@ -135,7 +135,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         augment: Callable[[Any], Any] | None = None,
         num_classes: int | None = None,
         norm_examples: int | None = None,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int | str | None = None,
         attack: str = "pgd",
         norm: str = "linf",
         seed: int = 0,

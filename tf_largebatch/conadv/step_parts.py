@@ -11,6 +11,7 @@ class Steps(Protocol):
     run_eagerly: bool
     jit_compile: bool
     steps_per_execution: int
+    micro_batch_size: int | str | None
 
     def train_on_pair(self, data: Any, adversarial: Any) -> dict[str, Any]:
         """Trains on a batch and its adversarial images."""

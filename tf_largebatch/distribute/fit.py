@@ -17,10 +17,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tf_largebatch.backend.tensorflow.sized_step import SizedTrainFunction, explaining_out_of_memory
 from tf_largebatch.conadv import ConAdvModel
 from tf_largebatch.distribute import strategies
 from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.training import LargeBatchModel
+from tf_largebatch.training.automatic_size import AUTO
 
 
 def fit(
@@ -105,7 +107,8 @@ def fit(
             called.on_epoch_begin(epoch)
             for number in range(steps_per_epoch):
                 called.on_train_batch_begin(number)
-                logs = step(batches)
+                with explaining_out_of_memory(model):
+                    logs = step(batches)
                 called.on_train_batch_end(number, logs)
             # Metrics first: they are of the batches of this epoch.
             logs = {**logs, **model.get_metrics_result()}
@@ -173,13 +176,16 @@ def _train_function(model: keras.Model, steps: int) -> Callable[[Any], dict[str,
         if isinstance(model, ConAdvModel):
             model.start_training(steps)
         return model.train_function
-    run = _on_all_replicas(model, model.train_step)
     first = model.distribute_strategy.experimental_local_results
 
-    def step(batches: Any) -> dict[str, Any]:
-        return {name: first(value)[0] for name, value in run(next(batches)).items()}
+    def on_batches() -> Callable[[Any], dict[str, Any]]:
+        run = _on_all_replicas(model, model.train_step)
+        return lambda data: {name: first(value)[0] for name, value in run(data).items()}
 
-    return step
+    if isinstance(model, LargeBatchModel) and model.micro_batch_size == AUTO:
+        return SizedTrainFunction(model, on_batches)
+    step = on_batches()
+    return lambda batches: step(next(batches))
 
 
 def _on_all_replicas(model: keras.Model, function: Callable[[Any], Any]) -> Callable[[Any], Any]:

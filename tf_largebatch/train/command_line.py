@@ -28,12 +28,36 @@ _DEFINE: dict[type, Any] = {
 }
 
 
+class _NumberOrWord(flags.ArgumentParser):
+    """Reads an integer, or one of some words."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__()
+        self._words = words
+        self.syntactic_help = f"an integer, or {' or '.join(words)}"
+
+    def parse(self, argument: str | int) -> str | int:
+        """Returns the integer or the word."""
+        if argument in self._words:
+            return argument
+        try:
+            return int(argument)
+        except ValueError:
+            raise ValueError(f"{argument!r} must be {self.syntactic_help}") from None
+
+    def flag_type(self) -> str:
+        """Returns what a value is."""
+        return self.syntactic_help
+
+
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS, names: Sequence[str] = tuple(FLAGS)) -> None:
     """Defines a flag for every argument of `TrainConfig`, or for some of them."""
     for name in names:
         one = FLAGS[name]
         options = {"default": one.default, "help": one.help, "flag_values": flag_values}
-        if one.choices:
+        if one.words:
+            flags.DEFINE(_NumberOrWord(one.words), name, serializer=flags.ArgumentSerializer(), **options)
+        elif one.choices:
             flags.DEFINE_enum(name, enum_values=one.choices, **options)
         else:
             _DEFINE[one.type](name, **options)
@@ -119,7 +143,7 @@ def quiet_main(argv: Sequence[str]) -> int:
 
 def _system_errors() -> tuple[type[Exception], ...]:
     """Returns the errors of the operating system, of TensorFlow and of JAX: disks, networks, memory, devices."""
-    found: list[type[Exception]] = [OSError, processes.ProcessLost]
+    found: list[type[Exception]] = [OSError, MemoryError, processes.ProcessLost]
     if tensorflow := sys.modules.get("tensorflow"):
         found.append(tensorflow.errors.OpError)
     if jax := sys.modules.get("jax"):

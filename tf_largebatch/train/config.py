@@ -83,8 +83,11 @@ class RunConfig:
 
     batch_size: int = flag(512, "Images in one update.")
     epochs: int = flag(60, "Passes over the training images.")
-    micro_batch_size: int | None = flag(
-        None, "Split each batch into micro-batches of this many images to save memory; default: do not split."
+    micro_batch_size: int | str | None = flag(
+        None,
+        "Split each batch into micro-batches of this many images to save memory; auto: the largest that fits; default: "
+        "do not split.",
+        words=("auto",),
     )
     label_smoothing: float = flag(0.0, "Share of the label that is spread evenly over all classes.")
     mixup: float = flag(

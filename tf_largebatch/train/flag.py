@@ -8,7 +8,13 @@ import typing
 from typing import Any
 
 
-def flag(default: Any, text: str, choices: tuple[str, ...] | None = None, name: str | None = None) -> Any:
+def flag(
+    default: Any,
+    text: str,
+    choices: tuple[str, ...] | None = None,
+    name: str | None = None,
+    words: tuple[str, ...] = (),
+) -> Any:
     """Declares a field of a section of `TrainConfig` as a flag.
 
     Args:
@@ -16,8 +22,9 @@ def flag(default: Any, text: str, choices: tuple[str, ...] | None = None, name: 
         text: Help.
         choices: The allowed values.
         name: Name of the flag; default: the field's name.
+        words: What is allowed beside a number.
     """
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "flag": name})
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices, "flag": name, "words": words})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Flag:
         default: The value without the flag.
         help: Help.
         choices: The allowed values; None for any.
+        words: What is allowed beside a number.
     """
 
     name: str
@@ -41,6 +49,7 @@ class Flag:
     default: Any
     help: str
     choices: tuple[str, ...] | None
+    words: tuple[str, ...] = ()
 
 
 def flags_of(config_class: type) -> dict[str, Flag]:
@@ -51,7 +60,9 @@ def flags_of(config_class: type) -> dict[str, Flag]:
         for field in dataclasses.fields(section_class):
             name = field.metadata["flag"] or field.name
             text, choices = field.metadata["help"], field.metadata["choices"]
-            found[name] = Flag(name, section, field.name, _plain(hints[field.name]), field.default, text, choices)
+            words = field.metadata["words"]
+            kind = _plain(hints[field.name])
+            found[name] = Flag(name, section, field.name, kind, field.default, text, choices, words)
     return found
 
 

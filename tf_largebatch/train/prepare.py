@@ -89,7 +89,8 @@ def prepare(config: TrainConfig) -> Run:
     layout = strategies.layout(settings.strategy, settings.replicas, settings.tpu)
     if settings.strategy != "one_device":
         # Micro-batches are parts of a device's share, or of the whole batch where one program computes it.
-        parts = None if layout.whole_batches else settings.micro_batch_size
+        size = settings.micro_batch_size
+        parts = size if isinstance(size, int) and not layout.whole_batches else None
         strategies.check_batch(settings.batch_size, layout.replicas, parts)
     with strategies.refusing_together(settings.strategy):
         dataset = _loaded(config)

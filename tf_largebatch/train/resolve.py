@@ -217,8 +217,10 @@ def _check_values(config: TrainConfig) -> None:
                 require(holds(value), name, value, rule)
     for name in ("norm_examples", "micro_batch_size"):
         value = values[name]
-        rule = f"from 1 to the batch size, {run.batch_size}"
-        require(value is None or 1 <= value <= run.batch_size, name, value, rule)
+        words = FLAGS[name].words
+        rule = f"from 1 to the batch size, {run.batch_size}" + "".join(f", or {word}" for word in words)
+        fits = value is None or value in words or (isinstance(value, int) and 1 <= value <= run.batch_size)
+        require(fits, name, value, rule)
     warmup = config.optimizer.warmup_epochs
     require(0 <= warmup < run.epochs, "warmup_epochs", warmup, f"0 or more, below the {run.epochs} epochs")
     stop = run.stop_after_epoch

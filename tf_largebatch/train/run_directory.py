@@ -129,7 +129,7 @@ def check_types(arguments: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         ValueError: Naming the first one that has not.
     """
     for name, value in arguments.items():
-        if name in FLAGS and value is not None:
+        if name in FLAGS and value is not None and value not in FLAGS[name].words:
             kinds = (int, float) if FLAGS[name].type is float else (FLAGS[name].type,)
             require(
                 isinstance(value, kinds) and (FLAGS[name].type is bool) == isinstance(value, bool),

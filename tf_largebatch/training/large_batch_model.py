@@ -11,6 +11,8 @@ from tf_largebatch.check import require
 from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms import check_supported
 from tf_largebatch.training import delegation, fit_data
+from tf_largebatch.training.accumulation import Accumulation
+from tf_largebatch.training.automatic_size import AUTO, AutomaticSize
 from tf_largebatch.training.loss_kind import spread_examples
 from tf_largebatch.training.loss_terms import MicroBatchLosses
 from tf_largebatch.training.micro_batches import batch_size_of
@@ -47,9 +49,11 @@ class LargeBatchModel(UpdatingWrapper):
             mean is an unbiased estimate of `s_k` with the relative error (std / mean) / sqrt(b), at about b/B of the
             cost: in a large batch 128 to 512 examples err by a few percent. A last, smaller batch is measured whole.
         micro_batch_size: Splits each batch into micro-batches of this many examples, which run one after the other
-            within the step; None for no split. Gradient and norms are those of the whole batch. Batch normalization
-            takes its statistics from one micro-batch at a time, and updates its moving averages once for each. Losses
-            are weighted by what they divide by (masks, sample weights); losses that couple examples are refused.
+            within the step; None for no split; "auto" for the largest that fits into memory, found before the first
+            update, and no split if the whole batch fits. `evaluate` runs as many examples at a time. Gradient and norms
+            are those of the whole batch. Batch normalization takes its statistics from one micro-batch at a time, and
+            updates its moving averages once for each. Losses are weighted by what they divide by (masks, sample
+            weights); losses that couple examples are refused.
         allow_generic: Whether layers without a rule are measured by differentiating them alone, example by example,
             at two to three times their own cost, instead of being refused.
         name: The wrapper's name.
@@ -58,6 +62,7 @@ class LargeBatchModel(UpdatingWrapper):
         ValueError: If `norm_examples` or `micro_batch_size` is not a positive integer or exceeds the batch, or the
             model has a `train_step` of its own; in `fit`, before the first step, if a layer with trainable variables
             has no per-example norm rule.
+        OutOfMemory: In `fit`, if the step does not fit into memory; it says which `micro_batch_size` would.
 
     Source: Huo, Gu, Huang, "Large Batch Training Does Not Need Warmup", arXiv 2002.01576, equation of the layer-wise
     rate.
@@ -67,7 +72,7 @@ class LargeBatchModel(UpdatingWrapper):
         self,
         model: keras.Model,
         norm_examples: int | None = None,
-        micro_batch_size: int | None = None,
+        micro_batch_size: int | str | None = None,
         allow_generic: bool = False,
         name: str | None = None,
         **kwargs: Any,
@@ -78,9 +83,12 @@ class LargeBatchModel(UpdatingWrapper):
         super().__init__(name=name or f"large_batch_{model.name}", autocast=False, **kwargs)
         self.model = model
         self.norm_examples = norm_examples
+        self.automatic_size = AutomaticSize()
+        object.__setattr__(self, "_splitting", None)
         self.micro_batch_size = micro_batch_size
         self.allow_generic = allow_generic
         self._noise_scale: NoiseScaleAverages | None = None
+        self._accumulation: Accumulation | None = None
         self._records_until_fit_ends = False
         self._micro_batch_losses = MicroBatchLosses(self)
         if hasattr(model, "output_names"):
@@ -91,9 +99,11 @@ class LargeBatchModel(UpdatingWrapper):
     def __setattr__(self, name: str, value: Any) -> None:
         """Checks arguments that are set after the constructor, and has the step traced anew with them."""
         if name in ("norm_examples", "micro_batch_size"):
-            _check_positive_integer(name, value)
+            _check_positive_integer(name, value, or_auto=name == "micro_batch_size")
         changes = name in _TRACED and name in vars(self) and getattr(self, name) != value
         super().__setattr__(name, value)
+        if changes and name == "micro_batch_size":
+            self.automatic_size = AutomaticSize()
         if changes:
             self._trace_anew()
 
@@ -169,10 +179,67 @@ class LargeBatchModel(UpdatingWrapper):
                 self._build_untracked()
         self._trace_anew()
 
+    @property
+    def accumulation(self) -> Accumulation | None:
+        """The group of batches that the next update is made of; see `accumulate`."""
+        return self._accumulation
+
+    def accumulate(self, accumulation: Accumulation | None, until_fit_ends: bool = False) -> None:
+        """Makes one update of several batches; None ends it. `callbacks.GrowBatchSize` calls this.
+
+        Keras traces the step anew.
+
+        Args:
+            accumulation: The group of batches, which says how many they are, or None.
+            until_fit_ends: Whether the end of the present `fit` ends it too, also where an error interrupts it.
+
+        Raises:
+            ValueError: On several replicas of `tf.distribute`, and with an optimizer that accumulates gradients itself.
+        """
+        if accumulation is not None:
+            self._check_accumulates()
+        self._accumulation, self._accumulates_until_fit_ends = accumulation, until_fit_ends
+        if all(layer.built for layer in layers_within(self.model)):
+            self._build_untracked()
+        self._trace_anew()
+
+    def state_beside_variables(self) -> dict[str, list[Any]]:
+        """What a checkpoint must hold for training to go on, beside the variables of the model and its optimizer."""
+        found: dict[str, list[Any]] = {}
+        if self._noise_scale is not None:
+            found["noise_scale"] = list(self._noise_scale.variables)
+        if self._accumulation is not None:
+            found["accumulation"] = list(self._accumulation.variables)
+        if self.micro_batch_size == AUTO:
+            found["micro_batch_size"] = [self.automatic_size]
+        return found
+
     def end_of_fit(self) -> None:
         """Ends what lasts until `fit` ends; `fit` and `distribute.fit.fit` call this however they end."""
         if self._noise_scale is not None and self._records_until_fit_ends:
             self.record_noise_scale(None)
+        if self._accumulation is not None and self._accumulates_until_fit_ends:
+            self.accumulate(None)
+
+    def _check_accumulates(self) -> None:
+        with in_strategy(self):
+            replicas = number_of_replicas()
+        require(
+            replicas == 1,
+            "strategy",
+            f"{replicas} replicas",
+            "left out with updates of several batches: Keras cannot make an update under a condition on several "
+            "replicas of tf.distribute",
+            "train on one device, or in Keras on JAX with keras.distribution",
+        )
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        steps = getattr(optimizer, "gradient_accumulation_steps", None)
+        remedy = "updates of several batches accumulate gradients already"
+        require(not steps, "gradient_accumulation_steps", steps, "None with GrowBatchSize", remedy)
+        for loss in keras.tree.flatten(getattr(self, "loss", None)):
+            reduction = getattr(loss, "reduction", None)
+            rule = "'sum_over_batch_size' or another mean with updates of several batches, which average theirs"
+            require(reduction != "sum", "reduction", reduction, rule)
 
     def _check_losses(self, x: Any, y: Any, sample_weight: Any) -> None:
         """Checks the losses on some of the data given to `fit`; reads a batch of a dataset only if it must."""
@@ -182,8 +249,14 @@ class LargeBatchModel(UpdatingWrapper):
             batch = next(iter(x)) if fit_data.is_dataset(x) else x[0]
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
         leaves = [leaf for leaf in keras.tree.flatten((x, y, sample_weight)) if leaf is not None]
-        if all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
+        if not all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
+            return
+        try:
             self.check_micro_batches(x, y, sample_weight)
+        except ValueError as error:
+            if self.micro_batch_size != AUTO:
+                raise
+            self.automatic_size.refusal = error  # for the case that the batch must be split
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
@@ -207,10 +280,10 @@ class LargeBatchModel(UpdatingWrapper):
             return
         for name in ("norm_examples", "micro_batch_size"):
             value = getattr(self, name)
-            fits = batch_size is None or value is None or value <= batch_size
+            fits = batch_size is None or value in (None, AUTO) or value <= batch_size
             require(fits, name, value, f"at most the batch size {batch_size}", "lower it or pass None")
         with in_strategy(self):
-            alone = self.micro_batch_size is None or number_of_replicas() == 1
+            alone = self.micro_batch_size in (None, AUTO) or number_of_replicas() == 1
         rule = "None with synchronized batch normalization on several replicas, which cannot meet inside a loop"
         require(
             alone or not meets_other_replicas(self.model),
@@ -223,6 +296,7 @@ class LargeBatchModel(UpdatingWrapper):
             check_supported(self.model, self._registry)
 
 
-def _check_positive_integer(name: str, value: Any) -> None:
-    valid = value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
-    require(valid, name, value, "a positive integer or None")
+def _check_positive_integer(name: str, value: Any, or_auto: bool) -> None:
+    is_auto = or_auto and isinstance(value, str) and value == AUTO
+    valid = value is None or is_auto or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)
+    require(valid, name, value, f"a positive integer{', ' + repr(AUTO) if or_auto else ''} or None")

@@ -10,6 +10,7 @@ if keras.backend.backend() == "jax":
         outside_of_the_step,
         replica_may_be_empty,
         scratch_scope,
+        specs_of,
         synchronize,
     )
 else:
@@ -20,6 +21,7 @@ else:
         outside_of_the_step,
         replica_may_be_empty,
         scratch_scope,
+        specs_of,
         synchronize,
     )
 
@@ -30,5 +32,6 @@ __all__ = [
     "outside_of_the_step",
     "replica_may_be_empty",
     "scratch_scope",
+    "specs_of",
     "synchronize",
 ]

@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import keras
+import numpy as np
 
 from tf_largebatch import keras_internals
 from tf_largebatch.backend.jax.distribution import (
@@ -14,9 +16,12 @@ from tf_largebatch.backend.jax.distribution import (
     explaining_indivisible_batches,
     indivisible_message,
 )
+from tf_largebatch.backend.jax.micro_batches import batch_size_of
 from tf_largebatch.backend.jax.processes import agree, explaining_lost_processes, number
 from tf_largebatch.backend.jax.scopes import inner_scope
+from tf_largebatch.backend.jax.sized_step import SizedTrainFunction, explaining_out_of_memory
 from tf_largebatch.training import delegation
+from tf_largebatch.training.automatic_size import AUTO
 
 __all__ = [
     "Trainer",
@@ -25,6 +30,7 @@ __all__ = [
     "outside_of_the_step",
     "replica_may_be_empty",
     "scratch_scope",
+    "specs_of",
     "synchronize",
 ]
 
@@ -45,6 +51,14 @@ class Trainer:
     _build_wrapped: Any
     _untracked_variables: Any
     _build_untracked: Any
+    evaluation_step: Any
+    outputs_in_micro_batches: Any
+    micro_batch_size: Any
+    run_eagerly: bool
+    jit_compile: bool
+    train_function: Any
+    # The step that was traced last: the function, the specs of its arguments, the number of examples.
+    traced_step: tuple[Callable[..., Any], Any, int] | None = None
 
     @property
     def non_trainable_variables(self) -> list[Any]:
@@ -62,11 +76,40 @@ class Trainer:
         Returns:
             The logs and the new state.
         """
+        self.note_step(self._one_step, (state, data), data)
+        return self._one_step(state, data)
+
+    def make_train_function(self, force: bool = False) -> None:
+        """As `keras.Model.make_train_function`; with `micro_batch_size="auto"` the first step chooses the size."""
+        if self.micro_batch_size != AUTO:
+            super().make_train_function(force)  # type: ignore[misc]
+        elif self.train_function is None or force:
+            self.train_function = SizedTrainFunction(self)
+
+    def note_step(self, step: Callable[..., Any], arguments: Sequence[Any], data: Any) -> None:
+        """Notes what is being traced, so that an error can say what would fit.
+
+        Args:
+            step: What is compiled.
+            arguments: What it is called with.
+            data: The batch.
+        """
+        specs = jax.tree.map(lambda t: jax.ShapeDtypeStruct(np.shape(t), t.dtype), tuple(arguments))
+        object.__setattr__(self, "traced_step", (step, specs, batch_size_of(data)))
+
+    def traced_batch_size(self) -> int | None:
+        """The number of examples of the batch for which a step was last traced; None if none was."""
+        return None if self.traced_step is None else self.traced_step[2]
+
+    def _one_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
         return self.stateless(self.training_step, state, data)
 
     def test_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:
         """Runs one batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
         if not delegation.overrides(self.model, "test_step"):
+            outputs, _ = self.stateless(self.outputs_in_micro_batches, state, data)
+            if outputs is not None:
+                return self.stateless(self.evaluation_step, state, data, outputs)
             return super().test_step(state, data)  # type: ignore[misc]
         own = self.trainable_variables, self.non_trainable_variables, self.metrics_variables
         with delegation.compiled_as(self.model, self) as model:
@@ -87,7 +130,12 @@ class Trainer:
         """Trains as `keras.Model.fit` does."""
         arguments = delegation.fit_arguments(args, kwargs)
         check_divisible(arguments["x"], arguments["batch_size"], arguments["steps_per_epoch"])
-        with explaining_lost_processes(), explaining_indivisible_batches(), self._giving_values_back():
+        with (
+            explaining_out_of_memory(self),
+            explaining_lost_processes(),
+            explaining_indivisible_batches(),
+            self._giving_values_back(),
+        ):
             check_equal_processes(arguments)
             return super().fit(*args, **kwargs)  # type: ignore[misc]
 
@@ -122,18 +170,14 @@ class Trainer:
 
         Args:
             function: What to call with `args`.
-            state: As for `train_step`.
+            state: As for `train_step`; without the optimizer's variables for `test_step`.
             *args: Nested arrays.
 
         Returns:
             What the function returns, and the new state.
         """
-        groups = (
-            self.trainable_variables,
-            self.non_trainable_variables,
-            self.optimizer.variables,
-            self.metrics_variables,
-        )
+        of_optimizer = (self.optimizer.variables,) if len(state) == 4 else ()
+        groups = (self.trainable_variables, self.non_trainable_variables, *of_optimizer, self.metrics_variables)
         # A callback may have begun to record something since the last step, which is not yet part of the state.
         mapping = [
             pair
@@ -235,6 +279,11 @@ def scratch_scope(collect_losses: bool = False) -> keras.StatelessScope:
     Within it what layers assign is dropped, and `add_loss` works if losses are collected.
     """
     return inner_scope(collect_losses=collect_losses)
+
+
+def specs_of(function: Callable[[Any], Any], x: Any) -> Any:
+    """Returns shapes and dtypes of what a function returns for arrays like these, from a trace, which runs nothing."""
+    return jax.eval_shape(function, x)
 
 
 def replica_may_be_empty(batch_size: Any) -> bool:

@@ -10,8 +10,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tf_largebatch.backend.tensorflow.sized_step import check_processes, first_that_fits
 from tf_largebatch.conadv.in_flight import InFlight
 from tf_largebatch.conadv.step_parts import Steps
+from tf_largebatch.training.automatic_size import AUTO
 
 _END = object()
 _ENDLESS = sys.maxsize
@@ -50,6 +52,14 @@ class TrainFunction:
         self._model = model
         self._in_flight = in_flight
         self._ahead = ahead
+        self._sizes_known: set[str] = set()
+        if model.micro_batch_size == AUTO:
+            check_processes(model)
+        self._make()
+
+    def _make(self) -> None:
+        """Makes the functions anew, which are traced when they are called."""
+        model = self._model
         self._first_attack = self._compiled(lambda batch: self._on_replicas(model.attack_present, batch))
         self._one_step = self._compiled(self.step, jit_alone=True)
         self._alone = self._compiled(lambda batch: self._averaged(self._on_replicas(model.train_step, batch)))
@@ -58,11 +68,14 @@ class TrainFunction:
     def __call__(self, iterator: Iterable[Any]) -> dict[str, Any]:
         """Does `steps_per_execution` steps, fewer if the data end; StopIteration if there are no more data."""
         if self._in_flight.aside:
-            return self._alone(self._drawn(iterator))
+            batch = self._drawn(iterator)
+            self._find_size(batch)
+            return self._alone(batch)
         held = self._in_flight
         spec = keras.tree.map_structure(_none_for_optional, iterator.element_spec)  # type: ignore[attr-defined]
         if held.iterator is not iterator:
             batch = self._drawn(iterator)
+            self._find_size(batch)
             held.hold(iterator, batch, self._first(batch, spec) if self._ahead else None)
         left = _ENDLESS if held.batches_left is None else held.batches_left
         arguments = held.batch, held.adversarial, iterator, tf.constant(left, tf.int64)
@@ -79,6 +92,21 @@ class TrainFunction:
             return self._averaged(self._on_replicas(self._model.train_step, batch)), None
         logs, adversarial = self._on_replicas(self._train_and_attack, batch, adversarial, coming)
         return self._averaged(logs), adversarial
+
+    def _find_size(self, batch: Any) -> None:
+        """Finds the size of micro-batches, if the model asks for it, by a step that is undone: it loses no batch."""
+        shapes = str(keras.tree.map_structure(lambda t: None if t is None else str(getattr(t, "shape", t)), batch))
+        if self._model.micro_batch_size != AUTO or shapes in self._sizes_known:
+            return
+
+        def make() -> Any:
+            self._make()
+            step = self._compiled(self.step)
+            return lambda batch: step(batch, self._first_attack(batch) if self._ahead else None, batch)
+
+        first_that_fits(self._model, batch, make, batch, undo=True)
+        self._make()
+        self._sizes_known.add(shapes)
 
     def _train_and_attack(self, batch: Any, adversarial: Any, coming: Any) -> tuple[dict[str, Any], Any]:
         # The attack first: it reads the weights before the update writes them, and nothing else ties the two.

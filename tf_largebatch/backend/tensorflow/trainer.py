@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from tf_largebatch import keras_internals
+from tf_largebatch.backend.tensorflow.micro_batches import batch_size_of
+from tf_largebatch.backend.tensorflow.sized_step import SizedTrainFunction, explaining_out_of_memory
 from tf_largebatch.training import delegation
+from tf_largebatch.training.automatic_size import AUTO
 
 __all__ = [
     "Trainer",
@@ -18,6 +22,7 @@ __all__ = [
     "outside_of_the_step",
     "replica_may_be_empty",
     "scratch_scope",
+    "specs_of",
     "synchronize",
 ]
 
@@ -27,15 +32,48 @@ class Trainer:
 
     model: keras.Model
     training_step: Any
+    evaluation_step: Any
+    outputs_in_micro_batches: Any
+    micro_batch_size: Any
+    train_function: Any
+    # The number of examples of the batch for which a step was traced last, a tensor where the trace does not know it.
+    _traced_size: Any = None
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """Makes one update; see the class."""
+        object.__setattr__(self, "_traced_size", batch_size_of(data))
         return self.training_step(data)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """As `keras.Model.make_train_function`; with `micro_batch_size="auto"` the first step finds the size."""
+        if self.micro_batch_size != AUTO:
+            return super().make_train_function(force)  # type: ignore[misc]
+        if self.train_function is None or force:
+            self.train_function = SizedTrainFunction(self, self._step_of_keras)
+        return self.train_function
+
+    def _step_of_keras(self) -> Callable[[Any], Any]:
+        """Keras's train function, made anew, as a function of one batch."""
+        own = self.train_function
+        super().make_train_function(force=True)  # type: ignore[misc]
+        of_keras, self.train_function = self.train_function, own
+        return lambda data: of_keras(iter([data]))
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`."""
+        with explaining_out_of_memory(self):
+            return super().fit(*args, **kwargs)  # type: ignore[misc]
+
+    def traced_batch_size(self) -> int | None:
+        """The number of examples of the batch for which a step was last traced; None if it is not known."""
+        return self._traced_size if isinstance(self._traced_size, int) else None
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Runs one batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
         if not delegation.overrides(self.model, "test_step"):
-            return super().test_step(data)  # type: ignore[misc]
+            outputs = self.outputs_in_micro_batches(data)
+            whole = super().test_step  # type: ignore[misc]
+            return whole(data) if outputs is None else self.evaluation_step(data, outputs)
         with delegation.compiled_as(self.model, self) as model:
             return model.test_step(data)
 
@@ -79,6 +117,11 @@ def scratch_scope(collect_losses: bool = False) -> keras.StatelessScope:
     Within it what layers assign is dropped, and `add_loss` works if losses are collected.
     """
     return keras.StatelessScope(collect_losses=collect_losses)
+
+
+def specs_of(function: Callable[[Any], Any], x: Any) -> Any:
+    """Returns shapes and dtypes of what a function returns for tensors like these, from a trace in a scratch graph."""
+    return keras_internals.specs_of(function, x)
 
 
 def replica_may_be_empty(batch_size: Any) -> bool:

@@ -1,0 +1,59 @@
+"""The search for the largest micro-batch: what it finds and how often it measures."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tf_largebatch.core.micro_batch_sizes import divisors, largest_size, largest_that_fits
+
+
+def test_divisors():
+    assert divisors(12) == [1, 2, 3, 4, 6, 12] and divisors(1) == [1] and divisors(49) == [1, 7, 49]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "fits", "settings", "expected"),
+    [
+        (4096, 1000, {}, 512),
+        (4096, 5000, {}, 4096),
+        (4096, 0.5, {}, None),
+        (1000, 300, {}, 250),
+        (997, 400, {}, 333),  # a prime: three parts of nearly equal size
+        (997, 400, {"equal": True}, 1),
+        (96, 50, {"multiple_of": 32}, 32),
+        (96, 20, {"multiple_of": 32}, None),
+        (1000, 300, {"multiple_of": 8}, 200),
+    ],
+)
+def test_the_largest_size(batch_size, fits, settings, expected):
+    assert largest_size(batch_size, fits, **settings) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 512, 997, 98304])
+@pytest.mark.parametrize(("fixed", "of_example"), [(0, 1), (50, 1), (500, 0.1), (10, 37)])
+@pytest.mark.parametrize("limit", [60, 200, 1100, 5000])
+@pytest.mark.parametrize("told", [True, False])
+def test_an_affine_memory_is_found_with_few_measurements(batch_size, fixed, of_example, limit, told):
+    measured = []
+
+    def memory(size):
+        measured.append(size)
+        need = max(2 * fixed, fixed + of_example * size)
+        return need if told or need < 4 * limit else math.inf
+
+    fits = (limit - fixed) / of_example if 2 * fixed <= limit else 0
+    found = largest_that_fits(memory, batch_size, limit)
+    assert found == largest_size(batch_size, fits) or (found is not None and memory(found) <= limit)
+    assert len(measured) <= (1 if fits >= batch_size else 7)
+    if found is not None:
+        assert found in measured  # it is never only predicted
+        assert 2 * found >= min(fits, batch_size) // 2
+
+
+def test_a_size_that_fitted_before_is_tried_first():
+    measured = []
+    assert largest_that_fits(lambda size: measured.append(size) or size, 64, 40, first=16) == 16
+    assert measured == [16]
+    assert largest_that_fits(lambda size: size, 64, 10, first=16) == 8
