@@ -108,6 +108,7 @@ def test_nothing_is_lost_before_the_size_is_found(memory_for, capfd, tmp_path):
     assert resumed.examples_at_a_time == 4
 
 
+@pytest.mark.long
 def test_a_batch_that_fits_is_not_split(memory_for, capfd):
     x, y = data(16)
     model = memory_for.model = compiled()
@@ -131,6 +132,7 @@ def test_where_nothing_fits_the_variables_are_as_before(memory_for):
     assert int(model.optimizer.iterations) == 0
 
 
+@pytest.mark.long
 def test_a_loss_that_couples_examples_is_refused_only_where_the_batch_must_be_split(memory_for):
     x, y = data(16)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import numpy as np
+from keras import ops
 
 from tf_largebatch.core.micro_batch_sizes import largest_size
 from tf_largebatch.training.memory_limit import OutOfMemory
@@ -35,9 +35,9 @@ class AutomaticSize:
         self._said: str | None = None
 
     @property
-    def value(self) -> np.ndarray:
-        """The size as an array, 0 for None; what a checkpoint holds."""
-        return np.asarray(self.size or 0, "int64")
+    def value(self) -> Any:
+        """The size as a tensor, 0 for None; what a checkpoint holds."""
+        return ops.convert_to_tensor(self.size or 0, "int32")
 
     def assign(self, value: Any) -> None:
         """Begins with a size from a checkpoint."""
