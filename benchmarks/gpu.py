@@ -8,8 +8,7 @@
 Cases come in order of importance, and the report is written after each; cases that it holds are not repeated, and none
 begins after `--seconds`. Every step is the one that `fit` runs: `train_step` of a Keras model with SGD and momentum
 (plain), and that of LargeBatchModel with CLARS and the norms of all examples (exact) or of an eighth of them (sampled).
-All programs are traced one after the other and compiled side by side. Only then are they timed, case by case, the
-programs of a case in turns. Memory is what the compiler reports: arguments, results and temporary arrays. TensorFlow is
+The programs of a case are compiled side by side and timed in turns, before the next case begins. Memory is what the compiler reports: arguments, results and temporary arrays. TensorFlow is
 not needed; benchmarks.gpu_tensorflow times its steps.
 """
 
@@ -20,7 +19,7 @@ import concurrent.futures
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -32,7 +31,7 @@ import keras
 from benchmarks import harness
 from benchmarks.gpu_cases import CASES, SMALL_CASES, Case
 from benchmarks.gpu_table import markdown
-from benchmarks.gpu_timing import Compiled, environment, figures
+from benchmarks.gpu_timing import environment, figures
 from tf_largebatch.backend.jax.kernels import (
     convolution_direct,
     convolution_pallas,
@@ -40,8 +39,6 @@ from tf_largebatch.backend.jax.kernels import (
     depthwise_pallas,
 )
 from tf_largebatch.norms.window import Window
-
-Compiling = dict[str, "concurrent.futures.Future[Compiled]"]
 
 
 def check_kernels() -> dict[str, float]:
@@ -65,28 +62,12 @@ def _error(found: Sequence[jax.Array], reference: Sequence[jax.Array]) -> float:
     return max(float(abs(x - y).max() / abs(y).max()) for x, y in zip(found, reference, strict=True))
 
 
-def compile_side_by_side(cases: Mapping[str, Case], seconds: float) -> dict[str, Compiling]:
-    """The programs of every case, compiled; cases that fail or would begin too late are printed and left out."""
-    compiling: dict[str, Compiling] = {}
-    start = time.perf_counter()
+def measure(case: Case, rounds: int, steps: int) -> dict[str, Any]:
+    """Traces a case's programs, compiles them side by side and times them in turns; returns the row of the report."""
+    lowered = {name: program.lower() for name, program in case.programs().items()}
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        for name, case in cases.items():
-            if time.perf_counter() - start > seconds:
-                print(f"{name}: not begun, {seconds:.0f} seconds are over", flush=True)
-                continue
-            try:
-                lowered = {program: one.lower() for program, one in case.programs().items()}
-            except Exception as error:  # the cases behind it still run
-                _print_failure(name, error)
-                continue
-            compiling[name] = {program: pool.submit(finish) for program, finish in lowered.items()}
-            print(f"{time.perf_counter() - start:.0f} s, {name}: traced", flush=True)
-    print(f"{time.perf_counter() - start:.0f} s: all compiled", flush=True)
-    return compiling
-
-
-def _print_failure(name: str, error: Exception) -> None:
-    print(f"{name}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
+        compiled = dict(zip(lowered, pool.map(lambda finish: finish(), lowered.values()), strict=True))
+    return figures(compiled, case.baseline, rounds, steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -113,17 +94,20 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if jax.default_backend() == "gpu" and "kernel_errors" not in report:
         report["kernel_errors"] = check_kernels()
         print(f"largest errors of the Pallas kernel: {report['kernel_errors']}", flush=True)
-    names = [name for name in (given.cases.split(",") if given.cases else cases) if name not in report["cases"]]
-    compiling = compile_side_by_side({name: cases[name] for name in names}, given.seconds)
-    for name in list(compiling):
+    for name in given.cases.split(",") if given.cases else cases:
+        if name in report["cases"]:
+            continue
+        if time.perf_counter() - start > given.seconds:
+            print(f"{name}: not begun, {given.seconds:.0f} seconds are over", flush=True)
+            continue
         try:
-            programs = {program: future.result() for program, future in compiling.pop(name).items()}
-            report["cases"][name] = figures(programs, cases[name].baseline, given.rounds, given.steps)
+            report["cases"][name] = measure(cases[name], given.rounds, given.steps)
         except Exception as error:  # the cases behind it still run
-            _print_failure(name, error)
+            print(f"{name}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
             continue
         print(f"{time.perf_counter() - start:.0f} s, {name}: {report['cases'][name]}", flush=True)
         harness.write_report(given.json, report)
+        jax.clear_caches()
     print(markdown(report))
     return report
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tf_largebatch.norms.device import device
 from tf_largebatch.norms.recorder import Use
 from tf_largebatch.norms.rules.bias import Bias
 
@@ -22,7 +23,12 @@ _SMALL = 4096
 
 
 def are_small_sums(use: Use) -> bool:
-    """Returns whether a use's contributions are sums over each example's positions, and small."""
+    """Returns whether a use's contributions are sums over each example's positions, and small.
+
+    Never on a TPU, whose compiler takes more memory for a step that keeps them (benchmarks/README.md).
+    """
+    if device() == "tpu":
+        return False
     sums = use.contraction is None or isinstance(use.contraction, Bias)
     return sums and math.prod(use.variable.shape) <= _SMALL
 
