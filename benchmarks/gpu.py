@@ -8,8 +8,9 @@
 Cases come in order of importance, and the report is written after each; cases that it holds are not repeated, and none
 begins after `--seconds`. Every step is the one that `fit` runs: `train_step` of a Keras model with SGD and momentum
 (plain), and that of LargeBatchModel with CLARS and the norms of all examples (exact) or of an eighth of them (sampled).
-The programs of a case are compiled side by side and timed in turns, before the next case begins. Memory
-is what the compiler reports: arguments, results and temporary arrays. TensorFlow is not needed; benchmarks.gpu_tensorflow times its steps.
+The programs of a case are compiled side by side and timed in turns, before the next case begins. Memory is what the
+compiler reports: arguments, results and temporary arrays. TensorFlow is not needed; benchmarks.gpu_tensorflow times its
+steps.
 """
 
 from __future__ import annotations
