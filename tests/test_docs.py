@@ -1,7 +1,4 @@
-"""The Python code in README files, documentation and docstrings runs.
-
-TensorFlow only: some of the pages use tf.data and tf.distribute.
-"""
+"""The Python code in README files, documentation and docstrings runs."""
 
 from __future__ import annotations
 
