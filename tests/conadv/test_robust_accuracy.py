@@ -136,3 +136,12 @@ def test_inputs_of_integers_are_refused_wherever_they_are():
     rounding = keras.layers.Lambda(lambda x: keras.ops.cast(keras.ops.cast(x, "int32"), "float32"))
     with pytest.raises(ValueError, match="no gradient reaches them: a layer casts or rounds them to integers"):
         accuracy_under_attack(keras.Sequential([keras.Input(SHAPE), rounding, network(False)]), batches(x, y), LOSS)
+
+
+@pytest.mark.parametrize("outputs", [lambda x: keras.layers.Dense(1)(x), lambda x: [keras.layers.Dense(3)(x)] * 2])
+def test_a_model_without_one_score_for_each_class_is_refused(outputs):
+    inputs = keras.Input((4, 4, 1))
+    model = keras.Model(inputs, outputs(keras.layers.Flatten()(inputs)))
+    batches = [(np.zeros((8, 4, 4, 1), "float32"), np.ones(8, "int32"))]
+    with pytest.raises(ValueError, match=r"model must give one score per class.*Dense\(2\)"):
+        accuracy_under_attack(model, batches, keras.losses.BinaryCrossentropy(from_logits=True), value_range=(0, 1))

@@ -54,6 +54,25 @@ def classification_loss(loss: Any) -> Any:
     return found
 
 
+def classes_of(output: Any) -> int:
+    """Returns the number of classes that a classifier gives scores for.
+
+    Args:
+        output: What the classifier gives: tensors or their specifications.
+
+    Raises:
+        ValueError: Unless it is one tensor [batch, classes] with 2 classes or more. The likeliest class of a single
+            score would always be class 0.
+    """
+    shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(output)]
+    if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
+        raise ValueError(
+            f"model must give one score per class, [batch, classes] with 2 or more; received output {shapes}: give a "
+            "binary classifier two scores, Dense(2), and a model of several outputs one, keras.Model(inputs, output)."
+        )
+    return int(shapes[0][1])
+
+
 def loss_sum(loss: Any, y: Any, y_pred: Any) -> Any:
     """Returns the loss summed over the examples, up to a positive factor that does not depend on them, a scalar.
 

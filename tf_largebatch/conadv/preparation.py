@@ -12,7 +12,7 @@ from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.adversary import Adversary
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms
 from tf_largebatch.conadv.backend import step_context
-from tf_largebatch.conadv.class_labels import are_sparse, classification_loss
+from tf_largebatch.conadv.class_labels import are_sparse, classes_of, classification_loss
 from tf_largebatch.training.trainer import in_strategy, outside_of_the_step
 
 
@@ -60,14 +60,10 @@ class Preparation(Adversary):
 
     def _infer_classes(self, x: Any) -> None:
         output = self.model.compute_output_spec(keras.KerasTensor((None, *x.shape[1:]), keras.config.floatx()))
-        shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(output)]
-        if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
-            raise ValueError(
-                f"model must give one score per class, [batch, classes] with 2 or more; received output {shapes}."
-            )
-        fits = self.num_classes in (None, shapes[0][1])
-        require(fits, "num_classes", self.num_classes, f"the number of the model's outputs, {shapes[0][1]}, or None")
-        self._classes = shapes[0][1]
+        classes = classes_of(output)
+        fits = self.num_classes in (None, classes)
+        require(fits, "num_classes", self.num_classes, f"the number of the model's outputs, {classes}, or None")
+        self._classes = classes
 
     def _create_state(self) -> None:
         """Creates the auxiliary batch norms and the snapshots, once the wrapped model has its variables."""

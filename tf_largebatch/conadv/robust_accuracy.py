@@ -13,7 +13,7 @@ from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.arguments import check_arguments, plain_range
 from tf_largebatch.conadv.attack import ImageAttack
 from tf_largebatch.conadv.backend import compiled
-from tf_largebatch.conadv.class_labels import are_right, are_sparse, classification_loss
+from tf_largebatch.conadv.class_labels import are_right, are_sparse, classes_of, classification_loss
 from tf_largebatch.training.step_seed import step_seed
 
 
@@ -64,7 +64,8 @@ def accuracy_under_attack(
             zero, so that the attack cannot change them.
 
     Raises:
-        ValueError: If an argument is out of its range, if inputs are not images, or if there are none.
+        ValueError: If an argument is out of its range, if inputs are not images, if there are none, or if the model
+            does not give one score for each of 2 classes or more.
 
     Source: Goodfellow, Shlens, Szegedy, "Explaining and Harnessing Adversarial Examples", arXiv 1412.6572; several
     steps: Madry et al., arXiv 1706.06083.
@@ -166,7 +167,7 @@ def _counts_function(model: keras.Model, attack: ImageAttack, loss: Any, seed: i
 
     def counts(x: Any, y: Any, number: Any) -> tuple[Any, Any]:
         scores = functools.partial(model, training=False)
-        num_classes = scores(x).shape[-1]
+        num_classes = classes_of(scores(x))
         are_sparse(y, num_classes)
         found = attack.images(x, y, scores, loss, num_classes, functools.partial(step_seed, seed, number))
         right = are_right(y, scores(found.images), num_classes)
