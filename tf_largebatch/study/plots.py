@@ -121,7 +121,7 @@ def _robustness(study: Study, rows: Rows) -> matplotlib.figure.Figure:
             axis.plot(means, arms, label=label, **{**_style(number), "linestyle": "none", "markersize": 7})
         axis.set_title(f"batch {batch_size}, attacks of radius {study.robustness:g}/255")
         axis.set_xlabel("accuracy, %")
-        _legend(axis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     return figure
 
 
