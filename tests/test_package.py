@@ -146,7 +146,7 @@ def test_files_of_one_name_do_one_job():
 
 
 # Tests of what is no room of the package.
-OTHER_TESTS = {"benchmarks", "colab", "docs", "jax", "packaging", "tpu"}
+OTHER_TESTS = {"benchmarks", "colab", "docs", "jax", "packaging", "reliability", "tpu"}
 
 
 def test_tests_mirror_the_package():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tf_largebatch import check
 from tf_largebatch.callbacks.layerwise_values import LayerwiseCallback, LayerwiseValues
 
 
@@ -16,8 +17,11 @@ def variance_factor(agreement: float) -> float:
 
     Args:
         agreement: M, above 0.
+
+    Raises:
+        ValueError: If M is not above 0.
     """
-    return 1.0 / agreement**2
+    return 1.0 / check.number("agreement", agreement, lambda m: m > 0, "a number above 0") ** 2
 
 
 class AgreementRecorder(LayerwiseCallback):

@@ -36,7 +36,8 @@ class LossSurface:
         batch_size: Examples at a time; by default all. With `training=True` it is what batch normalization sees.
 
     Raises:
-        ValueError: If the model is not built, or has no loss.
+        ValueError: If the model is no built model or has no loss, there is not one target for each example, or
+            `batch_size` is out of range.
     """
 
     def __init__(
@@ -48,11 +49,16 @@ class LossSurface:
         training: bool = False,
         batch_size: int | None = None,
     ) -> None:
+        require(isinstance(model, keras.Model), "model", model, "a Keras model")
         require(model.built, "model", model.name, "built", "call it once, or give it an Input")
         loss = getattr(model, "loss", None) if loss is None else loss
         require(loss is not None, "loss", None, "a loss, where the model is compiled without one")
         self._model, self._loss, self._training = model, keras.losses.get(loss), training
         self._x, self._y = np.asarray(x), np.asarray(y)
+        alike = self._x.ndim and self._y.ndim and len(self._x) == len(self._y)
+        require(bool(alike), "y", self._y.shape, f"one target for each example of x, which has shape {self._x.shape}")
+        count = batch_size is None or (isinstance(batch_size, int) and batch_size > 0)
+        require(count, "batch_size", batch_size, "a whole number above 0, or None")
         self._batch_size = len(self._x) if batch_size is None else batch_size
         self._derivatives = Derivatives(self._of_batch)
 

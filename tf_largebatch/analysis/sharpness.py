@@ -72,6 +72,7 @@ def layer_sharpness(surface: LossSurface, tolerance: float = 1e-3, seed: int = 0
 def _largest(
     product: Callable[[np.ndarray], np.ndarray], size: int, count: int, tolerance: float, seed: int
 ) -> np.ndarray:
+    require(tolerance > 0, "tolerance", tolerance, "above 0")
     require(0 < count <= size, "count", count, f"between 1 and the number of weights, {size}")
     if size <= max(_DENSE_SIZE, count + 1):
         matrix = np.stack([product(column) for column in np.eye(size)], 1).astype(np.float64)

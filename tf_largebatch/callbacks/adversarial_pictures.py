@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tf_largebatch.check import require
+from tf_largebatch.files import local_path
 from tf_largebatch.plots.adversarial_images import plot_adversarial_images
 
 
@@ -28,8 +29,8 @@ class AdversarialPictures(keras.callbacks.Callback):
         every: Draw whenever this number of epochs has passed, and at the end; None to draw at the end only.
 
     Raises:
-        ValueError: If `every` is not a positive integer or None; when training begins, if the model is not a
-            `ConAdvModel`.
+        ValueError: If `every` is not a positive integer or None, or there is not one label for each image; when
+            training begins, if the model is not a `ConAdvModel`.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class AdversarialPictures(keras.callbacks.Callback):
         super().__init__()
         is_count = isinstance(every, int) and not isinstance(every, bool) and every >= 1
         require(every is None or is_count, "every", every, "a positive integer or None")
-        self.path = os.fspath(path)
+        self.path = os.fspath(local_path(path))
         self.x, self.y = np.asarray(x)[:8], np.asarray(y)[:8]
+        alike = len(self.x) == len(self.y)
+        require(alike, "y", self.y.shape, f"one label for each image of x, which has shape {self.x.shape}")
         self.class_names = class_names
         self.every = every
         self._epoch, self._drawn = 0, True

@@ -34,12 +34,12 @@ class RunCheckpoint(keras.callbacks.Callback):
         keep: How many of the latest checkpoints to keep.
 
     Raises:
-        ValueError: If `keep` is below 1.
+        ValueError: If `keep` is no whole number of 1 or more.
     """
 
     def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
         super().__init__()
-        require(keep >= 1, "keep", keep, "1 or more")
+        require(isinstance(keep, int) and keep >= 1, "keep", keep, "a whole number of 1 or more")
         self.directory = local_path(directory)
         self.keep = keep
 

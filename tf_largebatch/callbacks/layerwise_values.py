@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from tf_largebatch.callbacks.metrics import updates_taken
-from tf_largebatch.check import require
+from tf_largebatch.check import flag, require
 from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.core.rates import l2_norm
 from tf_largebatch.keras_internals import trained_variables
@@ -45,7 +45,8 @@ def layerwise_optimizer(model: keras.Model) -> Any:
     Raises:
         ValueError: If the model's optimizer has no layer-wise rates.
     """
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = getattr(model, "optimizer", None)
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     name = getattr(optimizer, "name", repr(optimizer))
     has_rates = hasattr(optimizer, "layerwise_rates")
     require(has_rates, "optimizer", name, "one with layer-wise rates", "compile the model with CLARS or LARS")
@@ -65,8 +66,8 @@ def layerwise_values(model: keras.Model) -> dict[str, LayerwiseValues]:
         ValueError: If the optimizer has no layer-wise rates.
         RuntimeError: Before the first update.
     """
-    synchronize(model)
     optimizer = layerwise_optimizer(model)
+    synchronize(model)
     rates, norms, adapted = optimizer.layerwise_rates(), optimizer.gradient_norms(), set(optimizer.adapted_tensors())
     batch_norms = optimizer.batch_gradient_norms()
     trained = trained_variables(optimizer)
@@ -108,7 +109,7 @@ class LayerwiseCallback(keras.callbacks.Callback):
         is_count = isinstance(every, int) and not isinstance(every, bool) and every >= 1
         require(is_count or every == "epoch", "every", every, "a positive integer or 'epoch'")
         self.every = every
-        self.batch_gradient_norms = batch_gradient_norms
+        self.batch_gradient_norms = flag("batch_gradient_norms", batch_gradient_norms)
 
     def record(self, update: int, values: dict[str, LayerwiseValues]) -> None:
         """Records the values of an update; a subclass must define it.

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from tf_largebatch.check import number
 from tf_largebatch.files import local_path, naming_damage, replacing
 from tf_largebatch.keras_internals import learning_rate_schedule
 from tf_largebatch.training.trainer import synchronize
@@ -34,13 +35,14 @@ class MetricsRecorder(keras.callbacks.Callback):
         images_per_epoch: Number of images trained on in an epoch, for `images_per_second`.
 
     Raises:
+        ValueError: If `images_per_epoch` is not above 0.
         TrainingDiverged: At the end of an epoch whose loss is not finite, after writing its row.
     """
 
     def __init__(self, path: str | os.PathLike[str], images_per_epoch: int) -> None:
         super().__init__()
         self.path = local_path(path)
-        self.images_per_epoch = images_per_epoch
+        self.images_per_epoch = number("images_per_epoch", images_per_epoch, lambda n: n > 0, "a number above 0")
         self.rows: list[dict[str, Any]] = []
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:

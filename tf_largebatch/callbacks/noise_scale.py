@@ -12,6 +12,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.callbacks.metrics import updates_taken
+from tf_largebatch.check import number
 from tf_largebatch.core.noise_scale import simple_noise_scale
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.files import local_path, naming_damage, replacing
@@ -70,8 +71,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
 
     def __init__(self, path: str | os.PathLike[str] | None = None, decay: float = 0.95) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be at least 0 and below 1, got decay={decay!r}.")
+        number("decay", decay, lambda d: 0 <= d < 1, "at least 0 and below 1")
         self.path = None if path is None else local_path(path)
         self.decay = decay
         self._averages: NoiseScaleAverages | None = None

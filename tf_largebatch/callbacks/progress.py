@@ -43,6 +43,8 @@ class LayerwiseProgress(LayerwiseCallback):
         is_list = not isinstance(show, str) and bool(show) and not unknown
         require(is_list, "show", show, f"a list of some of {', '.join(_NAMES)}")
         self.show = tuple(show)
+        names = tensors is None or not isinstance(tensors, str)
+        require(names, "tensors", tensors, "a list of tensors' paths, or None for all")
         self.tensors = None if tensors is None else tuple(tensors)
         self._shown: dict[str, float] = {}
 

@@ -164,7 +164,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
             norm_examples=norm_examples,
             micro_batch_size=micro_batch_size,
             allow_generic=allow_generic,
-            name=name or f"conadv_{model.name}",
+            name=name or f"conadv_{getattr(model, 'name', model)}",
             **kwargs,
         )
         for argument, value in arguments.items():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from tf_largebatch.check import require
+from tf_largebatch.check import number, require
 from tf_largebatch.data import array_pipeline, augmentation
 from tf_largebatch.data.batches import tensorflow_is_installed
 from tf_largebatch.data.dataset import Dataset
@@ -46,7 +47,7 @@ def from_arrays(
         standardize: Whether the model sees standardized images; else it sees pixels as they are stored.
 
     Raises:
-        ValueError: For labels outside the classes, wrong shapes or dtypes.
+        ValueError: For labels outside the classes, wrong shapes or dtypes, a scale of 0, or too few names.
     """
     require(
         augment in ("none", "crop_flip", "random"),
@@ -55,7 +56,14 @@ def from_arrays(
         f"none, crop_flip or random for {name}, which is held in memory",
     )
     images, labels = train
+    require(len(labels) > 0, "train", labels.shape, "one image and label or more")
     num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    number("pixel_scale", pixel_scale, lambda scale: 0 < scale < math.inf, "a number above 0")
+    named = class_names is None or len(class_names) == num_classes
+    require(named, "class_names", class_names, f"one name for each of the {num_classes} classes")
+    shapes = images.shape[1:], evaluation[0].shape[1:]
+    alike = image_size is not None or shapes[0] == shapes[1]
+    require(alike, "evaluation", shapes[1], f"images of the training images' shape, {shapes[0]}", "pass image_size")
     for part, (x, y) in {"training": train, eval_split: evaluation}.items():
         if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1]:
             raise ValueError(

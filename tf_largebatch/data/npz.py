@@ -7,6 +7,7 @@ import zlib
 
 import numpy as np
 
+from tf_largebatch.check import require
 from tf_largebatch.data.memory import Arrays
 from tf_largebatch.files import local_path
 
@@ -58,5 +59,7 @@ def _part(arrays: dict[str, np.ndarray], candidates: tuple[tuple[str, str], ...]
     for images, labels in candidates:
         if images in arrays and labels in arrays:
             x, y = arrays[images], arrays[labels]
+            alike = x.ndim and y.ndim and len(x) == len(y)
+            require(bool(alike), labels, y.shape, f"one label for each of {images}, which has shape {x.shape}")
             return x[..., None] if x.ndim == 3 else x, y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
     return None

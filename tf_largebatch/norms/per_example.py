@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_largebatch.check import require
+from tf_largebatch.check import flag, require
 from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms.composite import is_composite
@@ -61,9 +61,12 @@ def per_example_gradient_norms(
         ValueError: If the model is not built, a layer with trainable variables has no rule, a variable is used
             elsewhere than in the layer that owns it, or a layer's first axis is not the batch; the message names them.
     """
+    require(isinstance(model, keras.Model), "model", model, "a Keras model")
     check_built(model)
-    registry = registry.allowing_generic() if allow_generic else registry
+    registry = registry.allowing_generic() if flag("allow_generic", allow_generic) else registry
     x, y = as_tensors(x), as_tensors(y)
+    some = any(t is not None and t.shape[0] != 0 for t in keras.tree.flatten(x))
+    require(some, "x", None if x is None else "a batch of 0 examples", "a batch of one example or more")
     batch_size = number_of_examples(x)
     loss_object = as_loss(loss)
     variables = model.trainable_variables

@@ -108,6 +108,28 @@ def hyperparameter(name: str, value: Any, within: Callable[[float], bool], rule:
     return check.number(name, value, within, rule, remedy)
 
 
+def optional_number(name: str, value: Any) -> Any:
+    """Returns None as it is, and a number above 0 as `hyperparameter` does.
+
+    Raises:
+        ValueError: If the value is neither.
+    """
+    rule = "a number above 0, or None"
+    return None if value is None else hyperparameter(name, value, lambda v: 0 < v < math.inf, rule)
+
+
+def optional_count(name: str, value: Any, least: int) -> int | None:
+    """Returns None, or a whole number of `least` or more as an int.
+
+    Raises:
+        ValueError: If the value is neither.
+    """
+    found = check.plain(value)
+    is_count = isinstance(found, int) and not isinstance(found, bool) and found >= least
+    check.require(found is None or is_count, name, found, f"a whole number of {least} or more, or None")
+    return found
+
+
 def may_differ(value: Any, number: float) -> bool:
     """Returns whether a hyper-parameter may differ from a number in the step that is being traced: a traced one may."""
     return ops.is_tensor(value) or value != number

@@ -13,7 +13,13 @@ from tf_largebatch.core import defaults
 from tf_largebatch.core.exclusions import Exclusion
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.optimizers import update_kernels
-from tf_largebatch.optimizers.arguments import checked_learning_rate, may_differ, with_shared_texts
+from tf_largebatch.optimizers.arguments import (
+    checked_learning_rate,
+    may_differ,
+    optional_count,
+    optional_number,
+    with_shared_texts,
+)
 from tf_largebatch.optimizers.replica_update import ReplicaUpdate
 from tf_largebatch.optimizers.update import ABSENT
 
@@ -78,14 +84,14 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
         )
         super().__init__(
             learning_rate=checked_learning_rate(learning_rate),
-            clipnorm=check.plain(clipnorm),
-            clipvalue=check.plain(clipvalue),
-            global_clipnorm=check.plain(global_clipnorm),
+            clipnorm=optional_number("clipnorm", clipnorm),
+            clipvalue=optional_number("clipvalue", clipvalue),
+            global_clipnorm=optional_number("global_clipnorm", global_clipnorm),
             use_ema=check.flag("use_ema", use_ema),
             ema_momentum=check.plain(ema_momentum),
-            ema_overwrite_frequency=check.plain(ema_overwrite_frequency),
-            loss_scale_factor=check.plain(loss_scale_factor),
-            gradient_accumulation_steps=check.plain(gradient_accumulation_steps),
+            ema_overwrite_frequency=optional_count("ema_overwrite_frequency", ema_overwrite_frequency, 1),
+            loss_scale_factor=optional_number("loss_scale_factor", loss_scale_factor),
+            gradient_accumulation_steps=optional_count("gradient_accumulation_steps", gradient_accumulation_steps, 2),
             name=name,
             **kwargs,
         )

@@ -7,6 +7,8 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from tf_largebatch.check import require
+from tf_largebatch.files import local_path
 from tf_largebatch.study.config import read_study
 from tf_largebatch.study.plots import write_plots
 from tf_largebatch.study.report import write_report
@@ -25,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         study = read_study(given.config, data_dir=given.data_dir)
-        directory = pathlib.Path(given.output_dir or pathlib.Path("results") / study.name)
+        directory = local_path(given.output_dir or pathlib.Path("results") / study.name, "output_dir")
+        existing = directory.is_dir() or not directory.exists()
+        require(existing, "output_dir", str(directory), "a directory, and it is a file")
         first = [name for name in given.first.split(",") if name]
         try:
             complete = run_study(study, directory, given.processes, given.minutes, main_line, first)

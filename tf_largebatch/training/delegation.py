@@ -19,7 +19,8 @@ def overrides(model: keras.Model, name: str) -> bool:
 
 
 def check_trainable_by_wrapper(model: keras.Model) -> None:
-    """Raises ValueError if the model has a training step of its own, which a wrapper would ignore."""
+    """Raises ValueError unless it is a Keras model without a training step of its own, which a wrapper would ignore."""
+    require(isinstance(model, keras.Model), "model", model, "a Keras model")
     require(
         not overrides(model, "train_step"),
         "model",

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from tf_largebatch.check import require
+from tf_largebatch.check import flag, require
 from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.norms import check_supported
 from tf_largebatch.training import delegation, fit_data
@@ -86,7 +86,7 @@ class LargeBatchModel(UpdatingWrapper):
         self.automatic_size = AutomaticSize()
         object.__setattr__(self, "_splitting", None)
         self.micro_batch_size = micro_batch_size
-        self.allow_generic = allow_generic
+        self.allow_generic = flag("allow_generic", allow_generic)
         self._noise_scale: NoiseScaleAverages | None = None
         self._accumulation: Accumulation | None = None
         self._records_until_fit_ends = False
