@@ -187,7 +187,7 @@ REFUSALS: dict[str, dict[str, str]] = {
         "data.load('digits', image_size=0)": "image_size must be at least 1; received image_size=0.",
         "data.from_arrays((X, Y), (IMAGES, Y))": "training images of arrays must be uint8 (n, height, width, channels) with (n,) labels; received float32 (4, 8, 8, 1) with (4,).",
         "data.from_arrays((IMAGES, Y[:3]), (IMAGES, Y))": "training images of arrays must be uint8 (n, height, width, channels) with (n,) labels; received uint8 (4, 8, 8, 1) with (3,).",
-        "data.from_arrays((IMAGES[0], Y), (IMAGES, Y))": "evaluation must be images of the training images' shape, (8, 1); received evaluation=(8, 8, 1): pass image_size.",
+        "data.from_arrays((IMAGES[0], Y), (IMAGES, Y))": "training images of arrays must be uint8 (n, height, width, channels) with (n,) labels; received uint8 (8, 8, 1) with (4,).",
         "data.from_arrays((IMAGES, Y - 1), (IMAGES, Y))": "training labels of arrays must lie in the 3 classes 0 to 2; received -1 at position 0.",
         "data.from_arrays((IMAGES, Y), (IMAGES, Y), num_classes=2)": "training labels of arrays must lie in the 2 classes 0 to 1; received 2 at position 2.",
         "data.from_arrays((IMAGES, Y), (IMAGES[:, :4], Y))": "evaluation must be images of the training images' shape, (8, 8, 1); received evaluation=(4, 8, 1): pass image_size.",

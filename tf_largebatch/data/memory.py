@@ -61,9 +61,6 @@ def from_arrays(
     number("pixel_scale", pixel_scale, lambda scale: 0 < scale < math.inf, "a number above 0")
     named = class_names is None or len(class_names) == num_classes
     require(named, "class_names", class_names, f"one name for each of the {num_classes} classes")
-    shapes = images.shape[1:], evaluation[0].shape[1:]
-    alike = image_size is not None or shapes[0] == shapes[1]
-    require(alike, "evaluation", shapes[1], f"images of the training images' shape, {shapes[0]}", "pass image_size")
     for part, (x, y) in {"training": train, eval_split: evaluation}.items():
         if x.dtype != np.uint8 or x.ndim != 4 or y.shape != x.shape[:1]:
             raise ValueError(
@@ -71,6 +68,9 @@ def from_arrays(
                 f"received {x.dtype} {x.shape} with {y.shape}."
             )
         check_labels(y, num_classes, f"{part} labels of {name}")
+    shapes = images.shape[1:], evaluation[0].shape[1:]
+    alike = image_size is not None or shapes[0] == shapes[1]
+    require(alike, "evaluation", shapes[1], f"images of the training images' shape, {shapes[0]}", "pass image_size")
     mean, std = _pixel_statistics(images, pixel_scale)
     if not standardize:
         mean, std = (0.0,) * len(mean), (1 / pixel_scale,) * len(std)
