@@ -1,4 +1,4 @@
-"""Writes the tables of results/README.md, docs/ and benchmarks/README.md from the reports and the studies.
+"""Writes the tables of README.md, results/README.md, docs/ and benchmarks/README.md from the reports and the studies.
 
     python -m benchmarks.tables
 
@@ -34,6 +34,7 @@ def huge_batch_table() -> str:
 
 # Page: its tables by name.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"overview": study_tables.overview},
     "benchmarks/README.md": {
         "norms, networks": lambda: norms.network_table(harness.read_report(harness.REPORTS / "norms.json")),
         "norms, layers": lambda: norms.layer_table(harness.read_report(harness.REPORTS / "norms.json")),
