@@ -152,7 +152,7 @@ def _row(size: int, noise: float, memory: BatchMemory, optimizer: OptimizerConfi
 
 
 def _advised(noise: float, most: int) -> int:
-    """The power of two nearest to the noise scale."""
+    """Returns the power of two nearest to the noise scale."""
     if math.isnan(noise) or noise >= most:
         return most
     return 2 ** round(math.log2(max(noise, 1)))
@@ -197,7 +197,7 @@ def write(answer: Answer, run: Run) -> None:
 
 
 def _json(value: float) -> float | None:
-    """A number as JSON holds it: none for inf and NaN."""
+    """Returns a number as JSON holds it: none for inf and NaN."""
     return value if math.isfinite(value) else None
 
 
@@ -222,7 +222,7 @@ def report(answer: Answer, run: Run) -> str:
 
 
 def _fitting(memory: BatchMemory, most: int) -> str:
-    """How many examples fit, in words; beyond the largest batch that was asked about, by the straight line."""
+    """Says how many examples fit, in words; beyond the largest batch that was asked about, by the straight line."""
     if memory.largest is None:
         return "not even one example"
     if memory.largest < most or not memory.of_example:

@@ -194,13 +194,13 @@ class GrowBatchSize(keras.callbacks.Callback):
 
 
 def _of_normalizations(model: keras.Model) -> set[int]:
-    """The identities of the variables that normalization layers train."""
+    """Returns the identities of the variables that normalization layers train."""
     layers = (layer for layer in layers_within(model) if isinstance(layer, _NORMALIZATIONS))
     return {id(v) for layer in layers for v in layer.trainable_variables}
 
 
 def _checked_schedule(schedule: Mapping[int, int] | Callable[[int], float]) -> Callable[[int], float]:
-    """The schedule as a function of the epoch."""
+    """Returns the schedule as a function of the epoch."""
     if callable(schedule):
         return schedule
     rule = "a function of the epoch, or {epoch: examples} with epochs from 0 on and examples of 1 or more"

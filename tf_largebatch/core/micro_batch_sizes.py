@@ -80,7 +80,7 @@ def largest_that_fits(
 
 
 def _guess(need: dict[int, float], limit: float) -> float:
-    """How many examples fit, by the straight line through two of the known points."""
+    """Estimates how many examples fit, by the straight line through two of the known points."""
     known = sorted((size, bytes_) for size, bytes_ in need.items() if math.isfinite(bytes_))
     failing = min(size for size, bytes_ in need.items() if bytes_ > limit)
     below = [point for point in known if point[1] <= limit]

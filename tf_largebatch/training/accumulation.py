@@ -18,7 +18,7 @@ from tf_largebatch.training.step import Pass
 class Accumulation:
     """Collects the gradients and norms of a group of k batches, which make one update.
 
-        gradient = sum_j B_j gradient_j / sum_j B_j        j = 1..k, B_j examples in batch j; norms likewise
+        gradient = sum_j B_j gradient_j / sum_j B_j        j = 1..k, B_j examples in batch j; the norms alike
 
     With losses that are means over the examples this is the gradient of the concatenated batch, and CLARS's s_k is the
     mean over all of its examples. k is the number of batches whose examples come nearest to a target between two
@@ -96,7 +96,7 @@ class Accumulation:
         return self._counts[0]
 
     def is_complete(self) -> Any:
-        """Whether the group has as many batches as its update takes."""
+        """Tells whether the group has as many batches as its update takes."""
         examples, batch, _ = ops.unstack(self._counts.value, 3)
         target, minimum, maximum = ops.unstack(self._aims.value, 3)
         nearest = ops.logical_or(examples + batch / 2 > target, examples + batch > maximum)

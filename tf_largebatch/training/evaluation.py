@@ -52,7 +52,7 @@ class Outputs:
         return found
 
     def _listed(self, x: Any) -> list[Any]:
-        """The outputs, the masks of those that have one, and the logits of those that have some."""
+        """Returns the outputs, the masks of those that have one, and the logits of those that have some."""
         outputs = self._model(x, training=False)
         flat = keras.tree.flatten(outputs)
         masks = [keras_internals.keras_mask(t) for t in flat]

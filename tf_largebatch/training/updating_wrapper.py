@@ -76,7 +76,7 @@ class UpdatingWrapper(Wrapper):
         return None if outputs.add_losses else outputs
 
     def evaluation_step(self, data: Any, outputs: Outputs) -> dict[str, Any]:
-        """One batch of `evaluate` in micro-batches: loss and metrics are those of the whole batch."""
+        """Evaluates one batch in micro-batches: loss and metrics are those of the whole batch."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y_pred = outputs.of_batch(x)
         loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=False)

@@ -109,7 +109,7 @@ class SizedTrainFunction:
 
 
 def _covers(known: tuple[Any, ...], shapes: tuple[Any, ...]) -> bool:
-    """Whether arrays of these shapes take no more memory than those known."""
+    """Tells whether arrays of these shapes take no more memory than those known."""
     return len(known) == len(shapes) and all(
         len(a) == len(b) and all(i >= j for i, j in zip(a, b, strict=True)) for a, b in zip(known, shapes, strict=True)
     )
@@ -180,7 +180,7 @@ def explaining_out_of_memory(model: Any) -> Iterator[None]:
 
 
 def _estimate(model: Any) -> int | None:
-    """The largest micro-batch that fits by the compiled step; None where that cannot be told."""
+    """Returns the largest micro-batch that fits by the compiled step; None where that cannot be told."""
     traced = model.traced_step
     if traced is None or keras.distribution.distribution() is not None:
         return None

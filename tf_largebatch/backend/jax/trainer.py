@@ -98,7 +98,7 @@ class Trainer:
         object.__setattr__(self, "traced_step", (step, specs, batch_size_of(data)))
 
     def traced_batch_size(self) -> int | None:
-        """The number of examples of the batch for which a step was last traced; None if none was."""
+        """Returns the number of examples of the batch for which a step was last traced; None if none was."""
         return None if self.traced_step is None else self.traced_step[2]
 
     def _one_step(self, state: Any, data: Any) -> tuple[dict[str, Any], Any]:

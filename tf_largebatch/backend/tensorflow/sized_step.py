@@ -173,6 +173,6 @@ def _create_variables(model: Any, data: Any) -> None:
 
 
 def _first_parts(model: Any, data: Any) -> list[Any]:
-    """The first tensor of each replica's share of a batch."""
+    """Returns the first tensor of each replica's share of a batch."""
     leaf = next(t for t in keras.tree.flatten(data) if t is not None and not isinstance(t, tf.experimental.Optional))
     return list(model.distribute_strategy.experimental_local_results(leaf))
