@@ -32,9 +32,9 @@ class LayerwiseDefaults:
 # eta is near the best points of the equal searches (results/fashion_mnist, results/why/rates). With a cap of 1 more of
 # the points train (results/why/cap), and rates stay bounded as the training loss vanishes. Tensors without adaptation
 # train as well at any small rate (results/why/rates). None of the four depends on the batch size. The constant learning
-# rates are below the schedule's peak: a rate that never falls keeps its noise. On Fashion-MNIST the mean of CLARS's runs
-# is within three points of Adam at every batch size from 0.3 on (0.2 is 3.3 behind at 4,096), LARS's from 0.2 on. 0.5 is
-# better there, but networks without batch normalization leave their best accuracy at 0.5 and a batch of 128
+# rates are below the schedule's peak: a rate that never falls keeps its noise. On Fashion-MNIST the mean of CLARS's
+# runs is within three points of Adam at every batch size from 0.3 on (0.2 is 3.3 behind at 4,096), LARS's from 0.2 on.
+# 0.5 is better there, but networks without batch normalization leave their best accuracy at 0.5 and a batch of 128
 # (results/defaults).
 CLARS = LayerwiseDefaults(learning_rate=0.3, eta=0.25, max_rate=1.0, unadapted_rate_factor=0.2)
 LARS = LayerwiseDefaults(learning_rate=0.2, eta=0.03, max_rate=1.0, unadapted_rate_factor=0.2)
