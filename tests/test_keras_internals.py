@@ -166,7 +166,8 @@ def test_a_model_inside_another_one_can_be_built_under_its_own_name():
 
 
 def test_recurrent_layers_call_the_methods_that_are_replaced():
-    layer = keras.layers.RNN(keras.layers.StackedRNNCells([keras.layers.LSTMCell(2)]))
+    # Two cells: Keras's loop on JAX fails for a stack of one that has two states.
+    layer = keras.layers.RNN(keras.layers.StackedRNNCells([keras.layers.LSTMCell(2), keras.layers.LSTMCell(2)]))
     source = inspect.getsource(keras.layers.RNN)
     for name in (keras_internals.INNER_LOOP, keras_internals.DROPOUT_MASKS):
         assert f"self.{name}(" in source, f"keras.layers.RNN no longer calls {name}"
@@ -363,6 +364,7 @@ def test_weight_regularizers_can_be_left_out_of_the_losses():
     assert len(net.losses) == 1
 
 
+@tensorflow_only
 def test_checkpoints_ask_layers_for_what_to_save():
     name = keras_internals.TRACKED_CHILDREN
     assert callable(getattr(keras.layers.Layer, name, None)), f"layers on TensorFlow have no {name} any more"
