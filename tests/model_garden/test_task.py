@@ -301,7 +301,13 @@ def test_noise_instead_of_the_attack(records):
 
 def test_replica_norms_make_clars_lars(records):
     replica = {"task": {"gradient_norms": {"mode": "replica"}}}
-    common = {"eta": 0.01, "weight_decay_rate": 0.0, "max_rate": 1.0, "unadapted_rate_factor": 1.0}
+    common = {
+        "eta": 0.01,
+        "weight_decay_rate": 0.0,
+        "max_rate": 1.0,
+        "unadapted_rate_factor": 1.0,
+        "classic_momentum": True,
+    }
     clars, _, _ = trained(records, optimizer(optimizer={"type": "clars", "clars": common}), replica, steps=2)
     lars, _, _ = trained(records, optimizer(optimizer={"type": "lars_lb", "lars_lb": common}), steps=2)
     assert_close(weights(clars), weights(lars))

@@ -142,7 +142,7 @@ def test_a_layer_used_twice_adds_contributions_before_the_norm():
 
 
 @pytest.mark.parametrize("policy, rtol", [("mixed_float16", 2e-2), ("mixed_bfloat16", 8e-2)])
-@pytest.mark.parametrize("case", ["batch norm", "conv2d", "attention", "sync batch norm"])
+@pytest.mark.parametrize("case", ["batch norm", "conv2d valid", "attention", "sync batch norm"])
 def test_half_precision(policy, rtol, case):
     tf_keras.mixed_precision.set_global_policy(policy)
     assert_norms_in_half_precision(classifier(case), *batch(CASES[case][0]), rtol)
