@@ -10,6 +10,7 @@ import re
 
 import pytest
 
+from tf_largebatch import batch_size
 from tf_largebatch.evaluate import DATA_FLAGS
 from tf_largebatch.train.config import FLAGS
 
@@ -36,7 +37,8 @@ def flags_of_program(module: str) -> set[str]:
     path = ROOT / pathlib.Path(*module.split("."))
     source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
     defined = re.findall(r"""(?:DEFINE_\w+\(\s*["']|add_argument\(["']--)(\w+)["']""", source)
-    defined += DATA_FLAGS if module == "tf_largebatch.evaluate" else []
+    shared = {"tf_largebatch.evaluate": DATA_FLAGS, "tf_largebatch.batch_size": batch_size.FLAGS}
+    defined += shared.get(module, ())
     return set(defined) | (GARDEN if "garden" in module else set())
 
 

@@ -170,7 +170,8 @@ class _Evaluation:
 
 def _train_function(model: keras.Model, steps: int) -> Callable[[Any], dict[str, Any]]:
     """Makes one update with the next batch of an iterator."""
-    if type(model).make_train_function is not keras.Model.make_train_function:
+    one_batch = (keras.Model.make_train_function, LargeBatchModel.make_train_function)
+    if type(model).make_train_function not in one_batch:
         # A model that does more than one batch at a time, such as ConAdvModel: its function is made for strategies.
         model.make_train_function()
         if isinstance(model, ConAdvModel):
