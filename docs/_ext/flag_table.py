@@ -125,7 +125,10 @@ def numbers_of_defaults(
     from tf_largebatch.core import defaults
 
     del app, what, name, thing, options
-    value = lambda found: repr(operator.attrgetter(found[1])(defaults))  # noqa: E731
+
+    def value(found: re.Match[str]) -> str:
+        return repr(operator.attrgetter(found[1])(defaults))
+
     return re.sub(r"\bdefaults\.([\w.]+)", value, signature or "") or signature, returned
 
 

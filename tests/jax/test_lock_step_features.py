@@ -6,6 +6,7 @@ and LARS, in LargeBatchModel and without it. In `make test`, test_lock_step_opti
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 import subprocess
@@ -38,6 +39,10 @@ def first_difference(found, expected, tolerance):
     return None
 
 
+def read_run(stem, run):
+    return dict(np.load(f"{stem}.{run}.npz"))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("group", features_run.GROUPS)
 def test_fifty_steps_and_going_on_on_the_other_backend(group, tmp_path):
@@ -48,7 +53,7 @@ def test_fifty_steps_and_going_on_on_the_other_backend(group, tmp_path):
     differences = []
     for name, case in features_run.GROUPS[group].items():
         stem = str(tmp_path / name)
-        read = lambda run, stem=stem: dict(np.load(f"{stem}.{run}.npz"))  # noqa: E731
+        read = functools.partial(read_run, stem)
         jax, tensorflow = read("jax"), read("tensorflow")
         assert list(jax) == list(tensorflow)
         tolerance = FIFTY_STEPS[case.policy]

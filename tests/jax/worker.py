@@ -1,31 +1,16 @@
 """The command line with a model that compiles quickly: a process of the tests of several workers.
 
-With the environment variable DIE_IN_EPOCH the process kills itself, as a host ends that loses its power, in the middle
-of that epoch.
+tests/dying_checkpoint.py says when it kills itself.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-
 from absl import app
+from dying_checkpoint import DyingCheckpoint
 from train_runs import linear_network
 
-from tf_largebatch import callbacks, models, train
+from tf_largebatch import models, train
 from tf_largebatch.train import command_line, execute
-
-DIE_IN_EPOCH = int(os.environ.get("DIE_IN_EPOCH", "-1"))
-
-
-class DyingCheckpoint(callbacks.RunCheckpoint):
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.epoch + 1 == DIE_IN_EPOCH and batch == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-
 
 if __name__ == "__main__":
     models.NETWORKS["linear"] = linear_network

@@ -303,7 +303,10 @@ def test_compiled_by_xla_it_agrees_and_no_step_is_traced_again():
     traces, step = [], model._update
     model._update = lambda *args: traces.append(1) or step(*args)
     # A generator on JAX, which needs no type of data that knows its sizes.
-    fit = lambda data: model.fit((batch for batch in data) if ON_JAX else data, verbose=0)  # noqa: E731
+
+    def fit(data):
+        model.fit((batch for batch in data) if ON_JAX else data, verbose=0)
+
     data = batches(inputs, y)
     fit(data[:1] if ON_JAX else data.take(1))
     assert len(traces) <= 2  # tf.function traces twice where the first time made variables

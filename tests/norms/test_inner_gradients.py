@@ -27,7 +27,10 @@ def derivative(function, x, way="gradient"):
 
         if way == "forward mode":
             return x * jax.jvp(function, (x,), (ops.ones_like(x),))[1][:, :, None]
-        total = lambda x: ops.sum(function(x), axis=0)  # noqa: E731
+
+        def total(x):
+            return ops.sum(function(x), axis=0)
+
         return jax.jacrev(total)(x)[0] if way == "jacobian" else jax.grad(lambda x: total(x)[0])(x)
     import tensorflow as tf
 

@@ -7,6 +7,7 @@ The names are those of tf_largebatch, tf_largebatch.callbacks and tf_largebatch.
 path, or what another program says.
 """
 
+# A row is one line, so that the table reads as one.
 # ruff: noqa: E501
 
 from __future__ import annotations
