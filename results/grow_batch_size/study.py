@@ -136,23 +136,29 @@ def table(rows: list[dict[str, Any]], rates: dict[str, float]) -> str:
 def draw(rows: list[dict[str, Any]]) -> None:
     """The batch over the epochs beside the noise scale, and the accuracies."""
     with style.settings():
-        figure = style.new_figure(15, 5)
+        figure = style.new_figure(15, 6.4)
         left, right = figure.subplots(1, 2)
         for arm, colour, marker in zip(ARMS, style.COLOURS, style.MARKERS, strict=False):
             some = [row for row in rows if row["arm"] == arm and row["equal"] == "examples"]
             sizes = np.mean([json.loads(row["batch_sizes"]) for row in some], axis=0)
             if arm != "decay":
-                left.plot(range(1, EPOCHS + 1), sizes, color=colour, marker=marker, label=f"batch: {ARMS[arm]}")
+                left.plot(range(1, EPOCHS + 1), sizes, color=colour, marker=marker, lw=2, label=f"batch: {ARMS[arm]}")
             if arm in ("noise", "small"):
                 noise = np.median([json.loads(row["noise_scales"]) for row in some], axis=0)
-                left.plot(range(1, EPOCHS + 1), noise, color=colour, ls=":", label=f"noise scale: {ARMS[arm]}")
+                left.plot(
+                    range(1, EPOCHS + 1),
+                    noise,
+                    color=colour,
+                    marker=marker,
+                    mfc="none",
+                    ls=":",
+                    label=f"noise scale: {ARMS[arm]}",
+                )
         left.set_yscale("log", base=2)
-        left.set_ylim(12, 1500)  # room for the legend
         left.yaxis.set_major_formatter("{x:g}")
         left.set_xlabel("epoch")
         left.set_ylabel("examples")
         left.set_title("Batch of an update, equal examples")
-        left.legend(fontsize=10, frameon=False)
         for place, equal in enumerate(("examples", "updates")):
             for number, (arm, colour, marker) in enumerate(zip(ARMS, style.COLOURS, style.MARKERS, strict=False)):
                 found = [100 * row["accuracy"] for row in rows if row["arm"] == arm and row["equal"] == equal]
@@ -164,7 +170,9 @@ def draw(rows: list[dict[str, Any]]) -> None:
         right.set_ylabel("test accuracy, %")
         right.set_title("Test accuracy, three seeds each")
         right.grid(axis="y", alpha=0.25)
-        right.legend(fontsize=10, frameon=False, loc="lower left")
+        # Below the axes, where a legend covers nothing.
+        for axis in (left, right):
+            axis.legend(fontsize=12, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
         style.save(figure, HERE / "batch_sizes.png")
 
 

@@ -6,6 +6,7 @@ import csv
 
 import numpy as np
 import pytest
+from picture_texts import overlapping
 from small_fits import fit, small_model
 
 from tf_largebatch.callbacks import MetricsRecorder, plot_curves
@@ -52,25 +53,6 @@ def test_a_nan_rate_is_drawn_as_missing(tmp_path):
 def test_no_metrics_no_curves(tmp_path):
     with pytest.raises(ValueError, match=r"must hold a metrics\.csv"):
         plot_curves(tmp_path)
-
-
-def overlapping(figure):
-    """Pairs of titles, axis labels and tick labels, drawn, that overlap."""
-    figure.canvas.draw()
-    boxes = []
-    for axis in figure.axes:
-        texts = [axis.title, axis.xaxis.label, axis.yaxis.label]
-        for one in (axis.xaxis, axis.yaxis):
-            low, high = sorted(one.get_view_interval())
-            texts += [tick.label1 for tick in one.get_major_ticks() if low <= tick.get_loc() <= high]
-        texts += [] if axis.get_legend() is None else axis.get_legend().get_texts()
-        boxes += [(t.get_text(), t.get_window_extent()) for t in texts if t.get_text() and t.get_visible()]
-    width, height = figure.canvas.get_width_height()
-    outside = [text for text, box in boxes if box.x0 < 0 or box.x1 > width or box.y0 < 0 or box.y1 > height]
-    pairs = [
-        (a, b) for i, (a, one) in enumerate(boxes) for b, other in boxes[:i] if one.shrunk(0.9, 0.8).overlaps(other)
-    ]
-    return outside + pairs
 
 
 @pytest.mark.parametrize(("epochs", "tensors"), [(1, 1), (3, 40), (150, 8)])

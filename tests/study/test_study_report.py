@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 
 import pytest
+from picture_texts import overlapping
 from study_cases import row, study
 
+from tf_largebatch.plots import style
 from tf_largebatch.study import jobs
 from tf_largebatch.study.plots import write_plots
 from tf_largebatch.study.report import markdown, summary, write_report
@@ -64,3 +66,18 @@ def test_files(done, tmp_path):
     assert len(read) == len(rows) and read[0]["adapted_learning_rate"] and not read[0]["test_accuracy"]
     for name in ("accuracy", "learning_curves", "trials", "learning_rate"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_no_text_of_a_studys_pictures_overlaps_another_and_no_legend_is_longer_than_a_look_tells_apart(monkeypatch):
+    space = {"learning_rate": {"log": [1e-3, 1.0]}}
+    arms = {f"an arm with quite a long name, {i}": {"optimizer": "sgd", "space": space} for i in range(15)}
+    made = study(arms=arms)
+    rows = [row(job, 0.0 if job.trial else 0.01 * i, "trained") for i, job in enumerate(jobs.search_jobs(made))]
+    drawn = {}
+    monkeypatch.setattr(style, "save", lambda figure, path: drawn.update({path.stem: figure}))
+    write_plots(made, [*rows, *(row(job, 0.9) for job in jobs.final_jobs(made, rows))], "")
+    assert set(drawn) == {"accuracy", "learning_curves", "trials", "search", "learning_rate"}
+    for name, figure in drawn.items():
+        assert not overlapping(figure), name
+        labels = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert name == "accuracy" or (len(labels) == 8 and labels[-1] == "the other 8")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tf_largebatch.callbacks.layerwise_rates import read_layerwise_rates
+from tf_largebatch.plots import style
 
 _LABELLED_ROWS = 32
 
@@ -77,7 +78,8 @@ def draw_rates(
     axis.set_xlabel("update")
     axis.set_title(f"{label}: layer-wise rate" if label else "Layer-wise rate of each tensor, input at the top")
     axis.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axis, label="layer-wise rate", pad=0.01)
+    bar = figure.colorbar(image, ax=axis, label="layer-wise rate", pad=0.01)
+    style.logarithmic_ticks(bar.ax.yaxis, low, high)
 
 
 def _edges(updates: np.ndarray) -> np.ndarray:

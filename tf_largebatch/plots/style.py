@@ -81,16 +81,22 @@ def finish_axis(axis: Any, name: str, values: Sequence[float]) -> None:
 
 def choose_scale(axis: Any, values: Sequence[float]) -> None:
     """Sets a logarithmic scale, with plain numbers at its ticks, for values that span a decade or more."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
     finite = [value for value in values if math.isfinite(value)]
     if not finite or min(finite) <= 0 or max(finite) < 10 * min(finite):
         return
     axis.set_yscale("log")
-    subs = (1, 2, 5) if max(finite) < 100 * min(finite) else (1,)
-    axis.yaxis.set_major_locator(LogLocator(subs=subs))
-    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    logarithmic_ticks(axis.yaxis, min(finite), max(finite))
+
+
+def logarithmic_ticks(axis: Any, low: float, high: float) -> None:
+    """Gives a logarithmic x or y axis from `low` to `high` ticks with plain numbers, some of them in every decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    span = high / low
+    subs = (1,) if span >= 100 else (1, 2, 5) if span >= 5 else tuple(range(1, 10))
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def marks(count: int) -> dict[str, Any]:

@@ -18,10 +18,13 @@ import matplotlib.figure
 
 from tf_largebatch.check import require
 from tf_largebatch.files import replacing
+from tf_largebatch.plots import style
 from tf_largebatch.study.config import read_study
 from tf_largebatch.study.runner import CONFIG, RUNS, read_rows
 
 Setting = tuple[str, int]
+# Where the colours of the picture end, in points.
+_LARGEST = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +97,7 @@ def markdown(found: Mapping[str, Mapping[Setting, Reached]], reference: str) -> 
 
 
 def picture(found: Mapping[str, Mapping[Setting, Reached]], reference: str) -> matplotlib.figure.Figure:
-    """Returns the gaps as a heat map: arms by settings, in points, cut off at 10 below and above."""
+    """Returns the gaps as a heat map: arms by settings, in points; the colours end at 10 below and above."""
     settings = list(found[reference])
     names = sorted(found, key=lambda name: -worst_gap(found[name], found[reference]))
     gaps = [
@@ -106,19 +109,28 @@ def picture(found: Mapping[str, Mapping[Setting, Reached]], reference: str) -> m
         ]
         for name in names
     ]
-    size = (3.5 + 0.9 * len(settings), 1.6 + 0.28 * len(names))
-    figure = matplotlib.figure.Figure(figsize=size, dpi=120, layout="constrained")
-    axis = figure.subplots()
-    image = axis.imshow(gaps, aspect="auto", cmap="RdBu", vmin=-10, vmax=10)
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xticks(range(len(settings)), [f"{name}\n{batch_size:,}" for name, batch_size in settings], fontsize=8)
-    for y, line in enumerate(gaps):
-        for x, gap in enumerate(line):
-            if gap == gap:
-                colour = "white" if abs(gap) > 6 else "black"
-                axis.text(x, y, f"{gap:+.1f}", ha="center", va="center", fontsize=8, color=colour)
-    figure.colorbar(image, label=f"test accuracy minus that of {reference}, points")
+    with style.settings():
+        figure = style.new_figure(5.0 + 1.25 * len(settings), 1.8 + 0.3 * len(names))
+        axis = figure.subplots()
+        # From dark to light, so that below and above the reference differ in grey as well.
+        image = axis.imshow(gaps, aspect="auto", cmap="cividis", vmin=-_LARGEST, vmax=_LARGEST)
+        axis.set_yticks(range(len(names)), names, fontsize=11)
+        axis.set_xticks(range(len(settings)), [_setting(*setting) for setting in settings], fontsize=11)
+        for y, line in enumerate(gaps):
+            for x, gap in enumerate(line):
+                if gap == gap:
+                    colour = "white" if gap < 0 else "black"
+                    axis.text(x, y, f"{gap:+.1f}", ha="center", va="center", fontsize=10, color=colour)
+        known = [gap for line in gaps for gap in line if gap == gap]
+        low, high = min(known) < -_LARGEST, max(known) > _LARGEST
+        extend = "both" if low and high else "min" if low else "max" if high else "neither"
+        label = f"test accuracy minus that of {reference}, points"
+        figure.colorbar(image, label=label, extend=extend, pad=0.02)
     return figure
+
+
+def _setting(name: str, batch_size: int) -> str:
+    return f"{name.replace('_', chr(10))}\nbatch\n{batch_size:,}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -133,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require(given.reference in found, "reference", given.reference, f"an arm with final runs: {', '.join(found)}")
         with replacing(given.output / "gaps.md") as temporary:
             temporary.write_text(markdown(found, given.reference))
-        with replacing(given.output / "gaps.png") as temporary:
-            picture(found, given.reference).savefig(temporary, format="png")
+        style.save(picture(found, given.reference), given.output / "gaps.png")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
