@@ -60,7 +60,7 @@ class Contraction(Protocol):
 class Use:
     """One use of one variable: the recorded tensor and how it depends on the variable.
 
-    `copy` is the private value that was used, whose gradient is the ordinary gradient of this use. A use without a
+    `private_value` is what the layer computed with; its gradient is the ordinary gradient of this use. A use without a
     contraction is the variable repeated for each example (`Recorder.per_example`), private value and output in one:
     its gradient is `G_i` itself. `number` counts the uses of a forward pass, `layer_call` the calls of layers. The
     output of a use with `broadcast` has no batch axis; these are the decisions by which it is followed to the batch.
@@ -68,7 +68,7 @@ class Use:
 
     variable: Variable
     output: Tensor
-    copy: Tensor
+    private_value: Tensor
     contraction: Contraction | None
     number: int
     layer_call: int
@@ -217,8 +217,10 @@ class Recorder(abc.ABC):
             )
         return known[key]
 
-    def _add_use(self, variable: Variable, output: Tensor, copy: Tensor, contraction: Contraction | None) -> Use:
-        self.uses.append(Use(variable, output, copy, contraction, len(self.uses), self._layer_calls))
+    def _add_use(
+        self, variable: Variable, output: Tensor, private_value: Tensor, contraction: Contraction | None
+    ) -> Use:
+        self.uses.append(Use(variable, output, private_value, contraction, len(self.uses), self._layer_calls))
         return self.uses[-1]
 
     def _path(self) -> str:

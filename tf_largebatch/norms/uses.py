@@ -45,7 +45,7 @@ class _Kind:
 
     contraction: Any
     d: Tensor
-    copies: frozenset[int]
+    private_values: frozenset[int]
 
 
 def measure_uses(uses: Sequence[tuple[Use, Tensor]], window: slice | None) -> Together:
@@ -59,10 +59,10 @@ def measure_uses(uses: Sequence[tuple[Use, Tensor]], window: slice | None) -> To
     products = _cross_products(kinds, slice(None) if window is None else window)
     if products is None:
         parts = tuple((kind.contraction, kind.d) for kind in kinds)
-        kinds = [_Kind(Added(parts, tuple(uses[0][0].variable.shape)), kinds[0].d, _copies(uses))]
+        kinds = [_Kind(Added(parts, tuple(uses[0][0].variable.shape)), kinds[0].d, _private_values(uses))]
         products = []
-    # A copy in two kinds has one ordinary gradient for both, which the share of one kind must not replace.
-    replaceable = sum(len(kind.copies) for kind in kinds) == len(_copies(uses))
+    # A private value in two kinds has one ordinary gradient for both, which the share of one kind must not replace.
+    replaceable = sum(len(kind.private_values) for kind in kinds) == len(_private_values(uses))
     squares: list[Tensor] = []
     gradients: list[Tensor] = []
     replaced: set[int] = set()
@@ -71,7 +71,7 @@ def measure_uses(uses: Sequence[tuple[Use, Tensor]], window: slice | None) -> To
         squares.append(found)
         if gradient is not None:
             gradients.append(gradient)
-            replaced |= kind.copies
+            replaced |= kind.private_values
     total = squares[0] if len(kinds) == 1 else ops.maximum(functools.reduce(operator.add, [*squares, *products]), 0.0)
     return Together(total, gradients, replaced)
 
@@ -98,12 +98,12 @@ def _joined(uses: Sequence[tuple[Use, Tensor]]) -> list[_Kind]:
         contraction, d = contractions[0], same[0][1]
         if len(same) > 1:
             contraction, d = contraction.joined(contractions, [d for _, d in same])
-        kinds.append(_Kind(contraction, d, _copies(same)))
+        kinds.append(_Kind(contraction, d, _private_values(same)))
     return kinds
 
 
-def _copies(uses: Sequence[tuple[Use, Tensor]]) -> frozenset[int]:
-    return frozenset(id(use.copy) for use, _ in uses)
+def _private_values(uses: Sequence[tuple[Use, Tensor]]) -> frozenset[int]:
+    return frozenset(id(use.private_value) for use, _ in uses)
 
 
 def _contraction(use: Use) -> Any:

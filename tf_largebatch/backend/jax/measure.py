@@ -235,12 +235,14 @@ class _Pass:
                     window,
                 )
                 squares, shares = together.squares, list(together.gradients)
-                copies = {id(use.copy): use for use in probed if id(use.copy) not in together.replaced}
+                private_values = {
+                    id(use.private_value): use for use in probed if id(use.private_value) not in together.replaced
+                }
                 shares += [
                     jnp.sum(d.probes[use.number].astype(jnp.float32), axis=0)
                     if use.contraction is None
-                    else d.copies[use.copy.number]
-                    for use in copies.values()
+                    else d.private_values[use.private_value.number]
+                    for use in private_values.values()
                 ]
             else:
                 for use in uses:  # one
@@ -250,7 +252,7 @@ class _Pass:
                         continue
                     squares = d.squares[use.number]
                     own = use.number in recorder.with_share
-                    shares.append(d.shares[use.number] if own else d.copies[use.copy.number])
+                    shares.append(d.shares[use.number] if own else d.private_values[use.private_value.number])
             if id(variable) in in_loss.seen:
                 shares.append(d_loss[i])
             total = None
@@ -263,7 +265,11 @@ class _Pass:
 
     def _check_explained(self, recorder: Recorder, uses_of: Mapping[int, list[Use]]) -> None:
         """Raises if the loss depends on a private value otherwise than through the tensors recorded for it."""
-        explained = {id(use.copy) for uses in uses_of.values() for use in uses}
-        lost = [copy for copy in recorder.copies if copy.reached and id(copy) not in explained]
+        explained = {id(use.private_value) for uses in uses_of.values() for use in uses}
+        lost = [
+            private_value
+            for private_value in recorder.private_values
+            if private_value.reached and id(private_value) not in explained
+        ]
         if lost:
-            raise ValueError(unexplained_message([variable_path(copy.variable) for copy in lost]))
+            raise ValueError(unexplained_message([variable_path(private_value.variable) for private_value in lost]))

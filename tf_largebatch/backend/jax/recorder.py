@@ -40,14 +40,14 @@ class Plan:
     """What a trace of the forward pass has found.
 
     Attributes:
-        copies: The variable of each private value, in order.
+        private_values: The variable of each private value, in order.
         variables: The variable of each use, in order.
         outputs: Shape and dtype of each use's recorded tensor.
         complete: Whether each use's contraction was complete when it was recorded.
         sums: Whether each use's contributions are small sums over positions, see `sums.are_small_sums`.
     """
 
-    copies: list[Variable] = dataclasses.field(default_factory=list)
+    private_values: list[Variable] = dataclasses.field(default_factory=list)
     variables: list[Variable] = dataclasses.field(default_factory=list)
     outputs: list[jax.ShapeDtypeStruct] = dataclasses.field(default_factory=list)
     complete: list[bool] = dataclasses.field(default_factory=list)
@@ -64,14 +64,14 @@ class Arguments:
     """The dummy arguments of the differentiated function; all are zeros.
 
     Attributes:
-        copies: For each private value, in order, zeros that are added to it: their gradient is its ordinary one.
+        private_values: For each, in order, zeros that are added to it: their gradient is its ordinary one.
         squares: For each use that is not probed zeros [b].
         shares: For each use that is not probed zeros of the variable's shape.
         contributions: In place of these two, for each use with small sums, zeros [B, *variable's shape].
         probes: For each probed use zeros of its tensor's shape and dtype.
     """
 
-    copies: list[jax.Array]
+    private_values: list[jax.Array]
     squares: dict[int, jax.Array]
     shares: dict[int, jax.Array]
     contributions: dict[int, jax.Array]
@@ -84,7 +84,7 @@ class Arguments:
         sums = [n for n in uses if not plan.is_probed(n) and plan.sums[n]]
         inline = [n for n in uses if not plan.is_probed(n) and not plan.sums[n]]
         return cls(
-            [jnp.zeros(v.shape if trained(v) else (), v.dtype) for v in plan.copies],
+            [jnp.zeros(v.shape if trained(v) else (), v.dtype) for v in plan.private_values],
             {n: jnp.zeros(measured) for n in inline},
             {n: jnp.zeros(plan.variables[n].shape) for n in inline},
             {n: jnp.zeros((batch_size, *plan.variables[n].shape)) for n in sums},
@@ -92,12 +92,12 @@ class Arguments:
         )
 
 
-jax.tree_util.register_dataclass(Arguments, ["copies", "squares", "shares", "contributions", "probes"], [])
+jax.tree_util.register_dataclass(Arguments, ["private_values", "squares", "shares", "contributions", "probes"], [])
 
 
 @dataclasses.dataclass(eq=False)
-class Copy:
-    """A private value.
+class PrivateValue:
+    """What a layer computes with in place of one variable.
 
     Attributes:
         variable: What it is the value of.
@@ -140,7 +140,7 @@ class Recorder(base.Recorder):
         super().__init__(batch_size, checks_structure)
         self.inner_gradients = InnerGradients()
         self.found = Plan()
-        self.copies: list[Copy] = []
+        self.private_values: list[PrivateValue] = []
         self.reached: set[int] = set()  # the uses that the backward pass has reached
         self.with_share: set[int] = set()  # those whose share of the gradient replaces the ordinary one
         self.scope = scope
@@ -148,19 +148,21 @@ class Recorder(base.Recorder):
         self.held: dict[int, list[jax.Array]] = {}  # what their contractions hold, once the program has run
         self._trained, self._plan, self._arguments = trained, plan, arguments
         self._window = window
-        self._last_copy: dict[int, Copy] = {}
+        self._last_private_value: dict[int, PrivateValue] = {}
         self._results: list[jax.Array] = []  # of the layer before, in the order of the backward pass
 
     def value(self, variable: Variable, dtype: Any = None) -> jax.Array:
         """Returns the variable's value without its gradient, plus a dummy argument that has it instead."""
         self._check_is_variable(variable)
-        copy = Copy(variable, len(self.copies))
-        self.found.copies.append(variable)
-        self.copies.append(copy)
-        self._last_copy[id(variable)] = copy
+        private_value = PrivateValue(variable, len(self.private_values))
+        self.found.private_values.append(variable)
+        self.private_values.append(private_value)
+        self._last_private_value[id(variable)] = private_value
         if self._arguments is None or not self._trained(variable):
             return self._read(variable, dtype, None)
-        return self._read(variable, dtype, watched(self._arguments.copies[copy.number], copy.on_gradient))
+        return self._read(
+            variable, dtype, watched(self._arguments.private_values[private_value.number], private_value.on_gradient)
+        )
 
     def unseen(self) -> contextlib.AbstractContextManager[None]:
         """Private values have no gradient of the variable here, wherever it is read."""
@@ -173,14 +175,14 @@ class Recorder(base.Recorder):
     def record(self, variable: Variable, output: jax.Array, contraction: Contraction) -> jax.Array:
         """Notes the use and returns the output, behind an identity or with a probe added."""
         self._check_batch_axis(variable, output)
-        use = self._add_use(variable, output, self._last_copy[id(variable)], self._fold(contraction))
+        use = self._add_use(variable, output, self._last_private_value[id(variable)], self._fold(contraction))
         return self._seen(use, output)
 
     def record_broadcast(self, variable: Variable, output: jax.Array, contraction: Contraction) -> jax.Array:
         """Notes the use and returns the output behind a mark, which `broadcast.run` replaces."""
         if self._rows_per_example is not None:
             raise ValueError(broadcast_message([self._path()]))
-        use = self._add_use(variable, output, self._last_copy[id(variable)], contraction)
+        use = self._add_use(variable, output, self._last_private_value[id(variable)], contraction)
         repeated = jax.ShapeDtypeStruct((self.batch_size, *output.shape), output.dtype)
         self._note(use, repeated)
         held, rebuild = pack(contraction)
@@ -206,7 +208,7 @@ class Recorder(base.Recorder):
         value = self._read(variable, dtype, None)
         wide = value.astype(jnp.float32) if value.dtype.itemsize < 4 else value
         repeated = jnp.broadcast_to(wide, (examples, *variable.shape))
-        use = self._add_use(variable, repeated, Copy(variable, -1), None)
+        use = self._add_use(variable, repeated, PrivateValue(variable, -1), None)
         repeated = self._seen(use, repeated)
         if rows is not None:
             by_row = jnp.broadcast_to(repeated[:, None], (examples, rows, *variable.shape))

@@ -109,12 +109,12 @@ def _split(
     uses, elsewhere = _met(recorder)
     measured, window = _window(recorder.batch_size, examples)
     recorder.on_gradient = backward = Backward(uses, window)
-    copies = {id(use.copy): use.copy for use in uses if use.contraction is not None}
-    d_outputs, d_copies, d_variables, d_inner, d_elsewhere = tape.gradient(
+    private_values = {id(use.private_value): use.private_value for use in uses if use.contraction is not None}
+    d_outputs, d_private_values, d_variables, d_inner, d_elsewhere = tape.gradient(
         target,
         (
             [use.output for use in uses],
-            list(copies.values()),
+            list(private_values.values()),
             [_readable(v) for v in variables],
             recorder.inner_gradients.begin_backward(),
             [t for _, t in elsewhere],
@@ -130,8 +130,8 @@ def _split(
         in_loss,
         [at[id(v)] is not None and weight_terms.depends_on_examples(at[id(v)], of_examples) for v in in_loss],
     )
-    d_copy = dict(zip(copies, d_copies, strict=True))
-    _check_explained(uses, d_outputs, d_copy)
+    d_private_value = dict(zip(private_values, d_private_values, strict=True))
+    _check_explained(uses, d_outputs, d_private_value)
     uses_of: dict[int, list[Use]] = {}
     for use, d in zip(uses, d_outputs, strict=True):
         if d is not None:  # None: the loss does not depend on this use
@@ -140,18 +140,22 @@ def _split(
 
     gradients, squared_norms = [], []
     for variable, unmeasured in zip(variables, d_variables, strict=True):
-        shares, squares = _shares_and_norms(uses_of.get(id(variable), []), backward, d_copy)
+        shares, squares = _shares_and_norms(uses_of.get(id(variable), []), backward, d_private_value)
         shares = shares if unmeasured is None else [*shares, unmeasured]
         gradients.append(_add(shares, variable.dtype))
         squared_norms.append(squares)
     return Measurement(gradients, squared_norms, measured, recorder.batch_size)
 
 
-def _check_explained(uses: Sequence[Use], d_outputs: Sequence[Any], d_copy: Mapping[int, Any]) -> None:
+def _check_explained(uses: Sequence[Use], d_outputs: Sequence[Any], d_private_value: Mapping[int, Any]) -> None:
     """Raises if the loss depends on a private value otherwise than through the tensors recorded for it."""
-    explained = {id(use.copy) for use, d in zip(uses, d_outputs, strict=True) if d is not None}
-    lost = {id(use.copy): use for use in uses if use.contraction is not None and id(use.copy) not in explained}
-    refused = [variable_path(use.variable) for key, use in lost.items() if d_copy[key] is not None]
+    explained = {id(use.private_value) for use, d in zip(uses, d_outputs, strict=True) if d is not None}
+    lost = {
+        id(use.private_value): use
+        for use in uses
+        if use.contraction is not None and id(use.private_value) not in explained
+    }
+    refused = [variable_path(use.variable) for key, use in lost.items() if d_private_value[key] is not None]
     if refused:
         raise ValueError(unexplained_message(refused))
 
@@ -179,7 +183,7 @@ def _met(recorder: Recorder) -> tuple[list[Use], list[tuple[str, tf.Tensor]]]:
 
 
 def _shares_and_norms(
-    used: list[Use], backward: Backward, d_copy: dict[int, Gradient]
+    used: list[Use], backward: Backward, d_private_value: dict[int, Gradient]
 ) -> tuple[list[Gradient], tf.Tensor | None]:
     """Returns the shares of one variable's gradient that its uses make, and `||G_i||^2` of the measured examples."""
     if not used:
@@ -187,10 +191,10 @@ def _shares_and_norms(
     together = backward.together.get(id(used[0].variable))
     if together is None:  # a use that the gradient does not reach, or a variable repeated for each example
         together = measure_uses([(use, backward.d[use.number]) for use in used], backward.window)
-    ordinary = {id(use.copy): use for use in used if id(use.copy) not in together.replaced}
+    ordinary = {id(use.private_value): use for use in used if id(use.private_value) not in together.replaced}
     shares = [
-        tf.reduce_sum(backward.d[use.number], axis=0) if use.contraction is None else d_copy[copy]
-        for copy, use in ordinary.items()
+        tf.reduce_sum(backward.d[use.number], axis=0) if use.contraction is None else d_private_value[private_value]
+        for private_value, use in ordinary.items()
     ]
     return [*together.gradients, *shares], together.squares
 

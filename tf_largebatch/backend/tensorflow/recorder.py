@@ -30,7 +30,7 @@ class Recorder(base.Recorder):
         self.inner_gradients = InnerGradients(tape)
         self._graph = _graph()
         self._tape = tape
-        self._copies: dict[int, tf.Tensor] = {}
+        self._private_values: dict[int, tf.Tensor] = {}
         self._hidden = False
 
     def value(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
@@ -39,7 +39,7 @@ class Recorder(base.Recorder):
         with self.unseen():
             value = tf.identity(_read(variable, dtype))
         self._tape.watch(value)
-        self._copies[id(variable)] = value
+        self._private_values[id(variable)] = value
         return value
 
     @contextlib.contextmanager
@@ -65,7 +65,7 @@ class Recorder(base.Recorder):
         """Notes the use and returns the output, at which `on_gradient` sees the gradient when it comes back."""
         self._check_graph()
         self._check_batch_axis(variable, output)
-        use = self._add_use(variable, output, self._copies[id(variable)], self._fold(contraction))
+        use = self._add_use(variable, output, self._private_values[id(variable)], self._fold(contraction))
 
         @tf.custom_gradient
         def with_gradient_seen(y: tf.Tensor) -> Any:
@@ -84,11 +84,13 @@ class Recorder(base.Recorder):
             )
         if self._rows_per_example is not None or not output.shape.is_fully_defined():
             raise ValueError(broadcast_message([self._path()]))
-        copy = self._copies[id(variable)]
+        private_value = self._private_values[id(variable)]
         decisions = self.structure.broadcasts.setdefault(self._broadcasts, [])
         self._broadcasts += 1
         number = len(self.uses)
-        self.uses.append(Use(variable, output, copy, contraction, number, self._layer_calls, broadcast=decisions))
+        self.uses.append(
+            Use(variable, output, private_value, contraction, number, self._layer_calls, broadcast=decisions)
+        )
         return output
 
     def per_example(self, variable: Variable, dtype: Any = None) -> tf.Tensor:
