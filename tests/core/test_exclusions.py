@@ -5,12 +5,10 @@ import re
 
 import keras
 import pytest
-from layerwise_cases import SHAPES, variables
+from layerwise_cases import variables
 
 from tf_largebatch.core.exclusions import Exclusion, select
 from tf_largebatch.core.paths import variable_path
-
-PATHS = list(SHAPES)
 
 
 @keras.saving.register_keras_serializable(package="tests_selection")

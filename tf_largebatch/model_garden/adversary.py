@@ -117,7 +117,8 @@ class Adversary:
             lambda: tf.identity(self._waiting),
             lambda: self._attacked(this_network, images, labels, step),
         )
-        return present, self._attacked(next_network, *upcoming, step + 1)
+        next_images, next_labels = upcoming
+        return present, self._attacked(next_network, next_images, next_labels, step + 1)
 
     def push(self, coming: tf.Tensor | None) -> None:
         """Makes the present weights those of one step ago and keeps the next batch's adversarial images.

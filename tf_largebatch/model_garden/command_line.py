@@ -130,9 +130,9 @@ def explained(error: Exception, directory: str) -> str | None:
 
 def _check_init_checkpoint(path: str) -> None:
     name = "task.init_checkpoint"
-    checkpoint = _latest(path) if tf.io.gfile.isdir(path) else path
-    require(checkpoint is not None, name, path, "a checkpoint or a directory that holds one")
-    require(tf.io.gfile.exists(f"{checkpoint}.index"), name, path, "a checkpoint or a directory that holds one")
+    checkpoint = (_latest(path) or "") if tf.io.gfile.isdir(path) else path
+    exists = bool(checkpoint) and tf.io.gfile.exists(f"{checkpoint}.index")
+    require(exists, name, path, "a checkpoint or a directory that holds one")
     damage = _damage(checkpoint)
     require(damage is None, name, path, "a checkpoint that can be read", damage or "")
 

@@ -48,7 +48,14 @@ CONADV_OPTIMIZER = {
 }
 CONADV_RECIPE = {"epochs": 100.0, "table": "conadv"}
 CONADV_DECAY = {"power": 1.6, "end_learning_rate": 1e-4}
-CONADV_ATTACK = {"enabled": True, "epsilon": 4.0, "num_steps": 1, "staleness": 1, "targeted": True, "random_start": 0.8}
+CONADV_ATTACK: dict[str, Any] = {
+    "enabled": True,
+    "epsilon": 4.0,
+    "num_steps": 1,
+    "staleness": 1,
+    "targeted": True,
+    "random_start": 0.8,
+}
 
 
 def _resnet(model_id: int = 50, **kwargs: Any) -> configs.Backbone:
@@ -184,7 +191,7 @@ def _cifar10(optimization: configs.OptimizationConfig, recipe: dict, conadv: dic
 @exp_factory.register_config_factory("clars_resnet_cifar10")
 def clars_resnet_cifar10() -> configs.ExperimentConfig:
     """Returns a small ResNet-18 on CIFAR-10 with CLARS by the recipe of `docs/choosing.md`, without warmup."""
-    recipe = {"train_examples": 50000, "validation_examples": 10000, "epochs": 2.0}
+    recipe: dict[str, Any] = {"train_examples": 50000, "validation_examples": 10000, "epochs": 2.0}
     recipe.update(base_learning_rate=defaults.PEAK_LEARNING_RATE, base_batch_size=None)
     decay = {"power": defaults.POWER, "end_learning_rate": defaults.END_LEARNING_RATE}
     optimization = _optimization("clars", {"weight_decay_rate": defaults.WEIGHT_DECAY_RATE}, decay)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -51,13 +53,13 @@ def check_ranges(params: Any) -> None:
         ConfigurationError: If there is one. The message names the field.
     """
     for least, fields in _AT_LEAST.items():
-        _check_each(params, fields, lambda value, least=least: value >= least, f"{least} or more")
+        _check_each(params, fields, functools.partial(operator.le, least), f"{least} or more")
     _check_each(params, _ABOVE_0, lambda value: value > 0, "above 0")
     _check_each(params, _PROBABILITIES, lambda value: 0 <= value < 1, "at least 0 and below 1")
     _check_each(params, _FRACTIONS, lambda value: 0 <= value <= 1, "from 0 to 1")
     for fields, choices in _CHOICES.items():
         known = ", ".join("null" if choice is None else choice for choice in choices)
-        _check_each(params, fields, lambda value, choices=choices: value in choices, f"one of {known}")
+        _check_each(params, fields, choices.__contains__, f"one of {known}")
     steps = params.trainer.validation_steps
     rule = "1 or more, or -1 for the whole data set"
     require(steps is None or steps == -1 or steps >= 1, "trainer.validation_steps", steps, rule)

@@ -58,7 +58,7 @@ def require_one_of(chosen: Any, config: hyperparams.OneOfConfig, field: str) -> 
 
 def is_integer(value: Any, least: int) -> bool:
     """Returns whether the value is an integer of `least` or more."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= least
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: Any) -> bool:

@@ -218,19 +218,15 @@ class LargeBatchTask(model_garden_task.ImageClassificationTask):
     ) -> None:
         outputs = [tf.nn.softmax(o) if self.task_config.model.output_softmax else o for o in total.outputs]
         self.process_metrics([m for m in metrics if not isinstance(m, StreamMean)], targets, outputs[0])
-        if self._adversary is None:
+        if self._adversary is None or self._clean is None:
             return
         classes = tf.argmax(targets, axis=-1) if targets.shape.rank == 2 else tf.cast(targets, tf.int64)
         hits = tf.cast(tf.argmax(outputs[1], axis=-1) == classes, tf.float32)
         perturbation = self._adversary.perturbation(streams[1].inputs, streams[0].inputs)
-        values = (total.losses[0], total.losses[1], hits, perturbation, self._batch_norm_distance())
+        values = (total.losses[0], total.losses[1], hits, perturbation, _distance(self._clean, self._auxiliary[0]))
         of_streams = [m for m in metrics if isinstance(m, StreamMean)]
         for metric, value in zip(of_streams, values, strict=False):  # none if no metrics were given
             metric.update_state(value)
-
-    def _batch_norm_distance(self) -> tf.Tensor:
-        """Returns how far the moving averages of this replica's clean and adversarial images have moved apart."""
-        return distance(zip(*(batch_norms(b.network) for b in (self._clean, self._auxiliary[0])), strict=True))
 
 
 def _apply(total: Pass, optimizer: Any) -> None:
@@ -247,6 +243,11 @@ def _apply(total: Pass, optimizer: Any) -> None:
         return
     with clars.measured_gradient_norms(norms.unpack(), total.variables):
         optimizer.apply_gradients(pairs)
+
+
+def _distance(clean: RebuildableNetwork, auxiliary: RebuildableNetwork) -> tf.Tensor:
+    """Returns how far the moving averages of this replica's clean and adversarial images have moved apart."""
+    return distance(zip(batch_norms(clean.network), batch_norms(auxiliary.network), strict=True))
 
 
 def _scales_loss(optimizer: Any) -> bool:

@@ -90,7 +90,8 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
         self._trainable_variables: list[Any] = []
         self._index: dict[Any, int] = {}
         self._velocities: dict[int, Any] = {}
-        self._packed_rates = self._packed_norms = None
+        self._packed_rates: Any = None
+        self._packed_norms: Any = None
 
     @property
     def name(self) -> str:

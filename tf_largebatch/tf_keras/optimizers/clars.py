@@ -82,15 +82,16 @@ class CLARS(NormSource, LayerwiseOptimizer):
         clipnorm: float | None = None,
         clipvalue: float | None = None,
         global_clipnorm: float | None = None,
-        gradient_aggregator: Callable[[list[Any]], list[Any]] | None = None,
-        gradient_transformers: Sequence[Callable[[list[Any]], list[Any]]] | None = None,
+        gradient_aggregator: Callable[[list[Pair]], list[Pair]] | None = None,
+        gradient_transformers: Sequence[Callable[[list[Pair]], list[Pair]]] | None = None,
         name: str | None = None,
     ) -> None:
         # By position, in the order of `LayerwiseOptimizer`.
         layerwise = learning_rate, momentum, eta, weight_decay_rate, nesterov, classic_momentum, epsilon, max_rate
         unadapted = unadapted_rate_factor, exclude_from_layer_adaptation, exclude_from_weight_decay
         of_tf_keras = clipnorm, clipvalue, global_clipnorm, gradient_aggregator, gradient_transformers
-        super().__init__(*layerwise, *unadapted, *of_tf_keras, name)
+        arguments: Any = (*layerwise, *unadapted, *of_tf_keras, name)
+        super().__init__(*arguments)
         self._set_norm_source(gradient_norms, norm_exponent)
 
     def apply_gradients(
