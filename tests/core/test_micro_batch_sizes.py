@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tf_largebatch.core.micro_batch_sizes import divisors, largest_size, largest_that_fits
+from tf_largebatch.core.micro_batch_sizes import _guess, divisors, largest_size, largest_that_fits
 
 
 def test_divisors():
@@ -57,3 +57,31 @@ def test_a_size_that_fitted_before_is_tried_first():
     assert largest_that_fits(lambda size: measured.append(size) or size, 64, 40, first=16) == 16
     assert measured == [16]
     assert largest_that_fits(lambda size: size, 64, 10, first=16) == 8
+
+
+@pytest.mark.parametrize(
+    ("need", "expected"),
+    [
+        ({8: 30, 64: 100}, 24),  # on the line between one that fits and one that does not
+        ({2: 1, 8: 30, 64: 100, 128: 999}, 24),  # of several, those next to the limit
+        ({4: 10, 8: 20, 64: math.inf}, 20),  # on the line through the two that fit
+        ({2: 1, 4: 10, 8: 20, 64: math.inf}, 20),
+        ({4: 10, 8: 20, 19: math.inf}, 18),  # but below what fails
+        ({4: 10, 8: 10, 64: math.inf}, 63),
+        ({4: 10, 64: math.inf}, 16),  # one that fits says no more than that four times it may
+        ({32: 10, 64: math.inf}, 63),
+        ({64: 100}, 4),
+        ({64: math.inf}, 4),
+        ({16: 55, 64: 100}, 16 - 5 / (45 / 48)),  # on the line through the two that fail
+        ({16: 55, 64: 100, 128: 999}, 16 - 5 / (45 / 48)),
+        ({3: 60, 5: 70}, 1),
+        ({80: 60, 1280: 60}, 5),  # memory that is flat
+        ({32: 60, 64: 61}, 2),
+        ({16: 60}, 1),
+        ({2: 60}, 1),
+        ({1: 60}, 0),
+        ({1: 60, 4: 70}, 0),
+    ],
+)
+def test_what_is_tried_next(need, expected):
+    assert _guess(need, 50) == pytest.approx(expected)
