@@ -30,11 +30,13 @@ extensions = [
     "source_api",
     "layer_table",
     "measured_tables",
+    "mathml",
 ]
 exclude_patterns = ["_ext"]
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

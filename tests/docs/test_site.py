@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
 import config_table  # noqa: E402  (found on the path set above)
 import layer_table  # noqa: E402  (found on the path set above)
+import mathml  # noqa: E402  (found on the path set above)
 import measured_tables  # noqa: E402  (found on the path set above)
 from markdown_docstrings import to_rst  # noqa: E402  (found on the path set above)
 from public_api import exported  # noqa: E402  (found on the path set above)
@@ -62,9 +63,28 @@ def test_nothing_is_loaded_from_elsewhere(site):
     assert [path for path, page in site.items() if loaded.search(page)] == []
 
 
-def test_equations_are_text(site):
-    assert "rateₖ = η ‖wₖ‖ / (sₖ + ε)" in site["methods.html"]
+def test_equations_are_mathml_and_need_no_script(site):
+    for page, equations in (("methods.html", 9), ("conadv.html", 5), ("choosing.html", 2)):
+        assert site[page].count('<div class="math-block"><math xmlns=') >= equations
     assert not [path for path, page in site.items() if "mathjax" in page.lower()]
+
+
+@pytest.mark.parametrize(
+    ("latex", "found"),
+    [
+        (r"\lVert w_k \rVert", '<mo form="prefix" stretchy="false">‖</mo><msub><mi>w</mi><mi>k</mi></msub>'),
+        (r"\mathrm{rate}_k", "<mi>rate</mi>"),
+        (r"\begin{aligned} a &= b \\ c &= d \end{aligned}", "<mtable"),
+        (r"x \le y", "<mo>≤</mo>"),
+    ],
+)
+def test_latex_becomes_mathml(latex, found):
+    assert found in mathml.mathml(latex) and "&amp;" not in mathml.mathml(latex)
+
+
+def test_an_unknown_command_is_refused():
+    with pytest.raises(ValueError, match=r"received \\unknown\."):
+        mathml.mathml(r"a \unknown b")
 
 
 def test_every_public_name_is_in_the_reference(site):
