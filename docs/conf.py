@@ -36,6 +36,7 @@ exclude_patterns = ["_ext"]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_update_mathjax = False
 html_math_renderer = "mathml"
 
 autodoc_member_order = "bysource"
