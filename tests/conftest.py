@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pathlib
 import sys
 
 # Where JAX is not installed, `import jax` would find the folder tests/jax, and Keras takes it for JAX.
@@ -15,6 +16,11 @@ os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # The TPU compiler that is installed for tests/tpu makes JAX look for a TPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests on JAX spend most of their time compiling. Its compiled programs are kept, as mypy's results are: processes and
+# later runs share them. `make clean` removes them.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import pytest

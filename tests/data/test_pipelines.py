@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_largebatch.core import random_numbers
 from tf_largebatch.data import array_pipeline, philox, tensorflow_pipeline
 from tf_largebatch.data.batches import ArrayBatches, with_one_hot_labels
 from tf_largebatch.data.standardization import Standardization
@@ -33,6 +34,19 @@ def test_random_numbers_are_those_of_tensorflow(key):
         np.testing.assert_array_equal(philox.uniform(key, count), uniform)
         order = tf.random.experimental.stateless_shuffle(tf.range(count), seed, alg="philox")
         np.testing.assert_array_equal(philox.permutation(key, count), order)
+
+
+def test_random_numbers_of_a_seed_are_the_same_eagerly_and_in_a_graph():
+    def drawn(seed):
+        tensors = [random_numbers.split(seed, 3), random_numbers.fold_in(seed, 5)]
+        tensors += [random_numbers.uniform((3, 2), seed, dtype) for dtype in ("float32", "float64", "bfloat16")]
+        return [*tensors, random_numbers.normal((4,), seed, "float32"), random_numbers.integers((9,), seed, 1, 7)]
+
+    in_a_graph = tf.function(drawn, autograph=False)
+    for key in ((0, 0), (3, -7), (2**31 - 1, 5)):
+        seed = tf.constant(key, tf.int32)
+        for one, other in zip(drawn(seed), in_a_graph(seed), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("standardization", [STANDARD, RESIZED], ids=["same size", "resized"])

@@ -77,7 +77,7 @@ def test_what_a_run_leaves_behind(tmp_path, capsys):
     "options",
     [
         long({"staleness": 2, "optimizer": "clars", "norm_examples": 32}),
-        {"staleness": 1, "optimizer": "sgd", "num_steps": 2, "augment": "crop_flip", "epsilon": 40.0},
+        long({"staleness": 1, "optimizer": "sgd", "num_steps": 2, "augment": "crop_flip", "epsilon": 40.0}),
     ],
 )
 def test_resuming_equals_not_having_stopped(options, tmp_path):
