@@ -32,6 +32,26 @@ def require(
         raise error(message(name, rule, value, remedy))
 
 
+def within_classes(what: str, labels: np.ndarray, num_classes: int) -> None:
+    """Checks that labels name classes, `0 <= label < num_classes`.
+
+    Args:
+        what: What the labels are, for the message.
+        labels: Numbers of any shape.
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: Naming the first label that does not, and its position in the flattened array.
+    """
+    labels = np.ravel(labels)
+    wrong = np.flatnonzero(~((labels >= 0) & (labels < num_classes)))
+    if wrong.size:
+        raise ValueError(
+            f"{what} must lie in the {num_classes} classes 0 to {num_classes - 1}; "
+            f"received {labels[wrong[0]]} at position {wrong[0]}."
+        )
+
+
 def plain(value: Any) -> Any:
     """Returns NumPy's scalars and arrays without axes as numbers of Python, which JSON holds; other values as given."""
     scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim)

@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -181,9 +181,10 @@ def _run(values: flags.FlagValues) -> None:
         name: arguments[name] if name in arguments and not values[name].present else given[name] for name in DATA_FLAGS
     }
     chosen["name"] = chosen.pop("dataset")
-    if chosen["name"] != arguments.get("dataset") and not values["data_dir"].present:
-        chosen["data_dir"] = None
-    dataset = data.load(**chosen, image_size=image_size_of(model))
+    if chosen["name"] != arguments.get("dataset"):
+        # What the run says of its own data set does not hold for another.
+        chosen |= {name: given[name] for name in ("data_dir", "download", "validation_examples")}
+    dataset = _load(chosen, arguments, values["validation_examples"].present, image_size_of(model))
     check_fits(model, dataset)
     known = None if information is None else information.class_names
     if known is not None and dataset.class_names is not None:
@@ -210,6 +211,25 @@ def _run(values: flags.FlagValues) -> None:
         radius = f"{given['epsilon']:g} in units of 1/255"
         print(f"{dataset.eval_split} accuracy {found.attacked_accuracy:.4f} after one {attack} step of {radius}")
     print(f"Output: {output_dir}")
+
+
+def _load(
+    chosen: dict[str, Any], arguments: Mapping[str, Any], names_held_out: bool, image_size: int | None
+) -> data.Dataset:
+    """Loads the data set; the run's number of held-out images applies where these are evaluated.
+
+    Args:
+        chosen: Arguments of `data.load`.
+        arguments: Arguments of the run.
+        names_held_out: Whether the user gave `validation_examples`.
+        image_size: Height and width of the images.
+    """
+    held_out = chosen["validation_examples"]
+    if names_held_out or not held_out or chosen["eval_split"] == arguments.get("eval_split"):
+        return data.load(**chosen, image_size=image_size)
+    found = data.load(**{**chosen, "validation_examples": None}, image_size=image_size)
+    # There may be no test images, or the run may have held out images without being asked to.
+    return data.load(**chosen, image_size=image_size) if found.eval_split == "validation" else found
 
 
 def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:

@@ -139,6 +139,8 @@ def test_without_batch_sizes_the_peak_is_the_same_for_every_batch():
         ("peak_learning_rate", -1.0),
         ("peak_learning_rate", float("nan")),
         ("total_steps", 0),
+        ("total_steps", 10.5),
+        ("warmup_steps", 2.5),
         ("warmup_steps", -1),
         ("warmup_steps", 10),
         ("warmup_start", -0.1),

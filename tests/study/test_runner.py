@@ -24,6 +24,7 @@ def fake_training(monkeypatch):
 
     monkeypatch.setattr(execution, "train", train)
     monkeypatch.setattr(execution, "prepare", lambda study, jobs: None)
+    monkeypatch.setattr(execution, "check", lambda study, jobs: None)
     return trained
 
 

@@ -95,7 +95,8 @@ def load_checkpoint(path: str | os.PathLike[str], model: keras.Model) -> int:
 
     Raises:
         DamagedCheckpoint: If the file cannot be read; the model is as it was.
-        ValueError: If the variables of the model are not those of the checkpoint; the model is as it was.
+        ValueError: If there is no such file, or the variables of the model are not those of the checkpoint; the model
+            is as it was.
     """
     arrays = _read(path)
     state = {f"{group}/{i}": v for group, vs in _state(model).items() for i, v in enumerate(vs)}
@@ -111,6 +112,7 @@ def load_checkpoint(path: str | os.PathLike[str], model: keras.Model) -> int:
 
 def _read(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads all arrays, whose checksums are compared here, before any variable changes."""
+    require(local_path(path).is_file(), "path", os.fspath(path), "a file that exists")
     try:
         with np.load(local_path(path)) as file:
             arrays = {name: file[name] for name in file.files}

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.callbacks.noise_scale import NoiseScale, noise_scale_of
-from tf_largebatch.check import number, require
+from tf_largebatch.check import flag, number, require
 from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.training.accumulation import Accumulation
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
@@ -80,9 +80,12 @@ class GrowBatchSize(keras.callbacks.Callback):
         grow_only: bool = False,
     ) -> None:
         super().__init__()
-        self.maximum = int(number("maximum", maximum, lambda v: 1 <= v < math.inf, "1 or more, and finite"))
-        rule = f"from 1 to maximum={self.maximum}, or None"
-        low = 0.0 if minimum is None else number("minimum", minimum, lambda v: 1 <= v <= self.maximum, rule)
+        whole = float.is_integer
+        self.maximum = int(number("maximum", maximum, lambda v: v >= 1 and whole(v), "a whole number of 1 or more"))
+        rule = f"a whole number from 1 to maximum={self.maximum}, or None"
+        low = 0.0
+        if minimum is not None:
+            low = number("minimum", minimum, lambda v: 1 <= v <= self.maximum and whole(v), rule)
         self.minimum = None if minimum is None else int(low)
         require(multiple is None or schedule is None, "multiple", multiple, "None with schedule")
         self.multiple = 1.0 if multiple is None else multiple
@@ -96,7 +99,7 @@ class GrowBatchSize(keras.callbacks.Callback):
         require(schedule is None or every == "epoch", "every", every, "'epoch' with schedule, which is one of epochs")
         self.every = every
         self.decay = number("decay", decay, lambda v: 0 <= v < 1, "at least 0 and below 1")
-        self.grow_only = grow_only
+        self.grow_only = flag("grow_only", grow_only)
         self._accumulation = Accumulation(low, low, self.maximum)
         self._averages: NoiseScaleAverages | None = None
         self._stays = False

@@ -14,6 +14,7 @@ from tf_largebatch.conadv.arguments import check_arguments, plain_range
 from tf_largebatch.conadv.attack import ImageAttack
 from tf_largebatch.conadv.backend import compiled
 from tf_largebatch.conadv.class_labels import are_right, are_sparse, classes_of, classification_loss
+from tf_largebatch.norms.targets import check_classes, check_lengths
 from tf_largebatch.training.step_seed import step_seed
 
 
@@ -133,6 +134,7 @@ class RobustAccuracy:
         self._model, self._loss, self._seed = model, classification_loss(loss), seed
         image_checks.check_accepts_floating(model)
         self._counts: Any = None
+        self._output: Any = None
 
     def __call__(self, batches: Iterable[tuple[Any, Any]]) -> float:
         """Returns the accuracy on these batches after the attack, with the model's present weights."""
@@ -146,7 +148,11 @@ class RobustAccuracy:
             if self._counts is None:
                 if not self._model.built:
                     self._model(image_checks.as_floating(x[:1]))
+                images = keras.KerasTensor((1, *x.shape[1:]), keras.config.floatx())
+                self._output = self._model.compute_output_spec(images)
                 self._counts = _counts_function(self._model, self._attack, self._loss, self._seed)
+            check_lengths(int(x.shape[0]), y=y)
+            check_classes(self._loss, y, self._output)
             arguments = ops.convert_to_tensor(y), ops.convert_to_tensor(number, "int32")
             found = self._counts(image_checks.as_floating(x), *arguments)
             right += int(found[0])

@@ -27,11 +27,12 @@ def linear_scaling(base_learning_rate: float, batch_size: int, base_batch_size: 
         The learning rate for `batch_size`.
 
     Raises:
-        ValueError: If an argument is not above 0.
+        ValueError: If an argument is not above 0, or a batch size no whole number.
     """
     base_learning_rate, batch_size, base_batch_size = _positive(
         base_learning_rate=base_learning_rate, batch_size=batch_size, base_batch_size=base_batch_size
     )
+    _whole(batch_size=batch_size, base_batch_size=base_batch_size)
     return base_learning_rate * batch_size / base_batch_size
 
 
@@ -51,11 +52,12 @@ def sqrt_scaling(base_learning_rate: float, batch_size: int, base_batch_size: in
         The learning rate for `batch_size`.
 
     Raises:
-        ValueError: If an argument is not above 0.
+        ValueError: If an argument is not above 0, or a batch size no whole number.
     """
     base_learning_rate, batch_size, base_batch_size = _positive(
         base_learning_rate=base_learning_rate, batch_size=batch_size, base_batch_size=base_batch_size
     )
+    _whole(batch_size=batch_size, base_batch_size=base_batch_size)
     return base_learning_rate * math.sqrt(batch_size / base_batch_size)
 
 
@@ -112,6 +114,7 @@ class WarmupPolynomialDecay(keras.optimizers.schedules.LearningRateSchedule):
             warmup_start=warmup_start,
             end_learning_rate=end_learning_rate,
         )
+        self.total_steps, self.warmup_steps = _whole(total_steps=self.total_steps, warmup_steps=self.warmup_steps)
         check.require(
             self.warmup_steps < self.total_steps,
             "warmup_steps",
@@ -229,6 +232,12 @@ def _positive(**arguments: Any) -> list[Any]:
     for name, value in arguments.items():
         check.number(name, value, lambda v: 0 < v < math.inf, "a number above 0")
     return [check.plain(value) for value in arguments.values()]
+
+
+def _whole(**arguments: Any) -> list[int]:
+    for name, value in arguments.items():
+        check.require(float(value).is_integer(), name, value, "a whole number")
+    return [int(value) for value in arguments.values()]
 
 
 def _not_negative(**arguments: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from tf_largebatch.data.digits import load_digits
 from tf_largebatch.data.loading import AUGMENTATIONS, EVAL_SPLITS, load
 from tf_largebatch.data.memory import check_labels, from_arrays
 from tf_largebatch.data.parts import filled_up, part
-from tf_largebatch.data.sets import FOLDER, SETS, KnownSet, is_built_in
+from tf_largebatch.data.sets import FOLDER, SETS, KnownSet, check_applicable, is_built_in
 
 WELL_KNOWN = tuple(SETS)
 
@@ -29,6 +29,7 @@ __all__ = [
     "ArrayBatches",
     "Dataset",
     "KnownSet",
+    "check_applicable",
     "check_labels",
     "filled_up",
     "from_arrays",

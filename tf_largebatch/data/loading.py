@@ -11,7 +11,7 @@ from tf_largebatch.data.batches import tensorflow_is_installed
 from tf_largebatch.data.dataset import Dataset
 from tf_largebatch.data.memory import Arrays, from_arrays
 from tf_largebatch.data.own_images import from_files, held_out_count, hold_out, load_folder
-from tf_largebatch.data.sets import FOLDER, SETS, known_set
+from tf_largebatch.data.sets import FOLDER, SETS, check_applicable, known_set
 
 EVAL_SPLITS = ("test", "validation")
 AUGMENTATIONS = ("auto", "none", "crop_flip", "random", "inception")
@@ -49,11 +49,13 @@ def load(
         standardize: Whether the model sees standardized images; else it sees pixels as they are stored.
 
     Raises:
-        ValueError: For an unknown name, a set that is not prepared, or labels outside the classes.
+        ValueError: For an unknown name, a set that is not prepared, an argument that the set would ignore, or labels
+            outside the classes.
     """
     require(eval_split in EVAL_SPLITS, "eval_split", eval_split, f"one of {', '.join(EVAL_SPLITS)}")
     require(augment in AUGMENTATIONS, "augment", augment, f"one of {', '.join(AUGMENTATIONS)}")
     require(image_size is None or image_size >= 1, "image_size", image_size, "at least 1")
+    check_applicable(name, data_dir, download, eval_split, validation_examples)
     if name == FOLDER:
         return load_folder(data_dir, eval_split, validation_examples, augment, image_size, standardize)
     if npz.is_npz(name):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_largebatch.check import number, require
+from tf_largebatch.check import number, require, within_classes
 from tf_largebatch.data import array_pipeline, augmentation
 from tf_largebatch.data.batches import tensorflow_is_installed
 from tf_largebatch.data.dataset import Dataset
@@ -121,12 +121,7 @@ def check_labels(labels: np.ndarray, num_classes: int, what: str = "labels") -> 
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"{what} must be integers; received {labels.dtype}.")
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if wrong.size:
-        raise ValueError(
-            f"{what} must lie in the {num_classes} classes 0 to {num_classes - 1}; "
-            f"received {labels[wrong[0]]} at position {wrong[0]}."
-        )
+    within_classes(what, labels, num_classes)
 
 
 def _pipeline() -> Any:

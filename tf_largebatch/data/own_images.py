@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from tf_largebatch.check import require
@@ -40,6 +42,7 @@ def from_files(
         standardize: As of `load`.
     """
     split = eval_split if eval_split in others else "validation"
+    _check_held_out(validation_examples, split, others)
     if split not in others:
         order = philox.permutation((0, 0), len(train[1]))
         train = train[0][order], train[1][order]
@@ -104,6 +107,7 @@ def _stream_folder(
     from tf_largebatch.data.streaming import stream_folder
 
     split = eval_split if eval_split in parts else "validation"
+    _check_held_out(validation_examples, split, parts)
     train, evaluation = parts["train"], parts.get(split)
     if evaluation is None:
         order = philox.permutation((0, 0), len(train.labels))
@@ -122,6 +126,16 @@ def _stream_folder(
         num_classes=len(found.class_names),
         eval_split=split,
         class_names=found.class_names,
+    )
+
+
+def _check_held_out(validation_examples: int | None, split: str, parts: Collection[str]) -> None:
+    require(
+        validation_examples is None or split not in parts,
+        "validation_examples",
+        validation_examples,
+        f"left out where there are {split} images",
+        "none are held out",
     )
 
 

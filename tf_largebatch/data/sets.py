@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from tf_largebatch.check import require
 from tf_largebatch.data.digits import load_digits
 from tf_largebatch.data.memory import Arrays
 from tf_largebatch.data.npz import is_npz
@@ -61,3 +62,25 @@ def known_set(name: str) -> KnownSet:
 def is_built_in(name: str) -> bool:
     """Returns whether the set comes without tensorflow_datasets and without a directory."""
     return is_npz(name) or (name in SETS and SETS[name].arrays is not None)
+
+
+def check_applicable(
+    name: str, data_dir: str | None, download: bool, eval_split: str, validation_examples: int | None
+) -> None:
+    """Refuses arguments of `load` that the set would ignore.
+
+    Raises:
+        ValueError: In one sentence that names the argument, its value and what it applies to.
+    """
+    built_in, own_directory = is_built_in(name), name == FOLDER
+    rule, prepared = f"left out with dataset={name}", "sets of tensorflow_datasets"
+    remedy = f"it applies to dataset={FOLDER} and {prepared}"
+    require(not data_dir or not built_in, "data_dir", data_dir, rule, remedy)
+    require(not download or not (built_in or own_directory), "download", download, rule, f"it applies to {prepared}")
+    require(
+        validation_examples is None or eval_split == "validation" or own_directory or is_npz(name),
+        "validation_examples",
+        validation_examples,
+        f"left out with eval_split={eval_split}",
+        "it applies to eval_split=validation, and to files without test images",
+    )

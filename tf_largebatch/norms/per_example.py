@@ -16,6 +16,7 @@ from tf_largebatch.norms.measure import measure
 from tf_largebatch.norms.recorder import NeedsGraph, Tensor
 from tf_largebatch.norms.registry import KERAS, Registry
 from tf_largebatch.norms.state import restored, state_of
+from tf_largebatch.norms.targets import check_classes, check_lengths
 
 
 def per_example_gradient_norms(
@@ -58,8 +59,9 @@ def per_example_gradient_norms(
         variable of one path is `"path#2"`, as in `layerwise_rates`.
 
     Raises:
-        ValueError: If the model is not built, a layer with trainable variables has no rule, a variable is used
-            elsewhere than in the layer that owns it, or a layer's first axis is not the batch; the message names them.
+        ValueError: If the model is not built, targets or weights do not fit the examples or the classes, a layer with
+            trainable variables has no rule, a variable is used elsewhere than in the layer that owns it, or a layer's
+            first axis is not the batch; the message names them.
     """
     require(isinstance(model, keras.Model), "model", model, "a Keras model")
     check_built(model)
@@ -68,14 +70,19 @@ def per_example_gradient_norms(
     some = any(t is not None and t.shape[0] != 0 for t in keras.tree.flatten(x))
     require(some, "x", None if x is None else "a batch of 0 examples", "a batch of one example or more")
     batch_size = number_of_examples(x)
+    check_lengths(batch_size, x=x, y=y, sample_weight=sample_weight)
     loss_object = as_loss(loss)
     variables = model.trainable_variables
+
+    def checked_loss(y_pred: Any) -> Tensor:
+        check_classes(keras.losses.get(loss), y, y_pred)
+        return loss_object(y, y_pred, sample_weight=sample_weight)
 
     def squared_norms() -> list[Tensor | None]:
         _, measurement = measure(
             model,
             lambda: model(x, training=training),
-            lambda y_pred: loss_object(y, y_pred, sample_weight=sample_weight),
+            checked_loss,
             variables,
             batch_size,
             registry,

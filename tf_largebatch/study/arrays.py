@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tf_largebatch.check import require
+from tf_largebatch.data import tensorflow_is_installed
 
 AUGMENTATIONS = ("none", "crop_flip")
 # crop_flip pads this many pixels on each side, as in the large-batch papers.
@@ -173,10 +174,19 @@ def _cifar10(data_dir: str | None) -> tuple[Labelled, Labelled]:
     arrays = pathlib.Path(data_dir or "").expanduser() / "cifar10.npz"
     if arrays.exists():
         return _npz(str(arrays))
+    rule = "a directory with cifar10.npz or with the prepared cifar10 of tensorflow_datasets"
+    require(
+        tensorflow_is_installed(), "data_dir", data_dir, rule, "to read the latter, pip install tensorflow-datasets"
+    )
     import tensorflow_datasets as tfds
 
-    parts = tfds.load("cifar10", data_dir=data_dir or os.environ.get("TFDS_DATA_DIR"), download=False, batch_size=-1)
-    train, test = (tfds.as_numpy(parts[split]) for split in ("train", "test"))
+    try:
+        builder = tfds.builder("cifar10", data_dir=data_dir or os.environ.get("TFDS_DATA_DIR"))
+        is_prepared = builder.is_prepared()
+    except Exception:  # tensorflow_datasets wraps what its file systems raise
+        is_prepared = False
+    require(is_prepared, "data_dir", data_dir, rule, "make one by running tfds build cifar10")
+    train, test = (tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1)) for split in ("train", "test"))
     return tuple((part["image"].astype(np.float32), part["label"]) for part in (train, test))  # type: ignore[return-value]
 
 
@@ -191,7 +201,19 @@ def _npz(path: str) -> tuple[Labelled, Labelled]:
         ) from error
     images = {key: value.astype(np.float32) for key, value in arrays.items() if key.startswith("x")}
     images = {key: value[..., None] if value.ndim == 3 else value for key, value in images.items()}
-    return (images["x_train"], arrays["y_train"]), (images["x_test"], arrays["y_test"])
+    parts = []
+    for part in ("train", "test"):
+        x, y = images[f"x_{part}"], arrays[f"y_{part}"]
+        y = y[:, 0] if y.shape[1:] == (1,) else y
+        whole = x.ndim == 4 and y.shape == x.shape[:1] and len(y) > 0 and np.issubdtype(y.dtype, np.integer)
+        require(
+            whole and int(y.min()) >= 0,
+            f"x_{part} and y_{part}",
+            f"{x.shape} and {y.dtype} {y.shape}",
+            f"images [n, height, width, channels] and integer labels [n] from 0 on in {path}",
+        )
+        parts.append((x, y))
+    return parts[0], parts[1]
 
 
 # Of other data sets the range is that of the training images.

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tf_largebatch import models
-from tf_largebatch.check import message, require
+from tf_largebatch.check import flag, message, number, require
 from tf_largebatch.study.arms import OPTIMIZERS
 from tf_largebatch.study.arrays import AUGMENTATIONS
 from tf_largebatch.study.denominators import DENOMINATORS, MEAN, denominator_of
@@ -247,6 +247,22 @@ def _check(study: Study) -> None:
         values = getattr(study, name)
         fits = values and all(isinstance(v, int) and v >= (name == "batch_sizes") for v in values)
         require(bool(fits) and len(set(values)) == len(values), name, values, "different whole numbers, at least one")
+    for name in ("norm_examples", "micro_batch_size", "image_size", "sharpness_examples"):
+        value = getattr(study, name)
+        whole = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        require(value is None or whole, name, value, "a whole number above 0, or left out")
+    for value in (study.trains_at, *study.targets):
+        name = "trains_at" if value is study.trains_at else "targets"
+        number(name, value, lambda v: 0 <= v <= 1, "an accuracy from 0 to 1")
+    if study.robustness is not None:
+        number("robustness", study.robustness, lambda v: 0 < v < math.inf, "a number above 0, or left out")
+    flag("record_agreement", study.record_agreement)
+    whole = isinstance(study.seed, int) and not isinstance(study.seed, bool) and study.seed >= 0
+    require(whole, "seed", study.seed, "a whole number of 0 or more")
+    policies = ("float32", "float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16")
+    require(
+        study.mixed_precision in policies, "mixed_precision", study.mixed_precision, f"one of {', '.join(policies)}"
+    )
     require(study.seed not in study.final_seeds, "final_seeds", study.final_seeds, f"other than the seed {study.seed}")
     require(study.augment in AUGMENTATIONS, "augment", study.augment, f"one of {', '.join(AUGMENTATIONS)}")
     require(study.evaluations <= study.updates, "evaluations", study.evaluations, f"at most updates={study.updates}")

@@ -9,7 +9,9 @@ import keras
 
 from tf_largebatch.study.config import Study
 from tf_largebatch.study.jobs import Job
-from tf_largebatch.study.run import train_with_fit
+from tf_largebatch.study.run import check, train_with_fit
+
+__all__ = ["check", "prepare", "train"]
 
 
 def prepare(study: Study, jobs: Iterable[Job]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -156,6 +156,26 @@ def row_of(
 def load(study: Study) -> arrays.Data:
     """Returns the data of a study."""
     return arrays.load(study.dataset, study.data_dir, study.validation_examples, study.image_size)
+
+
+def check(study: Study, jobs: Iterable[Job]) -> None:
+    """Checks that runs can begin: the data are there and whole, and network and optimizers can be made.
+
+    Args:
+        study: The study.
+        jobs: The runs; of each arm one is tried.
+
+    Raises:
+        ValueError: In one sentence.
+    """
+    data = load(study)
+    network = make_network(study, data, study.seed)
+    for job in {job.arm: job for job in jobs}.values():
+        try:
+            compiled(study, job, network, make_schedule(study, job))
+        except (TypeError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise ValueError(f"arms.{job.arm} cannot be trained with {dict(job.point)}: {reason}.") from error
 
 
 def make_network(study: Study, data: arrays.Data, seed: int, policy: str | None = None) -> keras.Model:

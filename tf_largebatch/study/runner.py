@@ -50,7 +50,8 @@ def run_study(
         Whether the study is complete.
 
     Raises:
-        ValueError: If the directory holds another study, or `first` names an arm that the study lacks.
+        ValueError: Before anything is written, if the directory holds another study, `first` names an arm that the
+            study lacks, the data are not there, or network or optimizers cannot be made.
     """
     require(processes > 0, "processes", processes, "above 0")
     require(minutes is None or minutes > 0, "minutes", minutes, "above 0, or left out")
@@ -58,14 +59,18 @@ def run_study(
     require(not unknown, "first", unknown, f"among {', '.join(arm.name for arm in study.arms)}")
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     directory = pathlib.Path(directory)
-    _claim(study, directory)
     path = directory / RUNS
+    _check_same(study, directory)
     rows = read_rows(path)
     total, began, done_before = planning.total(study), time.monotonic(), len(rows)
     failed: set[tuple[str, int]] = set()
-    if processes == 1 and len(rows) < total:
-        execution.prepare(study, planning.pending(study, rows, first))
     with _pool(processes) as pool:
+        if len(rows) < total:
+            # Before anything is written. Where the runs are: this process may take no memory of a GPU.
+            pool.submit(_check, study, planning.pending(study, rows, first)).result()
+        _write_config(study, directory)
+        if processes == 1 and len(rows) < total:
+            execution.prepare(study, planning.pending(study, rows, first))
         running: dict[concurrent.futures.Future[dict[str, Any]], Job] = {}
         try:
             while True:
@@ -120,23 +125,29 @@ def append_row(path: pathlib.Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def _claim(study: Study, directory: pathlib.Path) -> None:
-    """Writes the study's resolved configuration, or checks that the directory holds the same study."""
+def _check_same(study: Study, directory: pathlib.Path) -> None:
+    """Checks that the directory holds the same study, if it holds any."""
     path, content = directory / CONFIG, study.describe()
-    if path.exists():
-        # Fields that are newer than the file have their defaults.
-        stored = make_study(yaml.safe_load(path.read_text())).describe()
-        differing = sorted(key for key in content if stored.get(key) != content[key])
-        require(
-            not differing,
-            "config",
-            {key: content[key] for key in differing},
-            f"the one in {path}",
-            "choose another output_dir, or remove that one",
-        )
+    if not path.exists():
         return
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(content, sort_keys=False))
+    # Fields that are newer than the file have their defaults.
+    stored = make_study(yaml.safe_load(path.read_text())).describe()
+    differing = sorted(key for key in content if stored.get(key) != content[key])
+    require(
+        not differing,
+        "config",
+        {key: content[key] for key in differing},
+        f"the one in {path}",
+        "choose another output_dir, or remove that one",
+    )
+
+
+def _write_config(study: Study, directory: pathlib.Path) -> None:
+    """Writes the study's resolved configuration, unless it is there."""
+    path = directory / CONFIG
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(yaml.safe_dump(study.describe(), sort_keys=False))
 
 
 def _submit(
@@ -209,6 +220,10 @@ def _limit_threads(threads: int) -> None:
 
 def _work(study: Study, job: Job) -> dict[str, Any]:
     return execution.train(study, job)
+
+
+def _check(study: Study, jobs: list[Job]) -> None:
+    execution.check(study, jobs)
 
 
 def main_line(text: str) -> None:

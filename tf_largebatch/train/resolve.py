@@ -74,33 +74,11 @@ def _takes(name: str) -> Callable[[TrainConfig], bool]:
     return lambda config: name in optimizers.OPTIMIZERS[config.optimizer.name].arguments
 
 
-def _is_own(dataset: str) -> bool:
-    return dataset == data.FOLDER or is_npz(dataset)
-
-
 def _measures_norms(config: TrainConfig) -> bool:
     return optimizers.OPTIMIZERS[config.optimizer.name].reads_norms or bool(config.run.noise_scale)
 
 
 APPLIES = (
-    Applies(
-        ("data_dir",),
-        lambda c: not data.is_built_in(c.data.name),
-        "dataset",
-        "dataset=folder and sets of tensorflow_datasets",
-    ),
-    Applies(
-        ("download",),
-        lambda c: not data.is_built_in(c.data.name) and c.data.name != data.FOLDER,
-        "dataset",
-        "sets of tensorflow_datasets",
-    ),
-    Applies(
-        ("validation_examples",),
-        lambda c: c.data.eval_split == "validation" or _is_own(c.data.name),
-        "eval_split",
-        "eval_split=validation, and to files without test images",
-    ),
     Applies(
         ("weights", "mixed_precision"),
         lambda c: not pretrained.is_file(c.model.name),
@@ -244,7 +222,8 @@ def _check_values(config: TrainConfig) -> None:
 
 
 def _check_applicable(config: TrainConfig) -> None:
-    values = config.flags()
+    values, chosen = config.flags(), config.data
+    data.check_applicable(chosen.name, chosen.data_dir, chosen.download, chosen.eval_split, chosen.validation_examples)
     for one in APPLIES:
         for name in one.flags:
             given = values[name] is not None and values[name] != FLAGS[name].default
