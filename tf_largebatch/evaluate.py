@@ -184,7 +184,7 @@ def _run(values: flags.FlagValues) -> None:
     if chosen["name"] != arguments.get("dataset"):
         # What the run says of its own data set does not hold for another.
         chosen |= {name: given[name] for name in ("data_dir", "download", "validation_examples")}
-    dataset = _load(chosen, arguments, values["validation_examples"].present, image_size_of(model))
+    dataset = _load(chosen, arguments, bool(values["validation_examples"].present), image_size_of(model))
     check_fits(model, dataset)
     known = None if information is None else information.class_names
     if known is not None and dataset.class_names is not None:
