@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from selection import long, long_unless
 
 from tf_largebatch import models
 
@@ -37,7 +38,11 @@ def test_every_name_is_tested():
     assert set(TRAINABLE) == set(models.names())
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+# The others are deeper ones of the same blocks.
+QUICK = ("resnet8", "resnet20", "conv4", "vgg11", "densenet40", "mobilenetv2")
+
+
+@pytest.mark.parametrize("name", long_unless(TRAINABLE, QUICK))
 def test_size_output_and_layers(name):
     model = models.build(name, (32, 32, 3), 10)
     assert trainable_parameters(model) == TRAINABLE[name]
@@ -50,7 +55,7 @@ def test_size_output_and_layers(name):
             assert not layer.use_bias
 
 
-@pytest.mark.parametrize("name", ["resnet8", "vgg11", "densenet40", "mobilenetv2"])
+@pytest.mark.parametrize("name", ["resnet8", "vgg11", long("densenet40"), long("mobilenetv2")])
 def test_logits_of_digits_are_finite_and_not_probabilities(name):
     model = models.build(name, (8, 8, 1), 10)
     images = np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("float32")
@@ -67,7 +72,7 @@ def test_mixed_precision_computes_in_float16_and_answers_in_float32():
     assert keras.backend.standardize_dtype(logits.dtype) == "float32"
 
 
-@pytest.mark.parametrize("name", ["MobileNetV3Small", "efficientnet-b0", "resnet50"])
+@pytest.mark.parametrize("name", ["MobileNetV3Small", long("efficientnet-b0"), long("resnet50")])
 def test_keras_applications_by_any_spelling(name):
     model = models.build(name, (64, 64, 3), 7)
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype("float32")

@@ -10,6 +10,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import tf_largebatch
 
 ROOT = pathlib.Path(tf_largebatch.__file__).parent
@@ -156,20 +158,31 @@ def test_tests_mirror_the_package():
     assert not nowhere, "the package has no such rooms: name the folders after those whose code they test"
 
 
-def run_python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+# Imports the package, says what it brought in, and imports it anew where Keras says that it runs on another backend,
+# which is not installed with the package.
+IMPORTS_TWICE = """
+import sys, tf_largebatch
+print([m for m in ("tf_keras", "official") if m in sys.modules])
+for name in [name for name in sys.modules if name.startswith("tf_largebatch")]:
+    del sys.modules[name]
+import keras
+keras.backend.backend = lambda: "torch"
+import tf_largebatch
+"""
 
 
-def test_another_keras_backend_is_refused_in_one_sentence():
-    # Another backend is not installed with the package: Keras only says that it runs on one.
-    found = run_python("import keras; keras.backend.backend = lambda: 'torch'; import tf_largebatch")
-    assert found.returncode != 0
-    assert "needs Keras on TensorFlow or JAX, and Keras runs on 'torch' here: set" in found.stderr.splitlines()[-1]
+@pytest.fixture(scope="module")
+def process() -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", IMPORTS_TWICE], capture_output=True, text=True, check=False)
 
 
-def test_importing_brings_in_neither_tf_keras_nor_model_garden():
-    code = "import sys, tf_largebatch; print([m for m in ('tf_keras', 'official') if m in sys.modules])"
-    assert run_python(code).stdout.strip().splitlines()[-1] == "[]"
+def test_another_keras_backend_is_refused_in_one_sentence(process):
+    assert process.returncode != 0
+    assert "needs Keras on TensorFlow or JAX, and Keras runs on 'torch' here: set" in process.stderr.splitlines()[-1]
+
+
+def test_importing_brings_in_neither_tf_keras_nor_model_garden(process):
+    assert process.stdout.strip().splitlines()[-1] == "[]"
 
 
 def test_every_public_name_exists():

@@ -8,6 +8,7 @@ import pytest
 from keras import layers as L
 from keras import ops
 from paper_settings import paper
+from selection import long
 
 import tf_largebatch as lb
 from tf_largebatch.callbacks import GradientNoiseScale, load_checkpoint, save_checkpoint
@@ -180,7 +181,7 @@ def test_any_optimizer(optimizer):
     assert_equals_slow(callback, expected)
 
 
-@pytest.mark.parametrize("micro_batch_size", [None, 8])
+@pytest.mark.parametrize("micro_batch_size", [long(None), 8])
 def test_watching_changes_no_update(micro_batch_size):
     x, y = data()
     for optimizer in (lambda: paper(lb.CLARS, 1.0, gradient_norms="replica"), lambda: keras.optimizers.SGD(0.5)):

@@ -210,6 +210,7 @@ def test_micro_batches_equal_the_whole_batch(micro_batch_size, staleness):
         np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_eager_compiled_and_by_xla(staleness):
     x, y = images(24)

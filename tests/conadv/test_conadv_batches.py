@@ -140,6 +140,7 @@ def test_batch_by_batch_equals_fit(staleness):
     assert_close(fitted, stepped, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.long
 def test_several_steps_per_call():
     x, y = images(40)
     models = [conadv(compile_arguments={"steps_per_execution": n}, compiled=True) for n in (1, 2)]

@@ -104,6 +104,7 @@ def test_ten_steps_of_algorithm_1(optimizer, staleness):
     assert_same_weights(*run_both(*OPTIMIZERS[optimizer], **arguments))
 
 
+@pytest.mark.long
 def test_the_reference_tells_stalenesses_apart():
     """Else the agreement would prove nothing."""
     x, y = data()
@@ -118,6 +119,7 @@ def test_the_reference_tells_stalenesses_apart():
             assert np.abs(ends[i] - ends[j]).max() > 1e-3
 
 
+@pytest.mark.long
 def test_ten_steps_untargeted_with_several_steps_another_weight_and_seed():
     arguments = {"num_steps": 3, "step_size": 2.5, "epsilon": 6.0, "targeted": False, "seed": 2**40 + 5}
     pair = run_both(*OPTIMIZERS["sgd"], adversarial_weight=0.25, random_start=1.0, **arguments)

@@ -73,7 +73,7 @@ def sgd():
     return keras.optimizers.SGD(0.1, 0.9)
 
 
-@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.parametrize("wrapped", [True, long(False)])
 def test_on_one_device_it_is_kerass_fit(wrapped):
     models = [compiled(clars() if wrapped else sgd, "replica") for _ in range(2)]
     if not wrapped:
@@ -193,6 +193,7 @@ def test_the_norms_add_no_communication_to_the_step(two_replicas, arguments):
     assert len(plain) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "policy, optimizer",
     [("mixed_float16", clars()), long("mixed_float16", lars), long("mixed_bfloat16", clars())],
@@ -272,7 +273,7 @@ def test_xla_for_several_replicas(two_replicas):
         fit(model, batches(), epochs=1, steps_per_epoch=1, verbose=0)
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["fit here", "Keras's fit"])
+@pytest.mark.parametrize("own", [True, long(False)], ids=["fit here", "Keras's fit"])
 def test_a_replica_without_examples_adds_nothing(two_replicas, own):
     """The last of three batches has one example. Keras divides each replica's mean loss by the number of replicas, so
     that its gradient and norms are half of one device's.

@@ -12,6 +12,7 @@ import tensorflow as tf
 from conadv_cases import conadv, images
 from conadv_cases import network as conadv_network
 from paper_settings import paper
+from selection import long
 
 import tf_largebatch as lb
 from tf_largebatch.callbacks import load_checkpoint
@@ -43,7 +44,7 @@ def trained_on(model, first_epoch, last_epoch):
     return model
 
 
-@pytest.mark.parametrize("from_one_device", [True, False])
+@pytest.mark.parametrize("from_one_device", [True, long(False)])
 def test_a_run_goes_on_in_another_layout(two_replicas, tmp_path, from_one_device):
     layouts = (ONE_DEVICE, two_replicas) if from_one_device else (two_replicas, ONE_DEVICE)
     straight = trained_on(compiled(ONE_DEVICE), 0, 3)
@@ -68,7 +69,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_reason(two_replicas, 
         np.testing.assert_array_equal(variable.numpy(), value)
 
 
-@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.parametrize("staleness", [long(0), long(1)])
 def test_conadv_trains_as_by_kerass_fit(two_replicas, staleness):
     data = tf.data.Dataset.from_tensor_slices(images(24)).batch(8)
     models = []

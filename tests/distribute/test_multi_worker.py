@@ -15,8 +15,10 @@ import sys
 
 import numpy as np
 import pytest
+from train_runs import add_networks, command_line
 
 from tf_largebatch.callbacks.checkpoint import list_checkpoints
+from tf_largebatch.distribute import strategies
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 FLAGS = ["--model=tiny", "--epochs=3", "--batch_size=256", "--norm_examples=64", "--verbose=0"]
@@ -66,8 +68,10 @@ def two_workers(tmp_path_factory):
     return path, succeed(*start_both(path))
 
 
-def test_two_workers_equal_one_process_with_two_replicas(two_workers, tmp_path):
-    succeed(start(tmp_path / "run", "--strategy=mirrored", "--replicas=2"))
+def test_two_workers_equal_one_process_with_two_replicas(two_workers, two_replicas, tmp_path, monkeypatch):
+    add_networks(monkeypatch)
+    monkeypatch.setattr(strategies, "build", lambda *_: two_replicas)
+    assert command_line(*FLAGS, "--strategy=mirrored", "--replicas=2", f"--output_dir={tmp_path / 'run'}") == 0
     found, expected = state_of(two_workers[0]), state_of(tmp_path / "run")
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-5, err_msg=name)

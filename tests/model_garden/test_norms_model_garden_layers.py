@@ -113,6 +113,7 @@ def test_norms_gradients_and_output(case):
     assert_measured_right(classifier(case), *batch(CASES[case][0]))
 
 
+@pytest.mark.long
 def test_inside_a_function_with_autograph():
     model = classifier("transformer block")
     x, y = batch(CASES["transformer block"][0])

@@ -81,6 +81,7 @@ def assert_close(found, expected, rtol=1e-4, atol=1e-5):
         np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
 
 
+@pytest.mark.long
 def test_two_replicas_equal_one(records, two_replicas):
     """Batch norms synchronized; sums in another order, which the batch norms amplify: 1e-3 of the weights' scale."""
     one, _, logs_of_one = trained(records, SYNC, CLARS)
@@ -133,7 +134,7 @@ def test_micro_batches_with_batch_norms_on_two_replicas(records, two_replicas):
     assert np.abs(batch_norms(trainer.model)[0].moving_mean.numpy()).max() > 0
 
 
-@pytest.mark.parametrize("use_sync_bn", [False, long(True)])
+@pytest.mark.parametrize("use_sync_bn", [long(False), long(True)])
 def test_conadv_with_batch_norms_on_two_replicas(use_sync_bn, records, two_replicas):
     sync = {"task": {"model": {"norm_activation": {"use_sync_bn": use_sync_bn}}}}
     trainer, task, logs = trained(records, conadv(), sync, strategy=two_replicas)
@@ -200,7 +201,7 @@ class Literal:
             variable.assign_add(v)
 
 
-@pytest.mark.parametrize("staleness", [0, 1, long(3)])
+@pytest.mark.parametrize("staleness", [long(0), 1, long(3)])
 def test_lock_step_with_a_literal_transcription(staleness, records):
     """Five steps over three batches; 1e-4, since sign() turns rounding into whole steps of single pixels."""
     options = conadv(staleness=staleness)
@@ -269,6 +270,7 @@ def test_the_update_does_not_wait_for_the_attack_on_the_coming_batch(staleness, 
     assert not reached(coming)
 
 
+@pytest.mark.long
 def test_the_step_compiles_under_xla(records):
     """What Model Garden does with `runtime.enable_xla` on a GPU. XLA adds up in another order: 1e-3."""
     losses = []
@@ -340,6 +342,7 @@ def test_mixed_precision_with_moving_average(dtype, records):
         assert isinstance(trainer.optimizer, tf_keras.mixed_precision.LossScaleOptimizer)
 
 
+@pytest.mark.long
 def test_the_export_is_the_clean_model(records, tmp_path):
     trainer, _task, _ = trained(records, conadv(), SYNC, steps=1)
     checkpoint = trainer.checkpoint.save(str(tmp_path / "checkpoint"))

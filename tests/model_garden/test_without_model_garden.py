@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from tf_keras_environment import import_hidden
 
 
@@ -12,6 +13,7 @@ def run_python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.long
 def test_the_package_imports_neither_tf_keras_nor_model_garden():
     code = "import sys, tf_largebatch; print([m for m in ('tf_keras', 'official') if m in sys.modules])"
     assert run_python(code).stdout.strip().splitlines()[-1] == "[]"

@@ -49,7 +49,7 @@ def assert_means_close(found, norms):
         long(lambda: L.SpatialDropout2D(0.5, seed=1)),
         long(lambda: L.AlphaDropout(0.3, seed=1)),
         long(lambda: L.GaussianDropout(0.4, seed=1)),
-        lambda: L.GaussianNoise(0.5, seed=1),
+        long(lambda: L.GaussianNoise(0.5, seed=1)),
     ],
     ids=["dropout", "spatial", "alpha", "gaussian", "noise"],
 )
@@ -108,7 +108,7 @@ def test_stochastic_depth(drop, batch_norm):
 # Weights of examples and classes.
 
 
-@pytest.mark.parametrize("kind", ["sample", "class"])
+@pytest.mark.parametrize("kind", [long("sample"), "class"])
 def test_weights_in_fit(kind):
     net = keras.Sequential([keras.Input((6, 6, 3)), L.Conv2D(4, 3, activation="relu"), L.Flatten(), L.Dense(3)])
     x, y = images()
@@ -151,6 +151,7 @@ def test_masked_sequences_with_a_loss_at_every_step():
         np.testing.assert_array_equal(norms, found[path])
 
 
+@pytest.mark.long
 def test_masked_sequences_weighted_step_by_step():
     net, (x, y) = tagger(), sentences()
     weights = np.random.default_rng(1).uniform(0, 2, (BATCH, 5)).astype("float32")
@@ -158,6 +159,7 @@ def test_masked_sequences_weighted_step_by_step():
     assert_norms_close(found, brute_force_gradient_norms(net, x, y, CROSS_ENTROPY, sample_weight=weights))
 
 
+@pytest.mark.long
 def test_padding_is_what_a_shorter_sequence_gives():
     ids = keras.Input((None,), dtype="int32")
     hidden = L.Bidirectional(L.GRU(4))(L.Embedding(9, 6, mask_zero=True)(ids))
@@ -197,6 +199,7 @@ def test_several_outputs_and_losses():
     assert_means_close(found, expected)
 
 
+@pytest.mark.long
 def test_each_outputs_own_weights():
     inputs = keras.Input((6, 6, 3))
     hidden = L.Flatten()(L.Conv2D(3, 3, activation="relu")(inputs))

@@ -9,6 +9,7 @@ from keras import ops
 from layerwise_cases import apply_all, compiled, gradients, make, norms, regression, small_model, variables
 from paper_settings import paper
 from reference import Reference
+from selection import long
 
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -175,7 +176,7 @@ def test_sparse_gradients_equal_dense_ones(cls, arguments):
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)
 
 
-@pytest.mark.parametrize("cls, wrapped", [(CLARS, True), (LARS, False)])
+@pytest.mark.parametrize("cls, wrapped", [(CLARS, True), long(LARS, False)])
 def test_an_embedding_trains_with_sparse_gradients(cls, wrapped):
     tokens = np.array([[1, 1, 2], [3, 1, 0]])
 
@@ -217,7 +218,7 @@ def test_rates_of_other_dtypes_are_computed_in_float32_at_least(cls, dtype):
 
 @pytest.mark.parametrize(
     "cls, policy",
-    [(CLARS, "mixed_float16"), (CLARS, "mixed_bfloat16"), (CLARS, "bfloat16"), (LARS, "mixed_float16")],
+    [(CLARS, "mixed_float16"), long(CLARS, "mixed_bfloat16"), (CLARS, "bfloat16"), long(LARS, "mixed_float16")],
 )
 def test_low_precision_fit(cls, policy):
     keras.config.set_dtype_policy(policy)
@@ -230,7 +231,7 @@ def test_low_precision_fit(cls, policy):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("cls, jit_compile", [(CLARS, True), (CLARS, False), (LARS, True)])
+@pytest.mark.parametrize("cls, jit_compile", [(CLARS, True), long(CLARS, False), long(LARS, True)])
 def test_fit_traces_once_compiled_or_not(cls, jit_compile):
     if keras.backend.backend() == "jax" and not jit_compile:
         pytest.skip("without its compiler JAX runs eagerly, and traces nothing")

@@ -86,6 +86,7 @@ def test_two_replicas_equal_one(sync, two_replicas):
     assert list(two[1].values()) == pytest.approx(list(one[1].values()), rel=1e-4)
 
 
+@pytest.mark.long
 def test_two_replicas_in_half_precision_with_loss_scaling(two_replicas):
     one = train(tf.distribute.OneDeviceStrategy("CPU:0"), "layer", "mixed_float16")
     two = train(two_replicas, "layer", "mixed_float16")
@@ -95,6 +96,7 @@ def test_two_replicas_in_half_precision_with_loss_scaling(two_replicas):
     assert list(two[1].values()) == pytest.approx(list(one[1].values()), rel=0.05)
 
 
+@pytest.mark.long
 def test_a_replica_without_examples(two_replicas):
     """Its share is zero, and its batch norms keep their averages: a last batch may be smaller than the replicas."""
     # Side by side: behind a convolution of no examples TensorFlow's kernels for CPUs fail, in plain tf_keras too.

@@ -100,10 +100,10 @@ def test_resuming_equals_not_having_stopped(options, tmp_path):
     "options",
     [
         long({"adversarial": "disadv", "optimizer": "lars", "micro_batch_size": 200, "label_smoothing": 0.1}),
-        {"adversarial": "noise", "optimizer": "adamw"},
+        long({"adversarial": "noise", "optimizer": "adamw"}),
         long({"optimizer": "lamb", "targeted": False, "random_start": 0.0, "step_size": 8.0}),
         long({"optimizer": "clars", "norm_examples": 16, "mixed_precision": "mixed_float16"}),
-        {"adversarial": "disadv", "optimizer": "sgd", "augmented_stream": "rand_augment"},
+        long({"adversarial": "disadv", "optimizer": "sgd", "augmented_stream": "rand_augment"}),
     ],
 )
 def test_other_options_train(options, tmp_path):
@@ -113,7 +113,7 @@ def test_other_options_train(options, tmp_path):
     keras.models.load_model(tmp_path / "run" / "final.keras")
 
 
-@pytest.mark.parametrize("adversarial", ["conadv", long("disadv")])
+@pytest.mark.parametrize("adversarial", [long("conadv"), long("disadv")])
 def test_two_replicas(adversarial, tmp_path, two_replicas, monkeypatch):
     monkeypatch.setattr(strategies, "build", lambda *_: two_replicas)
     output_dir = tmp_path / "run"

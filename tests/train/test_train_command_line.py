@@ -289,6 +289,7 @@ def test_the_command_of_the_readme(tmp_path):
     assert run.startswith("digits-resnet8-sgd-512-")
 
 
+@pytest.mark.long
 def test_a_real_ctrl_c(tmp_path):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "tf_largebatch.train", "--optimizer=sgd", "--epochs=100000", "--output_dir=run"]

@@ -354,6 +354,7 @@ def test_eager_execution_agrees():
     assert_weights_close(models[0].model, models[1].model)
 
 
+@pytest.mark.long
 def test_two_replicas_equal_one_device(two_replicas):
     tf = pytest.importorskip("tensorflow")
     x, y = images(24)
