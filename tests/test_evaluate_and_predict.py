@@ -76,6 +76,20 @@ def test_evaluate(trained, capsys, tmp_path):
     assert (tmp_path / "out" / "evaluation.json").exists()
 
 
+def test_the_runs_number_of_held_out_images_applies_where_they_are_evaluated(tmp_path):
+    held_out = {"data_dir": None, "download": False, "validation_examples": 100}
+    run = {"eval_split": "validation"}
+    found = evaluate._load({"name": "digits", "eval_split": "test", **held_out}, run, False, None)
+    assert (found.eval_split, found.eval_size) == ("test", 360)
+    found = evaluate._load({"name": "digits", "eval_split": "validation", **held_out}, run, False, None)
+    assert (found.eval_split, found.eval_size) == ("validation", 100)
+    np.savez(tmp_path / "set.npz", images=np.zeros((200, 2, 2, 1), np.uint8), labels=np.arange(200) % 2)
+    found = evaluate._load({"name": str(tmp_path / "set.npz"), "eval_split": "test", **held_out}, run, False, None)
+    assert (found.eval_split, found.eval_size) == ("validation", 100)
+    with pytest.raises(ValueError, match="validation_examples must be left out with eval_split=test"):
+        evaluate._load({"name": "digits", "eval_split": "test", **held_out}, run, True, None)
+
+
 def test_top_five_counts_ties_for_the_true_class():
     images, labels = np.zeros((6, 2, 2, 1), np.uint8), np.arange(6)
     dataset = data.from_arrays((images, labels), (images, labels))

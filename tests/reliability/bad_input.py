@@ -1,6 +1,6 @@
 """Bad arguments, configurations, data sets and command lines, each with the message that it gets.
 
-python tests/reliability/bad_input.py writes the table of docs/reliability.md.
+python tests/refusal_tables.py writes the table of docs/reliability.md.
 
 The names are those of tf_largebatch, tf_largebatch.callbacks and tf_largebatch.analysis. The files, and what `net`,
 `surface`, `IMAGES`, `X`, `Y` and `LOSS` are, come from bad_input_runs.py. In a message [...] stands for any text: a
@@ -12,12 +12,6 @@ path, or what another program says.
 
 from __future__ import annotations
 
-import pathlib
-import re
-
-ROOT = pathlib.Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "reliability.md"
-ANY = "[...]"
 # Part of the package -> call or command line -> message.
 REFUSALS: dict[str, dict[str, str]] = {
     "Optimizers": {
@@ -420,37 +414,3 @@ REFUSALS: dict[str, dict[str, str]] = {
         "batch_size --label_smoothing=1": "label_smoothing must be at least 0 and below 1; received label_smoothing=1.0.",
     },
 }
-
-
-def pattern(message: str) -> str:
-    """The regular expression of a message."""
-    return ".*".join(re.escape(part) for part in message.split(ANY))
-
-
-def cell(text: str) -> str:
-    """A text as code in a cell of a table."""
-    fence = "``" if "`" in text else "`"
-    return f"{fence} {text} {fence}".replace("|", "\\|") if fence == "``" else f"`{text}`".replace("|", "\\|")
-
-
-def table() -> str:
-    """The tables of the page, one for each part of the package."""
-    lines = []
-    for group, rows in REFUSALS.items():
-        lines += [f"### {group}", "", "| input | message |", "|---|---|"]
-        lines += [f"| {cell(call)} | {cell(message)} |" for call, message in rows.items()] + [""]
-    return "\n".join(lines)
-
-
-def filled(text: str) -> str:
-    """Returns the page with the tables between their comments."""
-    return re.sub(
-        r"(<!-- table: bad input -->)\n.*?(<!-- end -->)",
-        lambda found: f"{found[1]}\n{table()}\n{found[2]}",
-        text,
-        flags=re.DOTALL,
-    )
-
-
-if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text()))

@@ -214,6 +214,34 @@ def drift(rows: Sequence[dict[str, float]], column: str, warmup: float = 0.25) -
     return 10 * slope, 10 * scatter / math.sqrt((at**2).sum())
 
 
+def check(rows: Sequence[dict[str, float]]) -> None:
+    """Checks what a long run must hold; growth counts where it is more than three standard errors.
+
+    Args:
+        rows: What `run` returns.
+
+    Raises:
+        AssertionError: If memory or objects grow, the step is traced or compiled again after the first 100 steps, the
+            steps of the last quarter take 1.5 times as long as those of the first, or a rate or loss is not finite.
+    """
+    for column, what, tolerated in (("resident_mb", "memory grows", 4.0), ("objects", "objects grow", 200.0)):
+        change, error = drift(rows, column)
+        assert change <= max(3 * error, tolerated), f"{what} by {change:.1f} +- {error:.1f}"
+    for column, what in (("traces", "traced"), ("compilations", "compiled")):
+        assert rows[-1][column] == rows[0][column], f"{what} again: {[row[column] for row in rows]}"
+    first, last = times(rows)
+    assert last < 1.5 * first, f"a step takes {last:.2f} ms after {first:.2f} ms"
+    for column in ("lowest_rate", "highest_rate", "loss"):
+        assert np.isfinite([row[column] for row in rows]).all(), f"{column} is not finite"
+
+
+def times(rows: Sequence[dict[str, float]]) -> tuple[float, float]:
+    """Median processor time of a step in the first and in the last quarter, without the row that compiles, in ms."""
+    values = [row["cpu_ms"] for row in rows[1:]]
+    quarter = len(values) // 4
+    return statistics.median(values[:quarter]), statistics.median(values[-quarter:])
+
+
 def read(path: pathlib.Path) -> list[dict[str, float]]:
     """The rows of a file that this program wrote."""
     with open(path, newline="") as file:
@@ -232,9 +260,7 @@ def table() -> str:
         backend, kind = path.stem.split("_", 1)
         memory, memory_error = drift(rows, "resident_mb")
         objects, objects_error = drift(rows, "objects")
-        times = [row["cpu_ms"] for row in rows[1:]]
-        quarter = len(times) // 4
-        first, last = statistics.median(times[:quarter]), statistics.median(times[-quarter:])
+        first, last = times(rows)
         compiled = f" ({rows[-1]['compilations'] - rows[0]['compilations']:.0f})" if backend == "jax" else ""
         rates = min(row["lowest_rate"] for row in rows), max(row["highest_rate"] for row in rows)
         lines.append(

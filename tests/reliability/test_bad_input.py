@@ -9,10 +9,12 @@ import functools
 import pathlib
 import re
 
-import bad_input
 import bad_input_runs
 import keras
 import pytest
+import refusal_tables
+
+REFUSALS = refusal_tables.refusals("bad input")
 
 
 @functools.wraps(keras.Model.fit)
@@ -38,15 +40,15 @@ def content(directory, monkeypatch):
     return lambda: sorted((str(path), path.stat().st_mtime_ns) for path in pathlib.Path().rglob("*"))
 
 
-@pytest.mark.parametrize("group", bad_input.REFUSALS)
+@pytest.mark.parametrize("group", REFUSALS)
 def test_bad_input_is_refused_with_its_message(group, content):
     before, wrong = content(), []
-    for call, message in bad_input.REFUSALS[group].items():
+    for call, message in REFUSALS[group].items():
         try:
             found = bad_input_runs.refused(call)
         except Exception as error:  # all rows are tried, so that one failure hides no other
             found = f"{type(error).__name__}: {error}"
-        if not re.fullmatch(bad_input.pattern(message), found) or "\n" in found:
+        if not re.fullmatch(refusal_tables.pattern(message), found) or "\n" in found:
             wrong.append(f"{call}\n  must say {message}\n  says     {found}")
     assert not wrong, "\n".join(wrong)
     assert content() == before
@@ -54,7 +56,7 @@ def test_bad_input_is_refused_with_its_message(group, content):
 
 def test_no_reader_executes_code(content):
     """The rows whose files hold code: YAML tags, pickled arrays, a Lambda layer."""
-    calls = [call for rows in bad_input.REFUSALS.values() for call in rows if re.search("executes|pickled", call)]
+    calls = [call for rows in REFUSALS.values() for call in rows if re.search("executes|pickled", call)]
     assert len(calls) >= 6
     for call in calls:
         bad_input_runs.refused(call)
@@ -70,8 +72,6 @@ def test_the_files_execute_code_where_a_reader_allows_it(name, content):
 
 
 def test_there_are_150_rows_and_the_page_holds_them():
-    assert sum(len(rows) for rows in bad_input.REFUSALS.values()) >= 150
-    page = bad_input.PAGE.read_text()
-    assert bad_input.filled(page) == page, (
-        "docs/reliability.md is out of date: run python tests/reliability/bad_input.py"
-    )
+    assert sum(len(rows) for rows in REFUSALS.values()) >= 150
+    page = refusal_tables.PAGE.read_text()
+    assert refusal_tables.filled(page) == page, "docs/reliability.md is out of date: run python tests/refusal_tables.py"

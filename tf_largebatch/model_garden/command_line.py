@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -97,6 +98,21 @@ def check_model_dir(directory: str, mode: str, init_checkpoint: str | None) -> N
         require(latest is not None, "--model_dir", directory, "a directory with a checkpoint in --mode=eval")
     if init_checkpoint:
         _check_init_checkpoint(init_checkpoint)
+
+
+def is_missing(directory: str) -> bool:
+    """Returns whether there is no such directory, as far as that can be told."""
+    try:
+        return not tf.io.gfile.exists(directory)
+    except (OSError, tf.errors.OpError):
+        return False
+
+
+def remove_unused(directory: str) -> None:
+    """Removes a directory that holds nothing but a run's configuration."""
+    with contextlib.suppress(OSError, tf.errors.OpError):
+        if set(tf.io.gfile.listdir(directory)) <= {"params.yaml"}:
+            tf.io.gfile.rmtree(directory)
 
 
 def explained(error: Exception, directory: str) -> str | None:

@@ -29,6 +29,9 @@ def main(argv: Sequence[str]) -> int:
         The exit status: 0, or 1 after one sentence on stderr, `error: ...`, if the configuration, the data, the
         directory or a checkpoint cannot be used, or if training diverged; 130 after Ctrl-C.
     """
+    # Of what is refused before it begins no directory is left. Model Garden writes the configuration before it reads
+    # the data.
+    is_new = command_line.is_missing(flags.FLAGS.model_dir)
     try:
         params = _resolved(flags.FLAGS)
         command_line.check_mode(flags.FLAGS.mode)
@@ -39,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
         sentence = command_line.explained(error, flags.FLAGS.model_dir)
         if sentence is None:
             raise
+        if is_new and isinstance(error, ConfigurationError):
+            command_line.remove_unused(flags.FLAGS.model_dir)
         print(f"error: {sentence}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

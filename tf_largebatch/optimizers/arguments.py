@@ -215,11 +215,14 @@ def checked_learning_rate(learning_rate: Any) -> Any:
     """Returns a number as a float; a schedule or a function as it is; what JAX traces as a function that returns it.
 
     Raises:
-        ValueError: If a number is negative, or NaN.
+        ValueError: If a number is negative, or NaN, or the value is neither a number nor a schedule nor a function.
     """
     learning_rate = check.plain(learning_rate)
     if isinstance(learning_rate, numbers.Real):
         return check.number("learning_rate", learning_rate, lambda v: 0 <= v < math.inf, "a number of 0 or more")
     if keras.backend.backend() == "jax" and ops.is_tensor(learning_rate):
         return lambda: learning_rate
+    # Keras's own variables and tensors have a dtype.
+    known = callable(learning_rate) or hasattr(learning_rate, "dtype")
+    check.require(known, "learning_rate", learning_rate, "a number of 0 or more, a schedule or a function")
     return learning_rate

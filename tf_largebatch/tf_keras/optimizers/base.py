@@ -15,7 +15,7 @@ import tf_keras
 from tf_largebatch import check
 from tf_largebatch.backend.tensorflow import update_kernels
 from tf_largebatch.core import defaults
-from tf_largebatch.optimizers.arguments import checked_learning_rate, with_shared_texts
+from tf_largebatch.optimizers.arguments import checked_learning_rate, optional_number, with_shared_texts
 from tf_largebatch.optimizers.update import ABSENT, LayerwiseUpdate
 from tf_largebatch.tf_keras.keras_internals import variable_key
 
@@ -66,13 +66,14 @@ class LayerwiseOptimizer(LayerwiseUpdate, tf_keras.optimizers.legacy.Optimizer):
             "a schedule of tf_keras.optimizers.schedules or official.modeling.optimization",
             "an optimizer of tf_keras cannot call a schedule of Keras 3",
         )
+        check.require(name is None or isinstance(name, str), "name", name, "a text, or None")
         super().__init__(
             name,
             gradient_aggregator=gradient_aggregator,
             gradient_transformers=gradient_transformers,
-            clipnorm=check.plain(clipnorm),
-            clipvalue=check.plain(clipvalue),
-            global_clipnorm=check.plain(global_clipnorm),
+            clipnorm=optional_number("clipnorm", check.plain(clipnorm)),
+            clipvalue=optional_number("clipvalue", check.plain(clipvalue)),
+            global_clipnorm=optional_number("global_clipnorm", check.plain(global_clipnorm)),
         )
         self._set_hyper("learning_rate", checked_learning_rate(learning_rate))
         self._set_arguments(
