@@ -47,7 +47,7 @@ class Reference:
             g = g + self.decay * self.w
         weight_norm = np.sqrt((self.w**2).sum())
         self.norm = np.sqrt((g**2).sum()) if s is None else s
-        if not self.classic and self.beta and not np.any(gradient):
+        if s is None and not self.classic and self.beta and not np.any(gradient):
             self.norm = 0.0
         self.rate = self.unadapted
         divisor = self.norm

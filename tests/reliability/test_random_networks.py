@@ -1,0 +1,67 @@
+"""Property tests: networks made at random from the layers with a rule, measured and trained in every way."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from comparing import ON_JAX
+from hypothesis import HealthCheck, Phase, given, settings
+from network_checks import check, required
+from random_networks import PIECES, RULES, Network, Piece, networks, numbered
+
+# Networks that once failed, by what was wrong.
+FOUND: dict[str, Network] = {}
+EXAMPLES = 13  # for each of the 38 rules: 494 in all
+# JAX compiles every operation of the slow reference; there most run in `make test-long`.
+QUICK = 0 if ON_JAX else 6
+
+
+@pytest.mark.parametrize("number", range(QUICK))
+def test_a_few_networks(number):
+    # Tracing takes longer than the rest; the other ways run in `make test-long`.
+    check(numbered(number, required(number), ways=["eager"]))
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_networks_that_once_failed(name):
+    check(FOUND[name])
+
+
+COUNTS: Counter[str] = Counter()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rule", RULES)
+def test_networks_with_each_rule(rule, capsys):
+    before = COUNTS.total()
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(network=networks([rule]))
+    def holds(network):
+        COUNTS.update(check(network))
+        COUNTS["networks"] += 1
+
+    holds()
+    assert COUNTS[rule] and COUNTS.total() > before
+    with capsys.disabled():
+        print(f"\n{rule}: so far {dict(sorted(COUNTS.items()))}")
+
+
+def test_every_rule_can_be_drawn():
+    # Of the table of layers in tests/norms/every_layer.py.
+    from every_layer import MEASURED
+
+    assert set(MEASURED) == set(RULES) <= set(PIECES)
+
+
+def test_a_network_is_repeated_from_its_text():
+    network = numbered(3, required(3))
+    assert eval(repr(network), {"Network": Network, "Piece": Piece}) == network
