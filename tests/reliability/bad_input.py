@@ -46,7 +46,7 @@ REFUSALS: dict[str, dict[str, str]] = {
         "CLARS(gradient_accumulation_steps=1)": "gradient_accumulation_steps must be a whole number of 2 or more, or None; received gradient_accumulation_steps=1.",
         "CLARS(gradient_accumulation_steps=2.5)": "gradient_accumulation_steps must be a whole number of 2 or more, or None; received gradient_accumulation_steps=2.5.",
         "CLARS(name=3)": "Argument `name` must be a string and cannot contain character `/`. Received: name=3",
-        "CLARS(weight_decay=1e-4)": "weight_decay must be left out: CLARS has no decay that is decoupled from the gradient; received weight_decay='a rate': pass weight_decay_rate for L2 weight decay inside the gradient.",
+        "CLARS(weight_decay=1e-4)": "weight_decay must be left out: CLARS has no decay that is decoupled from the gradient; received weight_decay=0.0001: pass weight_decay_rate for L2 weight decay inside the gradient.",
         "CLARS(trust=1.0)": "Argument(s) not recognized: {'trust': 1.0}",
         "LARS(eta=float('inf'))": "eta must be a number above 0; received eta=inf: 0.001 to 0.1 is usual.",
         "LARS(max_rate=-1)": "max_rate must be a number above 0, or None for no cap; received max_rate=-1.",

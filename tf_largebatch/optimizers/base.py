@@ -75,10 +75,11 @@ class LayerwiseOptimizer(ReplicaUpdate, keras.optimizers.Optimizer):
         name: str | None = None,
         **kwargs: Any,
     ) -> None:
+        weight_decay = kwargs.pop("weight_decay", None)
         check.require(
-            kwargs.pop("weight_decay", None) is None,
+            weight_decay is None,
             "weight_decay",
-            "a rate",
+            weight_decay,
             f"left out: {type(self).__name__} has no decay that is decoupled from the gradient",
             "pass weight_decay_rate for L2 weight decay inside the gradient",
         )
