@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -9,21 +10,27 @@ from comparing import ON_JAX
 from hypothesis import HealthCheck, Phase, given, settings
 from network_checks import check, required
 from random_networks import PIECES, RULES, Network, Piece, networks, numbered
+from selection import long_unless
 
 # Networks that once failed, by what was wrong.
-FOUND: dict[str, Network] = {}
+FOUND: dict[str, Network] = {
+    # The first state of a cell is zero: after one step its recurrent kernel has no gradient, and the slow reference on
+    # JAX leaves it out, where it leaves out nothing on TensorFlow.
+    "a kernel whose gradient is zero": Network((Piece("StackedRNNCells"),), sizes=(3,)),
+}
 EXAMPLES = 13  # for each of the 38 rules: 494 in all
 # JAX compiles every operation of the slow reference; there most run in `make test-long`.
-QUICK = 0 if ON_JAX else 6
+QUICK = 4
 
 
+@pytest.mark.skipif(ON_JAX, reason="the slow reference takes ten seconds for a network on JAX: make test-long")
 @pytest.mark.parametrize("number", range(QUICK))
 def test_a_few_networks(number):
     # Tracing takes longer than the rest; the other ways run in `make test-long`.
-    check(numbered(number, required(number), ways=["eager"]))
+    check(dataclasses.replace(numbered(number, required(number), ways=["eager"]), batch=2))
 
 
-@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("name", long_unless(FOUND, () if ON_JAX else FOUND))
 def test_networks_that_once_failed(name):
     check(FOUND[name])
 
