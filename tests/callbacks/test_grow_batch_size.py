@@ -147,8 +147,13 @@ def test_the_noise_scale_of_normalization_layers():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"maximum": 0}, "maximum must be 1 or more, and finite; received maximum=0"),
-        ({"maximum": 8, "minimum": 9}, "minimum must be from 1 to maximum=8, or None; received minimum=9"),
+        ({"maximum": 0}, "maximum must be a whole number of 1 or more; received maximum=0"),
+        (
+            {"maximum": 8, "minimum": 9},
+            "minimum must be a whole number from 1 to maximum=8, or None",
+        ),
+        ({"maximum": 8.5}, "maximum must be a whole number"),
+        ({"maximum": 8, "grow_only": "yes"}, "grow_only must be True or False"),
         ({"maximum": 8, "multiple": 0.0}, "multiple must be above 0 and finite"),
         ({"maximum": 8, "multiple": 1.0, "schedule": {0: 4}}, "multiple must be None with schedule"),
         ({"maximum": 8, "schedule": {1: 4}}, "schedule must be a function of the epoch, or .*received schedule={1: 4}"),
