@@ -16,16 +16,32 @@ import tf_largebatch
 from tf_largebatch import norms
 
 ROOT = pathlib.Path(__file__).parent.parent
-FENCE = "```python\n"
 PAGES = ["README.md", "tf_largebatch/norms/README.md"]
-PAGES += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md") if FENCE in p.read_text())
+PAGES += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))
+BLOCK = re.compile(r"^(<!-- not run: .{10,} -->\n)?```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+# What else may be in a fence: output, commands, files, and directives that are not code.
+NO_PYTHON = re.compile(r"(sh|yaml|text|csv|toctree|include|eval-rst|[a-z]+(-[a-z]+)+)?$")
+
+
+def blocks_to_run(page):
+    """The Python blocks of a page; those that cannot run here say so: `<!-- not run: why -->` stands above them."""
+    return [code for not_run, code in BLOCK.findall((ROOT / page).read_text()) if not not_run]
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_no_python_of_a_page_is_left_out(page):
+    text = (ROOT / page).read_text()
+    for language in re.findall(r"^```\{?([^\s}]+)", text, re.MULTILINE):
+        assert language == "python" or (NO_PYTHON.match(language) and language != "code-block"), language
+    without_fences = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    for block in re.findall(r"\n\n((?:    [^\n]*\n)+)", without_fences):
+        raise AssertionError(f"put it between fences: {block}")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_to_run(page)])
 def test_code_blocks_run(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    assert blocks
+    blocks = blocks_to_run(page)
     if any("Strategy(" in block for block in blocks):
         # TensorFlow wants one strategy in a process (see `two_replicas` in conftest.py).
         found = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 
@@ -24,8 +25,8 @@ def tagged(notebook, tag):
     return cell
 
 
-def execute_small(name, directory):
-    """Runs a notebook in SMALL mode in this environment's Python; returns it with its outputs."""
+def execute_small(name, directory, backend="tensorflow"):
+    """Runs a notebook in SMALL mode in this environment's Python and on this backend; returns it with its outputs."""
     notebook = read(COLAB / name)
     parameters = tagged(notebook, "parameters")
     assert parameters.source.count("SMALL = False") == 1
@@ -34,7 +35,7 @@ def execute_small(name, directory):
     client = NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(directory)}}
     )
-    return client.execute()
+    return client.execute(env={**os.environ, "KERAS_BACKEND": backend})
 
 
 def printed(notebook):

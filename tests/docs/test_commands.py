@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shlex
 
 import pytest
+from absl import flags
 
 from tf_largebatch import batch_size
 from tf_largebatch.evaluate import DATA_FLAGS
+from tf_largebatch.train.command_line import config_from_flags, define_flags
 from tf_largebatch.train.config import FLAGS
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,6 +56,20 @@ def test_programs_and_their_flags_exist(page):
             given = set(re.findall(r"(?<![\w-])--(\w+)", re.sub(r"'[^']*'|\"[^\"]*\"", "", arguments)))
             negated = {name.removeprefix("no") for name in given - known}
             assert negated <= known, f"{command}: {sorted(given - known)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_values_of_train_are_accepted(page):
+    for command in commands(page):
+        found = re.search(r"python -m tf_largebatch\.train(?![\w.])([^|;&`)]*)", command)
+        # "..." and the like stand for what the reader puts there.
+        if found is None or re.search(r"\.\.\.|[$<\"]|--help|--config", found[1]):
+            continue
+        flag_values = flags.FlagValues()
+        define_flags(flag_values)
+        assert flag_values(["train", *shlex.split(found[1], comments=True)]) == ["train"], command
+        if not flag_values["resume"].value:
+            config_from_flags(flag_values)
 
 
 def test_make_targets_exist():
