@@ -52,6 +52,7 @@ html_theme = "furo"
 html_title = f"tf_largebatch {__version__}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_js_files = ["copy.js"]
 html_copy_source = False
 html_show_sourcelink = False
 html_show_copyright = False
