@@ -318,6 +318,25 @@ def test_a_compiled_loss_holds_its_terms():
     assert [tuple(spec.shape) for spec in specs] == [(3, 2), (3,)]
 
 
+def test_losses_of_several_outputs():
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, [keras.layers.Dense(1, "sigmoid")(inputs) for _ in range(2)])
+    model.compile(loss=["binary_crossentropy", "mse"])
+    total, y = keras_internals.compiled_loss(model), [ops.zeros((3, 1)), ops.zeros((3, 1))]
+    keras_internals.build_compile_loss(total, y, y, None)
+    with keras_internals.without_loss_metrics(model):
+        total(y, [one + 0.5 for one in y])
+    assert all(float(metric.result()) == 0 for metric in total.metrics), "CompileLoss no longer keeps its _metrics"
+    binary, squared = (term.loss for term in keras_internals.loss_terms(total))
+    assert keras_internals.reading_logits(squared) is None
+    of_logits = keras_internals.reading_logits(binary)
+    found = [float(loss(y[0], y[0])) for loss in (of_logits, binary)]
+    np.testing.assert_allclose(found, [np.log(2), 0], atol=1e-5, err_msg="losses no longer pass on their _fn_kwargs")
+    (first, output), (second, _) = keras_internals.layers_that_take(model, model.inputs[0])
+    assert {first, second} == set(model.layers[1:]), "Functional models no longer keep their _nodes_by_depth"
+    assert any(output is one for one in model.outputs)
+
+
 def test_the_default_of_jit_compile():
     net = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     net.compile("sgd", "mse", jit_compile="auto")

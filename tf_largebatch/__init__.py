@@ -22,7 +22,7 @@ if keras.backend.backend() not in ("tensorflow", "jax"):
     )
 
 from tf_largebatch import callbacks
-from tf_largebatch.conadv import ConAdvModel, accuracy_under_attack
+from tf_largebatch.conadv import ConAdvModel, accuracy_under_attack, metrics_under_attack
 from tf_largebatch.core.schedules import WarmupPolynomialDecay, large_batch_schedule, linear_scaling
 from tf_largebatch.norms import per_example_gradient_norms
 from tf_largebatch.optimizers import CLARS, LARS
@@ -40,5 +40,6 @@ __all__ = [
     "callbacks",
     "large_batch_schedule",
     "linear_scaling",
+    "metrics_under_attack",
     "per_example_gradient_norms",
 ]

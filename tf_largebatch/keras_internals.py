@@ -6,7 +6,9 @@ Each has its reason here and a test in tests/test_keras_internals.py that fails 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,6 +33,16 @@ def layers_within(model: Any) -> list[Any]:
 def layers_inside(layer: Any) -> list[Any]:
     """Returns the layers in a layer, at any depth of nesting, without the layer itself; see `layers_within`."""
     return list(layer._flatten_layers(include_self=False))
+
+
+def layers_that_take(model: Any, tensor: Any) -> list[tuple[Any, Any]]:
+    """Returns the layers of a Functional model that are called on one of its tensors, each with its output.
+
+    `Function._nodes_by_depth` and `Node.input_tensors`: a layer knows the tensors of all its calls, and of no graph.
+    """
+    nodes = [node for nodes in getattr(model, "_nodes_by_depth", {}).values() for node in nodes]
+    taking = [node for node in nodes if any(t is tensor for t in node.input_tensors)]
+    return [(node.operation, node.output_tensors[0]) for node in taking]
 
 
 def recorded_losses(layer: Any) -> list[list[Any]]:
@@ -401,6 +413,38 @@ def replaced_loss_terms(compile_loss: Any, losses: Sequence[Any], with_metrics: 
         yield
     finally:
         compile_loss._flat_losses, compile_loss._metrics = terms, metrics
+
+
+def without_loss_metrics(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Returns a context within which a compiled model's loss does not update the metrics of its outputs' losses.
+
+    See `replaced_loss_terms`: the metrics are those of the clean images, and each stream of a batch computes the loss.
+    """
+    compile_loss = compiled_loss(model)
+    if compile_loss is None or not compile_loss.built:
+        return contextlib.nullcontext()
+    losses = [term.loss for term in loss_terms(compile_loss)]
+    return replaced_loss_terms(compile_loss, losses, with_metrics=False)
+
+
+def reading_logits(loss: Any, function_of_logits: Any = None) -> Any:
+    """Returns a loss of Keras's as it is with `from_logits=True`; None if it reads no logits.
+
+    `LossFunctionWrapper.fn` and `_fn_kwargs`: see `wrapped_function`. Losses that `compile` made of a name have no
+    configuration to make another one of.
+
+    Args:
+        loss: A loss object.
+        function_of_logits: Another function of labels and logits that computes the same; None for Keras's.
+    """
+    function, arguments = wrapped_function(loss)
+    of_keras = getattr(function, "__module__", "").startswith("keras.")
+    if not of_keras or "from_logits" not in inspect.signature(function).parameters:
+        return None
+    changed = copy.copy(loss)
+    changed._fn_kwargs = {**arguments, "from_logits": True}
+    changed.fn = function_of_logits or function
+    return changed
 
 
 def _outside_the_graph() -> contextlib.AbstractContextManager[None]:

@@ -15,6 +15,7 @@ from selection import ON_JAX, long_unless
 import tf_largebatch as lb
 from tf_largebatch.conadv import objective
 from tf_largebatch.conadv.attack import ATTACKS, Attack, ImageAttack
+from tf_largebatch.conadv.attacked_loss import ClassLoss
 from tf_largebatch.conadv.backend import compiled
 from tf_largebatch.conadv.class_labels import are_right, own_labels, random_targets
 from tf_largebatch.conadv.probability_logarithms import followed
@@ -195,12 +196,12 @@ def test_an_attack_is_added_by_one_row(monkeypatch):
     attack = ImageAttack(8.0, (0.0, 255.0), num_steps=2, targeted=False, kind="momentum")
     model = network(False)
     data = ops.convert_to_tensor(x), ops.convert_to_tensor(y)
-    found = attack.images(*data, model, SPARSE(from_logits=True), CLASSES, SEEDS)
+    found = attack.images(*data, model, ClassLoss(SPARSE(from_logits=True), CLASSES), SEEDS)
     assert np.abs(found.images - x).max() <= 8 + 1e-4 and not np.any(found.without_gradient)
     loss = SPARSE(from_logits=True)
     assert float(loss(y, model(found.images))) > float(loss(y, model(x)))
     with pytest.raises(ValueError, match=r"attack must be one of .*'momentum'; received attack='x'"):
-        ImageAttack(8.0, (0.0, 255.0), kind="x").images(x, y, model, loss, CLASSES, SEEDS)
+        ImageAttack(8.0, (0.0, 255.0), kind="x").images(x, y, model, ClassLoss(loss, CLASSES), SEEDS)
 
 
 def targets(y):

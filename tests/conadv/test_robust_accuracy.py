@@ -86,7 +86,8 @@ def test_no_radius_no_change_and_targets_depend_on_the_seed():
         ({"epsilon": -1.0}, "epsilon must be a finite number of 0 or more; received epsilon=-1.0"),
         ({"norm": "l1"}, "norm must be one of 'linf', 'l2'; received norm='l1'"),
         ({"value_range": [(0, 1)] * 3}, "one for each of 2; received 3 pairs"),
-        ({"loss": "mse"}, "An adversarial attack needs one classification loss"),
+        ({"loss": "mse"}, "loss must be one loss for classes.*received loss='mean_squared_error'"),
+        ({"loss": None}, "loss must be a loss, which an adversarial attack ascends or descends; received loss=None"),
         ({"batches": []}, "batches must hold at least one image; received none"),
         ({"batches": [(np.zeros((2, 4), "float32"), np.zeros(2))]}, "one batch of images of shape"),
     ],
@@ -138,10 +139,16 @@ def test_inputs_of_integers_are_refused_wherever_they_are():
         accuracy_under_attack(keras.Sequential([keras.Input(SHAPE), rounding, network(False)]), batches(x, y), LOSS)
 
 
-@pytest.mark.parametrize("outputs", [lambda x: keras.layers.Dense(1)(x), lambda x: [keras.layers.Dense(3)(x)] * 2])
-def test_a_model_without_one_score_for_each_class_is_refused(outputs):
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        (lambda x: keras.layers.Dense(1)(x), r"model must give one score per class.*Dense\(2\)"),
+        (lambda x: [keras.layers.Dense(3)(x)] * 2, "loss must be one loss for classes"),
+    ],
+)
+def test_a_model_without_one_score_for_each_class_is_refused(outputs, message):
     inputs = keras.Input((4, 4, 1))
     model = keras.Model(inputs, outputs(keras.layers.Flatten()(inputs)))
     batches = [(np.zeros((8, 4, 4, 1), "float32"), np.ones(8, "int32"))]
-    with pytest.raises(ValueError, match=r"model must give one score per class.*Dense\(2\)"):
-        accuracy_under_attack(model, batches, keras.losses.BinaryCrossentropy(from_logits=True), value_range=(0, 1))
+    with pytest.raises(ValueError, match=message):
+        accuracy_under_attack(model, batches, LOSS, value_range=(0, 1))

@@ -55,3 +55,11 @@ def test_captions_say_what_is_right(tmp_path):
 def test_what_are_no_images():
     with pytest.raises(ValueError, match=r"images of one shape .*received shapes \(3, 6, 6, 3\) and \(2, 6, 6, 3\)"):
         plot_adversarial_images(rgb(3), rgb(2), [0, 1, 2])
+
+
+def test_without_labels_and_answers():
+    model = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])
+    _, captions, _ = shown(plot_adversarial_images(rgb(2), rgb(2), None, model=model))
+    assert captions == [["", ""]] * 3
+    with pytest.raises(ValueError, match=r"model must be a classifier with one score for each class.*pass model=None"):
+        plot_adversarial_images(rgb(2), rgb(2), np.zeros((2, 1)), model=model)

@@ -11,6 +11,7 @@ import numpy as np
 
 from tf_largebatch.check import require
 from tf_largebatch.files import local_path
+from tf_largebatch.norms.targets import as_arrays
 from tf_largebatch.plots.adversarial_images import plot_adversarial_images
 
 
@@ -24,7 +25,8 @@ class AdversarialPictures(keras.callbacks.Callback):
         path: File of the picture. With `{epoch}` in its name, each epoch drawn has a file; without, the last replaces
             the one before.
         x: Images, [n, height, width, channels], in the model's `value_range`; the first eight are drawn.
-        y: Their labels, integers or one-hot.
+        y: Their labels as in training: integers, one-hot, or what else the model trains on. Labels are shown where
+            answers are right or wrong, and answers where the model has one score for each class.
         class_names: Names of the classes; by default their numbers.
         every: Draw whenever this number of epochs has passed, and at the end; None to draw at the end only.
 
@@ -45,9 +47,11 @@ class AdversarialPictures(keras.callbacks.Callback):
         is_count = isinstance(every, int) and not isinstance(every, bool) and every >= 1
         require(every is None or is_count, "every", every, "a positive integer or None")
         self.path = os.fspath(local_path(path))
-        self.x, self.y = np.asarray(x)[:8], np.asarray(y)[:8]
-        alike = len(self.x) == len(self.y)
-        require(alike, "y", self.y.shape, f"one label for each image of x, which has shape {self.x.shape}")
+        self.x, self.y = np.asarray(x)[:8], keras.tree.map_structure(lambda t: np.asarray(t)[:8], as_arrays(y))
+        shapes = [labels.shape for labels in keras.tree.flatten(self.y)]
+        alike = all(shape[:1] == self.x.shape[:1] for shape in shapes)
+        received = shapes[0] if len(shapes) == 1 else shapes
+        require(alike, "y", received, f"one label for each image of x, which has shape {self.x.shape}")
         self.class_names = class_names
         self.every = every
         self._epoch, self._drawn = 0, True
@@ -70,11 +74,13 @@ class AdversarialPictures(keras.callbacks.Callback):
 
     def _draw(self) -> None:
         self._drawn = True
+        adversarial = self.model.adversarial_images(self.x, self.y, step=0, main=True)
+        loss = self.model.loss_to_attack()
         plot_adversarial_images(
             self.x,
-            self.model.adversarial_images(self.x, self.y, step=0, main=True),
-            self.y,
-            model=self.model.model,
+            adversarial,
+            self.y if loss.has_answers else None,
+            model=None if loss.num_classes is None else self.model.model,
             value_range=self.model.value_range,
             class_names=self.class_names,
             title=f"after epoch {self._epoch}",

@@ -13,12 +13,14 @@ from keras import ops
 
 from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.arguments import TRACED
-from tf_largebatch.conadv.attack import ImageAttack
+from tf_largebatch.conadv.attack import ImageAttack, attack_named
+from tf_largebatch.conadv.attacked_loss import AttackedLoss, attacked_loss, require_untargeted
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
 from tf_largebatch.conadv.backend import compiled, replicas, step_context
-from tf_largebatch.conadv.class_labels import classification_loss
 from tf_largebatch.conadv.stale_weights import StaleWeights
 from tf_largebatch.core import random_numbers
+from tf_largebatch.keras_internals import compiled_loss
+from tf_largebatch.norms.targets import as_arrays
 from tf_largebatch.training.micro_batches import batch_size_of, mapped_over_micro_batches, unless_empty
 from tf_largebatch.training.step_seed import Purpose, step_seed
 from tf_largebatch.training.updating_wrapper import UpdatingWrapper
@@ -35,11 +37,13 @@ class Adversary(UpdatingWrapper):
     epsilon: float
     step_size: float | None
     num_steps: int
+    targeted: bool
+    attack: str
     seed: int
     stale: StaleWeights
     adversarial_batch_norms: AuxiliaryBatchNorms
     get_ready: Callable[[Any], None]
-    _classes: int
+    _output: Any
     _settings: Any
     _attack_functions: dict[bool, Any]
 
@@ -56,7 +60,7 @@ class Adversary(UpdatingWrapper):
         Returns:
             Tensor in the shape of x, float32 (float64 for such x).
         """
-        data = keras.tree.map_structure(ops.convert_to_tensor, (x, y))
+        data = keras.tree.map_structure(ops.convert_to_tensor, (x, as_arrays(y)))
         self.end_step()
         self.get_ready(data)
         step = ops.cast(self.stale.step if step is None else step, self.stale.step.dtype)
@@ -97,7 +101,8 @@ class Adversary(UpdatingWrapper):
         if self.run_eagerly:
             return attack
         # What is read while the attack is traced.
-        read = [self._compiled_loss(), *(getattr(self, name) for name in TRACED), self.examples_at_a_time]
+        read = [self._compiled_loss(), compiled_loss(self), self.examples_at_a_time]
+        read += [getattr(self, name) for name in TRACED]
         read += [layer.trainable for layer in batch_normalizations(self.model)]
         known = self._attack_functions.get(main)
         if known is None or known[0] != read:
@@ -106,32 +111,32 @@ class Adversary(UpdatingWrapper):
 
     def _attacked(self, data: Any, step: Any, lag: int, main: bool = False) -> Any:
         """Adversarial images for a step, made with the weights of `lag` steps ago."""
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(data)
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = image_checks.as_floating(keras.tree.flatten(x)[0])
         with step_context.named("attack"):
             weights = self.stale.lag(lag)
             if self.examples_at_a_time is None:
-                whole = functools.partial(self._perturbed, x, y, step, weights, main)
+                whole = functools.partial(self._perturbed, (x, y, sample_weight), step, weights, main)
                 return unless_empty(whole, x) if self._may_be_empty(batch_size_of(x)) else whole()
             return mapped_over_micro_batches(
-                lambda part, j: self._perturbed(part[0], part[1], step, weights, main, j),
-                (x, y),
+                lambda part, j: self._perturbed(part, step, weights, main, j),
+                (x, y, sample_weight),
                 x,
                 self.examples_at_a_time,
             )
 
-    def _perturbed(self, x: Any, y: Any, step: Any, weights: list[tuple[Any, Any]], main: bool, part: Any = 0) -> Any:
+    def _perturbed(self, data: Any, step: Any, weights: list[tuple[Any, Any]], main: bool, part: Any = 0) -> Any:
+        x, y, sample_weight = data
         state = [*weights, *self._layer_seeds(self.model, step, Purpose.LAYERS, part)]
 
-        def scores(x: Any) -> Any:
+        def outputs(x: Any) -> Any:
             with step_context.scope(state), contextlib.ExitStack() as stack:
                 if not main:
                     stack.enter_context(self.adversarial_batch_norms.intercept())
                 return self.model(x, training=not main)
 
-        loss = classification_loss(self._compiled_loss())
         seed = functools.partial(self._seed, step, part=part)
-        return self._image_attack().images(x, y, scores, loss, self._classes, seed).images
+        return self._image_attack().images(x, y, outputs, self.loss_to_attack(), seed, sample_weight).images
 
     def _image_attack(self) -> ImageAttack:
         return ImageAttack(
@@ -144,6 +149,17 @@ class Adversary(UpdatingWrapper):
             kind=self.attack,
             norm=self.norm,
         )
+
+    def loss_to_attack(self) -> AttackedLoss:
+        """Returns the loss that the attack follows.
+
+        Raises:
+            ValueError: If there is none, or if a targeted attack has no wrong class to be the target.
+        """
+        found = attacked_loss(self._compiled_loss(), self._output, compiled_loss(self))
+        if attack_named(self.attack).reads_weights:
+            require_untargeted(found, self.targeted)
+        return found
 
     def _compiled_loss(self) -> Any:
         return getattr(self, "loss", None) if self.compiled else None

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from tf_largebatch.check import require
-from tf_largebatch.conadv import objective
+from tf_largebatch.conadv.attacked_loss import AttackedLoss
 from tf_largebatch.conadv.backend import image_gradient
-from tf_largebatch.conadv.class_labels import in_the_form_of, own_labels, random_targets
 from tf_largebatch.conadv.probability_logarithms import followed
 from tf_largebatch.core import pgd
 from tf_largebatch.core.balls import ball
@@ -137,27 +136,32 @@ class ImageAttack:
     norm: str = "linf"
 
     def images(
-        self, x: Any, y: Any, scores: Callable[[Any], Any], loss: Any, num_classes: int, seeds: Seeds
+        self,
+        x: Any,
+        y: Any,
+        outputs: Callable[[Any], Any],
+        loss: AttackedLoss,
+        seeds: Seeds,
+        sample_weight: Any = None,
     ) -> Attacked:
         """Makes adversarial images.
 
         Args:
             x: Images, floating, [batch, height, width, channels], in `value_range`.
-            y: Their labels, as `class_labels.are_sparse` takes them.
-            scores: The forward pass of a Keras 3 or tf_keras model, from images to one score for each class,
-                [batch, num_classes].
-            loss: A Keras 3 classification loss that fits labels and scores; see `objective` for what is made of it.
-            num_classes: Number of classes.
+            y: Their labels, as the loss takes them.
+            outputs: The forward pass of a Keras 3 or tf_keras model, from images to its outputs.
+            loss: The loss to ascend or, for targets, to descend.
             seeds: Gives a seed, int32 [2], for each purpose of random numbers.
+            sample_weight: Weights of the examples, or None.
         """
         target = y
         if self.targeted and attack_named(self.kind).reads_weights:
-            target = in_the_form_of(y, random_targets(y, num_classes, seeds(Purpose.TARGETS)), num_classes)
+            target = loss.wrong_labels(y, seeds(Purpose.TARGETS))
         gradients: list[Any] = []
 
         def gradient(x: Any) -> Any:
             def forward(x: Any) -> tuple[Any, Any]:
-                return objective.direction(loss, target, own_labels(target, num_classes), followed(scores, x))
+                return loss.direction(target, sample_weight, followed(outputs, x))
 
             gradients.append(image_gradient(forward, x))
             if gradients[0] is None:

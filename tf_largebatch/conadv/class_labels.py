@@ -32,26 +32,18 @@ _CLASSIFICATION = {
 }
 
 
-def classification_loss(loss: Any) -> Any:
-    """Returns the loss object or function behind what was given to `compile`.
+def is_of_keras(loss: Any) -> bool:
+    """Returns whether a loss, an object or a function, is one of Keras's own."""
+    kind = loss if hasattr(loss, "__name__") else type(loss)
+    return getattr(kind, "__module__", "").startswith("keras.")
 
-    Raises:
-        ValueError: If there is none, if there are several, or if it is one of Keras's that is not for classes.
+
+def is_for_classes(loss: Any) -> bool:
+    """Returns whether a loss, an object or a function, compares one score for each class, or may do so.
+
+    False for Keras's losses of other labels, such as the mean squared error.
     """
-    needed = (
-        "An adversarial attack needs one classification loss, such as 'sparse_categorical_crossentropy' for integer "
-        "labels or 'categorical_crossentropy' for one-hot ones"
-    )
-    flat = [part for part in keras.tree.flatten(loss) if part is not None]
-    if len(flat) != 1:
-        raise ValueError(f"{needed}; received loss={loss!r}.")
-    if flat[0] in ("crossentropy", "ce"):
-        raise ValueError(f"{needed}, by its full name; received loss={loss!r}.")
-    found = keras.losses.get(flat[0])
-    cls = found if hasattr(found, "__name__") else type(found)
-    if cls.__module__.startswith("keras.") and cls.__name__ not in _CLASSIFICATION:
-        raise ValueError(f"{needed}; received {cls.__name__}, whose labels have no wrong class to attack.")
-    return found
+    return not is_of_keras(loss) or getattr(loss, "__name__", type(loss).__name__) in _CLASSIFICATION
 
 
 def classes_of(output: Any) -> int:
@@ -68,7 +60,7 @@ def classes_of(output: Any) -> int:
     if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
         raise ValueError(
             f"model must give one score per class, [batch, classes] with 2 or more; received output {shapes}: give a "
-            "binary classifier two scores, Dense(2), and a model of several outputs one, keras.Model(inputs, output)."
+            "binary classifier two scores, Dense(2), or the loss BinaryCrossentropy."
         )
     return int(shapes[0][1])
 

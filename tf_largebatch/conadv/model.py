@@ -13,10 +13,11 @@ from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.adversary import settings_dtype
 from tf_largebatch.conadv.arguments import TRACED, VARIABLES, check_argument, check_fixed
 from tf_largebatch.conadv.attack import attack_named
+from tf_largebatch.conadv.attacked_loss import check_loss
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms
 from tf_largebatch.conadv.backend import ConAdvTrainer, TrainFunction, step_context
-from tf_largebatch.conadv.class_labels import classification_loss
 from tf_largebatch.conadv.in_flight import InFlight
+from tf_largebatch.conadv.input_range import inferred_range
 from tf_largebatch.conadv.preparation import Preparation
 from tf_largebatch.conadv.stale_weights import StaleWeights
 from tf_largebatch.conadv.stream_metrics import ADVERSARIAL, AUGMENTED, CLEAN, StreamMetrics
@@ -29,7 +30,7 @@ from tf_largebatch.training.step_seed import Purpose
 
 @keras.saving.register_keras_serializable(package="tf_largebatch")
 class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
-    """Wraps an image classifier so that it trains on adversarial images, made concurrently with the training.
+    """Wraps a model of images so that it trains on adversarial images, made concurrently with the training.
 
     Step t, with theta_t the weights before it and x^ the adversarial images of the images x of its batch B_t:
 
@@ -41,7 +42,8 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
     are added up, so that with `adversarial_weight=1` the gradient is about twice (with `augment` thrice) that of clean
     training. Layer-wise rates do not change with it; SGD may need a lower learning rate.
 
-    The attack is projected gradient descent on the loss of a target class, or ascent on the true class's:
+    The attack is projected gradient descent on the loss of a target class, or ascent on the loss of the label, with
+    `targeted=False`; for one score [batch, 1], regression and several outputs there is ascent only:
 
         x^ <- projection of  x^ -+ step_size * sign(d loss / d x^)  onto  |x^ - x| <= epsilon  and the valid range
 
@@ -57,8 +59,8 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
 
     Logs of `fit`: `loss` (L and the regularizers), the compiled metrics on the clean images, `clean_loss`,
     `adversarial_loss` and `augmented_loss` (means of L without weight regularizers), `adversarial_accuracy` on the
-    adversarial images trained on, `perturbation` (mean |x^ - x| in units of 1/255, with "l2" the mean distance) and
-    `bn_distance` (`AuxiliaryBatchNorms.distance`).
+    adversarial images trained on (of a classifier), `perturbation` (mean |x^ - x| in units of 1/255, with "l2" the mean
+    distance) and `bn_distance` (`AuxiliaryBatchNorms.distance`).
 
     The snapshots of stale weights, the number of the step and the auxiliary batch norms are saved with the wrapper. The
     batch in flight is not: a run that is resumed at the first batch not yet trained on makes its adversarial images
@@ -69,7 +71,8 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
     trace; `num_steps`, `targeted`, `random_start`, `norm`, `seed` and `value_range` have the step traced anew.
 
     Args:
-        model: The image classifier, with one input and one score per class, [batch, classes].
+        model: The model, with one input of images [batch, height, width, channels]: a classifier with one score per
+            class, [batch, classes], or with one score, [batch, 1], or any other model that Keras trains.
         epsilon: Radius of the ball in units of 1/255 of the value range, 0 or more: L-inf, or L2 distance over all
             values of an image.
         step_size: Length of a step in the same units; None for epsilon / num_steps, with which the steps together reach
@@ -77,10 +80,12 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         num_steps: Number of gradient steps, each a forward and backward pass.
         staleness: tau, the age in steps of the weights that the attack uses; 0 or more.
         targeted: Whether to descend the loss of a uniformly random wrong class instead of ascending the true one's.
+            Must be False for a model without one score for each class.
         random_start: Probability with which an image's attack starts at a random point of the ball.
         value_range: (lower, upper) of valid model inputs after any scaling, or one such pair for each channel (channels
             last). Adversarial images are clipped to it. It converts `epsilon` and `step_size`: a unit is
-            (upper - lower) / 255.
+            (upper - lower) / 255. None for the range that a Rescaling or Normalization layer at the model's input
+            tells, see `tf_largebatch.conadv.input_range`, and (0, 255) where none does.
         adversarial_weight: Factor of the adversarial loss, 0 or more.
         augment: Keras layer or callable from images to images in the same range, which makes a third stream; None for
             none. Random numbers of a layer depend on `seed` and the step.
@@ -95,8 +100,8 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         name: The wrapper's name.
 
     Raises:
-        ValueError: If an argument is out of its range; before the first step, if the inputs are not images, the loss is
-            not for classes, or the labels do not fit the classes.
+        ValueError: If an argument is out of its range; before the first step, if the inputs are not images, the labels
+            do not fit the outputs, or a targeted attack has no wrong class to be the target.
 
     With CLARS each image of each stream counts as an example: `s_k` adds up over the streams as the loss does.
     AdvProp is `staleness=0` with several steps.
@@ -130,7 +135,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         staleness: int = 1,
         targeted: bool = True,
         random_start: float = 0.8,
-        value_range: Sequence[Any] = (0.0, 255.0),
+        value_range: Sequence[Any] | None = None,
         adversarial_weight: float = 1.0,
         augment: Callable[[Any], Any] | None = None,
         num_classes: int | None = None,
@@ -150,7 +155,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
             "staleness": staleness,
             "targeted": targeted,
             "random_start": random_start,
-            "value_range": value_range,
+            "value_range": inferred_range(model) if value_range is None else value_range,
             "adversarial_weight": adversarial_weight,
             "augment": augment,
             "num_classes": num_classes,
@@ -180,7 +185,6 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         self.stream_losses = {name: keras.metrics.Mean(name=f"{name}_loss") for name in names}
         self.adversarial_accuracy = keras.metrics.Mean(name="adversarial_accuracy")
         self.perturbation = keras.metrics.Mean(name="perturbation")
-        self._classes: Any = None  # an int once the first batch is seen
         self._checked = self._range_checked = self._has_trained = self._in_training = False
         self._in_flight = InFlight()
         # Past Keras's tracking: arguments of the constructor are no state to save.
@@ -225,7 +229,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
         """Trains as `keras.Model.fit` does, with its arguments, after checks that need no step to fail."""
         arguments = delegation.fit_arguments(args, kwargs)
         if self.compiled:
-            classification_loss(self._compiled_loss())
+            check_loss(self._compiled_loss())
         steps = arguments["steps_per_epoch"]
         self.start_training(steps and steps * (arguments["epochs"] - arguments["initial_epoch"]))
         try:

@@ -1,4 +1,4 @@
-"""What an attack on a classifier ascends or descends.
+"""The direction in which an attack moves a model's outputs.
 
 The direction of a step does not depend on the size of the loss, and the gradient of a cross-entropy of a confident
 classifier rounds to zero. For Keras's classification losses an attack therefore follows, for each image,
@@ -9,7 +9,8 @@ classifier rounds to zero. For Keras's classification losses an attack therefore
 
 m increases with the cross-entropy of c, so its gradient has the same direction, but it is never small. Label smoothing
 and the focusing factors of focal losses, which would stop or even turn the direction for confident images, have no
-part in it. The gradient of any other loss is divided by its largest entry for each image.
+part in it. The gradient of any other loss is divided by its largest entry for each image; that of a weighted total of
+several losses by its largest entry over all outputs, so that the weights keep their meaning.
 
 All of this is float32 (float64 for such scores), whatever the precision of the network.
 """
@@ -17,6 +18,8 @@ All of this is float32 (float64 for such scores), whatever the precision of the 
 from __future__ import annotations
 
 import enum
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -24,9 +27,11 @@ import numpy as np
 from keras import ops
 
 from tf_largebatch.conadv.backend import gradient_of, replicas
-from tf_largebatch.conadv.class_labels import loss_sum
+from tf_largebatch.conadv.class_labels import is_of_keras, loss_sum
+from tf_largebatch.conadv.cross_entropies import without_cancellation
 from tf_largebatch.conadv.probability_logarithms import log_odds, log_probabilities, logits_behind, plain_value
 from tf_largebatch.core.rates import compute_dtype
+from tf_largebatch.keras_internals import wrapped_function
 
 # The size of the gradient at the logits is this number divided by their spread, so that float16 holds the gradients of
 # the network's layers whatever the scale of its logits. The published ConAdv code multiplies the loss by 128 for
@@ -40,7 +45,7 @@ class Scores(enum.Enum):
 
     LOGITS = "logits of a softmax"
     PROBABILITIES = "probabilities"
-    BINARY_LOGITS = "logits of one sigmoid for each class"
+    BINARY_LOGITS = "logits of one sigmoid for each class, or margins"
     BINARY_PROBABILITIES = "one probability for each class"
     OTHER = "unknown: the loss is the user's own"
 
@@ -64,18 +69,21 @@ _SIGMOID = {
     "binary_focal_crossentropy",
 }
 _MARGIN = {"CategoricalHinge", "categorical_hinge"}
+_BINARY_MARGIN = {"Hinge", "SquaredHinge", "hinge", "squared_hinge"}
 
 
 def scores_of(loss: Any) -> Scores:
-    """Returns how a loss reads the outputs; see `class_labels.classification_loss` for what `loss` may be."""
-    kind = loss if hasattr(loss, "__name__") else type(loss)
-    if not getattr(kind, "__module__", "").startswith("keras."):
+    """Returns how a loss, an object or a function, reads the outputs."""
+    if not is_of_keras(loss):
         return Scores.OTHER
+    kind = loss if hasattr(loss, "__name__") else type(loss)
     logits = bool(getattr(loss, "from_logits", False))
     if kind.__name__ in _SOFTMAX:
         return Scores.LOGITS if logits else Scores.PROBABILITIES
     if kind.__name__ in _SIGMOID:
         return Scores.BINARY_LOGITS if logits else Scores.BINARY_PROBABILITIES
+    if kind.__name__ in _BINARY_MARGIN:
+        return Scores.BINARY_LOGITS
     return Scores.LOGITS if kind.__name__ in _MARGIN else Scores.OTHER
 
 
@@ -111,6 +119,55 @@ def direction(loss: Any, y: Any, own: Any, outputs: Any) -> tuple[Any, Any]:
     return z, ops.stop_gradient(found * _size(z))
 
 
+def direction_of_total(calls: Sequence[tuple[Any, float | None, tuple[Any, Any, Any]]]) -> tuple[list[Any], list[Any]]:
+    """Returns where to differentiate a model, and in which direction, for a weighted total of losses.
+
+        L = sum over the losses of  weight * loss(y, outputs, sample_weight)
+
+    Args:
+        calls: Each loss, an object of Keras's or a function of the same arguments; its weight, None for 1; and what it
+            compares: labels, outputs (nested, as in `direction`), and weights of the examples or None.
+
+    Returns:
+        Tensors z, functions of the images: outputs, or the logits behind them where a loss of Keras's can read these.
+        And for each the gradient of L with respect to it, divided for each image by its largest entry over all z, up to
+        a positive factor that all images share; without a gradient of its own.
+    """
+    losses, places = zip(*(_readable(loss, outputs) for loss, _, (_, outputs, _) in calls), strict=True)
+
+    def total(places: Sequence[Any]) -> Any:
+        value: Any = 0.0
+        for loss, place, (_, weight, (y, _, sample_weight)) in zip(losses, places, calls, strict=True):
+            value += ops.sum(loss(y, place, sample_weight)) * (1.0 if weight is None else weight)
+        return value
+
+    z = keras.tree.flatten(list(places))
+    found = keras.tree.flatten(gradient_of(total, keras.tree.map_structure(ops.stop_gradient, list(places))))
+    largest = functools.reduce(ops.maximum, [_largest_of_each(gradient) for gradient in found])
+    size = _size_for(functools.reduce(ops.maximum, [_largest(t) for t in z]))
+    scale = size / ops.where(largest > 0, largest, ops.ones_like(largest))
+    scaled = [g * ops.cast(ops.reshape(scale, [-1] + [1] * (len(g.shape) - 1)), g.dtype) for g in found]
+    return z, [ops.stop_gradient(gradient) for gradient in scaled]
+
+
+def _readable(loss: Any, outputs: Any) -> tuple[Any, Any]:
+    """Returns a loss and the outputs that it reads.
+
+    Where a loss of Keras's can read logits, it is that loss of the logits, also behind probabilities: the gradient at a
+    confident probability, or that of a confident cross-entropy, rounds to zero.
+    """
+    function, arguments = wrapped_function(loss)
+    of_logits = without_cancellation(loss)
+    if of_logits is not None and not keras.tree.is_nested(outputs):
+        softmax = scores_of(function) in (Scores.LOGITS, Scores.PROBABILITIES)
+        logits = logits_behind(outputs, "Softmax" if softmax else "Sigmoid")
+        if logits is not None:
+            return of_logits, logits
+        if arguments.get("from_logits"):
+            return of_logits, _floating(outputs)
+    return loss, keras.tree.map_structure(_floating, outputs)
+
+
 def _logits(outputs: Any, end: str) -> Any:
     """Returns the outputs; their logits where they are probabilities nonetheless, which Keras's losses see, too."""
     logits = logits_behind(outputs, end)
@@ -135,7 +192,24 @@ def _unit_max(gradient: Any) -> Any:
     return gradient / ops.where(largest > 0, largest, ops.ones_like(largest))
 
 
+def _largest_of_each(t: Any) -> Any:
+    """Returns each image's largest absolute entry, [B]."""
+    return ops.max(ops.abs(t), axis=tuple(range(1, len(t.shape)))) if len(t.shape) > 1 else ops.abs(t)
+
+
+def _largest(z: Any) -> Any:
+    """Returns the largest absolute entry of all images, 1 where there is no image."""
+    return ops.max(ops.abs(z)) if z.shape[0] != 0 else ops.ones((), z.dtype)
+
+
 def _size(z: Any) -> Any:
+    """Returns the size of the gradient at the scores of a classifier, [B, classes]."""
+    if z.shape[-1] == 1:  # the other class has the score 0
+        return _size_for(_largest(z))
+    return _size_for(ops.max(ops.max(z, axis=-1) - ops.min(z, axis=-1)) if z.shape[0] != 0 else ops.ones((), z.dtype))
+
+
+def _size_for(spread: Any) -> Any:
     """Returns a power of two that falls as the spread of the logits grows, the same for all images of a batch.
 
     It is the same for all because batch normalization couples them, and a power of two because that rounds nothing. On
@@ -143,7 +217,6 @@ def _size(z: Any) -> Any:
     images alone, and the attack is to need no communication.
     """
     if replicas.have_parts_of_the_batch():
-        return ops.full((), _SIZE_ON_REPLICAS, dtype=z.dtype)
-    spread = ops.max(ops.max(z, axis=-1) - ops.min(z, axis=-1)) if z.shape[0] != 0 else ops.ones((), z.dtype)
+        return ops.full((), _SIZE_ON_REPLICAS, dtype=spread.dtype)
     spread = ops.where(ops.isfinite(spread), ops.minimum(ops.maximum(spread, 0.5), 1e5), ops.ones_like(spread))
-    return ops.power(ops.cast(2.0, z.dtype), ops.round(ops.log2(_GRADIENT_SIZE / spread)))
+    return ops.power(ops.cast(2.0, spread.dtype), ops.round(ops.log2(_GRADIENT_SIZE / spread)))

@@ -10,9 +10,10 @@ from keras import ops
 from tf_largebatch.check import require
 from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.adversary import Adversary
+from tf_largebatch.conadv.attacked_loss import check_loss
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms
 from tf_largebatch.conadv.backend import step_context
-from tf_largebatch.conadv.class_labels import are_sparse, classes_of, classification_loss
+from tf_largebatch.keras_internals import build_compile_loss, compiled_loss
 from tf_largebatch.training.trainer import in_strategy, outside_of_the_step
 
 
@@ -43,27 +44,33 @@ class Preparation(Adversary):
 
     def _check(self, data: Any) -> None:
         """Raises ValueError if images, labels, loss or model do not fit together; builds the model."""
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(step_context.of_one_replica(self, data))
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(step_context.of_one_replica(self, data))
         image_checks.check_are_images(x)
         x = keras.tree.flatten(x)[0]
         image_checks.check_channels(self.value_range, x)
-        classification_loss(self._compiled_loss())
+        check_loss(self._compiled_loss())
         with outside_of_the_step(), in_strategy(self):
             if not self.built:
                 self.build((None, *x.shape[1:]))
             image_checks.check_accepts_floating(self.model)
-            self._infer_classes(x)
-            are_sparse(y, self._classes)
+            self._check_loss(x, y, sample_weight)
         if not self._range_checked and step_context.is_known(x):
             self._range_checked = True
             image_checks.warn_unless_in_range(x, self.value_range)
 
-    def _infer_classes(self, x: Any) -> None:
-        output = self.model.compute_output_spec(keras.KerasTensor((None, *x.shape[1:]), keras.config.floatx()))
-        classes = classes_of(output)
-        fits = self.num_classes in (None, classes)
-        require(fits, "num_classes", self.num_classes, f"the number of the model's outputs, {classes}, or None")
-        self._classes = classes
+    def _check_loss(self, x: Any, y: Any, sample_weight: Any) -> None:
+        """Raises ValueError unless the loss fits the model, its labels and the attack; builds the compiled loss."""
+        spec = keras.KerasTensor((None, *x.shape[1:]), keras.config.floatx())
+        object.__setattr__(self, "_output", self.model.compute_output_spec(spec))  # past Keras's tracking
+        loss = self.loss_to_attack()
+        classes = loss.num_classes
+        rule = f"the number of the model's outputs, {classes}, or None" if classes else "None, as there are no classes"
+        require(self.num_classes in (None, classes), "num_classes", self.num_classes, rule)
+        loss.check_labels(y)
+        compiled = compiled_loss(self)
+        if not compiled.built:  # labels and outputs of one batch
+            output = self.model.compute_output_spec(keras.KerasTensor(x.shape, keras.config.floatx()))
+            build_compile_loss(compiled, y, output, sample_weight)
 
     def _create_state(self) -> None:
         """Creates the auxiliary batch norms and the snapshots, once the wrapped model has its variables."""

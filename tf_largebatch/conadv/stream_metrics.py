@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
+from tf_largebatch.conadv.attacked_loss import AttackedLoss
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms, batch_normalizations
-from tf_largebatch.conadv.class_labels import are_right
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.training.step import Pass, Stream
 from tf_largebatch.training.trainer import number_of_replicas
@@ -25,7 +25,7 @@ class StreamMetrics(UpdatingWrapper):
 
     Attributes:
         stream_losses: For each stream the mean of its loss without weight regularizers.
-        adversarial_accuracy: On the adversarial images that are trained on.
+        adversarial_accuracy: On the adversarial images that are trained on, where answers are right or wrong.
         perturbation: The mean size of the perturbations.
     """
 
@@ -33,13 +33,14 @@ class StreamMetrics(UpdatingWrapper):
     adversarial_accuracy: keras.metrics.Mean
     perturbation: keras.metrics.Mean
     adversarial_batch_norms: AuxiliaryBatchNorms
-    _classes: int
+    loss_to_attack: Callable[[], AttackedLoss]
 
     def step_logs(self) -> dict[str, Any]:
         """Returns the logs after a step: the metrics, those that there are in training alone included."""
         logs = self.get_metrics_result()
         for metric in self._training_metrics():
-            logs[metric.name] = metric.result()
+            if metric is not self.adversarial_accuracy or self.loss_to_attack().has_answers:
+                logs[metric.name] = metric.result()
         if batch_normalizations(self.model):
             logs["bn_distance"] = self.adversarial_batch_norms.distance()
         return logs
@@ -64,7 +65,9 @@ class StreamMetrics(UpdatingWrapper):
         if stream.name == CLEAN:
             return super()._update_metrics(stream, x, y, y_pred, sample_weight)
         if stream.name == ADVERSARIAL:
-            self.adversarial_accuracy.update_state(ops.cast(are_right(y, y_pred, self._classes), "float32"))
+            loss = self.loss_to_attack()
+            if loss.has_answers:
+                self.adversarial_accuracy.update_state(ops.cast(loss.are_right(y, y_pred), "float32"))
         return {}
 
     def _update_losses(self, streams: Sequence[Stream], result: Pass, batch_size: Size) -> None:

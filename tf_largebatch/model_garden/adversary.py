@@ -25,6 +25,7 @@ import tensorflow as tf
 from official.vision.ops import preprocess_ops
 
 from tf_largebatch.conadv.attack import ImageAttack, attack_named
+from tf_largebatch.conadv.attacked_loss import ClassLoss
 from tf_largebatch.model_garden.rebuildable import RebuildableNetwork, normalize_by_batch
 from tf_largebatch.training.micro_batches import mapped_over_micro_batches
 from tf_largebatch.training.step_seed import step_seed
@@ -163,7 +164,7 @@ class Adversary:
             def seeds(purpose: Any) -> tf.Tensor:
                 return step_seed(self._config.seed, step, purpose, replica, part)
 
-            return self._attack.images(*batch, scores, _LOSS, self._num_classes, seeds).images
+            return self._attack.images(*batch, scores, ClassLoss(_LOSS, self._num_classes), seeds).images
 
         if self._micro_batch_size is None:
             return attacked((images, labels), 0)

@@ -1,4 +1,4 @@
-"""Checks that targets and weights fit the inputs and the model."""
+"""Labels as arrays, and checks that targets and weights fit the inputs and the model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ if keras.backend.backend() == "jax":
     from tf_largebatch.backend.jax.step_context import is_known
 else:
     from tf_largebatch.backend.tensorflow.step_context import is_known
+
+
+def as_arrays(y: Any) -> Any:
+    """Returns labels as an array, or as the nest of arrays that the labels of several outputs are."""
+    parts = y.values() if isinstance(y, dict) else y
+    nested = isinstance(y, dict | list | tuple) and all(len(getattr(part, "shape", ())) for part in parts)
+    return y if nested or hasattr(y, "shape") else np.asarray(y)
 
 
 def check_lengths(batch_size: int, **arguments: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tf_largebatch.check import require
 from tf_largebatch.core.pgd import bounds
 from tf_largebatch.plots import style
 
@@ -33,8 +34,9 @@ def plot_adversarial_images(
     Args:
         x: Clean images, [n, height, width, channels] with 1 or 3 channels.
         adversarial: Their adversarial images, same shape.
-        y: Their labels, integers [n] or [n, 1], or one-hot [n, classes].
-        model: Classifier whose answers are shown, called in inference mode; None to show none.
+        y: Their labels, integers [n] or [n, 1], or one-hot [n, classes]; None to show none.
+        model: Classifier with one score for each class, whose answers are shown, called in inference mode; None to show
+            none.
         value_range: `(lower, upper)` of valid images, or one such pair for each channel.
         class_names: Names of the classes; by default their numbers.
         title: Title above the picture.
@@ -44,16 +46,17 @@ def plot_adversarial_images(
         The Matplotlib figure.
 
     Raises:
-        ValueError: Unless x and adversarial are one or more images of the same shape.
+        ValueError: Unless x and adversarial are one or more images of the same shape, and the model gives one score for
+            each class.
     """
-    x, adversarial, y = np.asarray(x, "float32"), np.asarray(adversarial, "float32"), np.asarray(y)
+    x, adversarial = np.asarray(x, "float32"), np.asarray(adversarial, "float32")
     if x.ndim != 4 or x.shape != adversarial.shape or not len(x) or x.shape[-1] not in (1, 3):
         raise ValueError(
             "x and adversarial must be images of one shape [n, height, width, 1 or 3]; "
             f"received shapes {x.shape} and {adversarial.shape}."
         )
-    labels = np.argmax(y, axis=-1) if y.ndim == 2 and y.shape[-1] > 1 else y.reshape(-1)
-    names = [str(i) for i in range(int(labels.max()) + 1)] if class_names is None else class_names
+    labels = _labels(y)
+    names = [str(i) for i in range(max(labels, default=0) + 1)] if class_names is None else class_names
     clean, attacked = _in_units_of_255(x, value_range), _in_units_of_255(adversarial, value_range)
     change = attacked - clean
     largest = float(np.abs(change).max())
@@ -62,12 +65,29 @@ def plot_adversarial_images(
         _perturbation_label(largest): 0.5 + change / (2 * largest or 1.0),
         "adversarial": attacked / 255,
     }
-    captions = [[_name(names, label) for label in labels], [""] * len(x), [""] * len(x)]
-    if model is not None:
+    captions = [[_name(names, label) for label in labels] or [""] * len(x), [""] * len(x), [""] * len(x)]
+    if model is not None and labels:
         for row, images in ((0, x), (2, adversarial)):
-            said = np.argmax(np.asarray(model(images, training=False)), axis=-1)
+            said = _answers(model, images)
             captions[row] = [_caption(names, int(s), int(t)) for s, t in zip(said, labels, strict=True)]
     return _drawn(rows, captions, title, path)
+
+
+def _labels(y: Any) -> list[int]:
+    """Returns the number of each image's class; empty if there are no labels."""
+    if y is None:
+        return []
+    y = np.asarray(y)
+    return [int(label) for label in (np.argmax(y, axis=-1) if y.ndim == 2 and y.shape[-1] > 1 else y.reshape(-1))]
+
+
+def _answers(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """Returns the class with the highest score for each image."""
+    scores = model(images, training=False)
+    shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(scores)]
+    fits = len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] > 1
+    require(fits, "model", shapes, "a classifier with one score for each class, or None", "pass model=None")
+    return np.argmax(np.asarray(scores), axis=-1)
 
 
 def _drawn(rows: Mapping[str, Any], captions: list[list[str]], title: str, path: Any) -> Any:

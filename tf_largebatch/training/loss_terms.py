@@ -104,7 +104,9 @@ class MicroBatchLosses:
         return kind
 
     @contextlib.contextmanager
-    def of_part(self, y: Any, y_pred: Any, sample_weight: Any, share: Any, totals: list[Any] | None) -> Iterator[Any]:
+    def of_part(
+        self, y: Any, y_pred: Any, sample_weight: Any, share: Any, totals: list[Any] | None, watched: bool = True
+    ) -> Iterator[Any]:
         """Within it the compiled loss of a micro-batch weights each of its terms as the whole batch does.
 
         Args:
@@ -113,6 +115,7 @@ class MicroBatchLosses:
             sample_weight: Its weights, or None.
             share: B / m_j.
             totals: What each term divides by on the batch, N; see `totals`.
+            watched: Whether the metric of each output's loss is updated.
 
         Yields:
             The factor of the whole loss: 1, but for a model's own `compute_loss` that sums over the examples.
@@ -126,7 +129,7 @@ class MicroBatchLosses:
         else:
             self._build(y, y_pred, sample_weight)
             terms = keras_internals.loss_terms(compile_loss)
-            metrics = compile_loss.metrics or [None] * len(terms)
+            metrics = (compile_loss.metrics if watched else None) or [None] * len(terms)
             losses = [
                 self._watched(self._weighted(term.loss, share, totals and totals[i]), metrics[i])
                 for i, term in enumerate(terms)
@@ -237,20 +240,23 @@ class MicroBatchLosses:
             keras_internals.build_compile_loss(self._total_loss, y, y_pred, sample_weight)
 
     def _calls(self, y: Any, y_pred: Any, sample_weight: Any) -> list[tuple[Any, tuple[Any, Any, Any]]]:
-        """Returns each term, and the targets, predictions and weights that it is called with."""
-        compile_loss = self._total_loss
-        if compile_loss is None:
-            return []
-        terms = keras_internals.loss_terms(compile_loss)
-        calls: list[tuple[Any, Any, Any]] = []
+        return [] if self._total_loss is None else calls_of_terms(self._total_loss, y, y_pred, sample_weight)
 
-        def note(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
-            calls.append((y_true, y_pred, sample_weight))
-            return ops.zeros(())
 
-        with keras_internals.replaced_loss_terms(compile_loss, [note] * len(terms), with_metrics=False):
-            compile_loss(y, y_pred, sample_weight)
-        return list(zip(terms, calls, strict=True))
+def calls_of_terms(
+    compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any
+) -> list[tuple[Any, tuple[Any, Any, Any]]]:
+    """Returns each term of a built compiled loss, and the targets, predictions and weights that it is called with."""
+    terms = keras_internals.loss_terms(compile_loss)
+    calls: list[tuple[Any, Any, Any]] = []
+
+    def note(y_true: Any, y_pred: Any, sample_weight: Any = None) -> Any:
+        calls.append((y_true, y_pred, sample_weight))
+        return ops.zeros(())
+
+    with keras_internals.replaced_loss_terms(compile_loss, [note] * len(terms), with_metrics=False):
+        compile_loss(y, y_pred, sample_weight)
+    return list(zip(terms, calls, strict=True))
 
 
 def _coupled(wrapper: Any, name: str) -> ValueError:

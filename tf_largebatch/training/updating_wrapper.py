@@ -10,7 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tf_largebatch.keras_internals import layers_within, loss_tracker, without_weight_regularizers
+from tf_largebatch.keras_internals import layers_within, loss_tracker, without_loss_metrics, without_weight_regularizers
 from tf_largebatch.norms import KERAS, Registry
 from tf_largebatch.norms.shapes import Size
 from tf_largebatch.optimizers import CLARS
@@ -110,8 +110,10 @@ class UpdatingWrapper(Wrapper):
                     if splits:
                         share = ops.cast(batch_size, "float32") / ops.cast(batch_size_of(x), "float32")
                         self._micro_batch_losses.check_additional()
-                        part = self._micro_batch_losses.of_part(y, y_pred, sample_weight, share, totals)
+                        part = self._micro_batch_losses.of_part(y, y_pred, sample_weight, share, totals, is_first)
                         factor = stack.enter_context(part)
+                    elif not is_first:
+                        stack.enter_context(without_loss_metrics(self))
                     value = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
                 return value if isinstance(factor, float) and factor == 1.0 else value * factor
 

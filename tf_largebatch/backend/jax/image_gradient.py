@@ -12,7 +12,8 @@ def image_gradient(forward: Callable[[Any], tuple[Any, Any]], x: Any) -> Any:
     """Returns the gradient of an objective with respect to images, in their shape.
 
     Args:
-        forward: Function from images to a tensor z and the gradient of the objective with respect to it.
+        forward: Function from images to a tensor z, or a list of them, and the gradient of the objective with respect
+            to it.
         x: Images.
 
     Returns:
@@ -33,5 +34,5 @@ def image_gradient(forward: Callable[[Any], tuple[Any, Any]], x: Any) -> Any:
 
 
 def gradient_of(function: Callable[[Any], Any], x: Any) -> Any:
-    """Returns the gradient of a scalar function; zero if it does not depend on x."""
+    """Returns the gradient of a scalar function by nested tensors x; zero where it does not depend on x."""
     return jax.grad(function)(x)

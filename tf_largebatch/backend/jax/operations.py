@@ -41,18 +41,15 @@ class Made:
     known: Any = None
 
 
-def followed(function: Callable[[Any], Any], x: Any) -> Made:
-    """Returns `function(x)` with its operations, which `logits` and `logarithm` read.
+def followed(function: Callable[[Any], Any], x: Any) -> Any:
+    """Returns `function(x)` with its operations, which `logits` and `logarithm` read: a `Made` for each tensor.
 
     Args:
-        function: Of a tensor, to a tensor. What it assigns to variables must stay in a scope of its own.
+        function: Of a tensor, to nested tensors. What it assigns to variables must stay in a scope of its own.
         x: A tensor.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(x)
-    if len(jax.tree.leaves(shapes)) != 1:
-        raise ValueError(f"model must give one tensor, one score for each class; received {shapes}.")
-    (made,) = _run(closed, [Made(x)])
-    return made
+    return jax.tree.unflatten(jax.tree.structure(shapes), _run(closed, [Made(x)]))
 
 
 def value(outputs: Any) -> Any:
