@@ -67,7 +67,14 @@ X, Y = images()
     "model, arguments, loss, x, y, words",
     [
         (network, {}, "mse", X, Y, "targeted must be False for a model without one score for each of several classes"),
-        (network, {"targeted": False}, "mse", X, np.eye(4)[Y], "shape|incompatible"),
+        (
+            network,
+            {"targeted": False},
+            "mse",
+            X,
+            np.eye(4)[Y],
+            r"y must be labels that fit the losses and .*y=\(12, 4\)",
+        ),
         (network, {}, [None], X, Y, "loss must be a loss, which an adversarial attack ascends"),
         (network, {}, "crossentropy", X, Y, "by its full name"),
         (network, {"num_classes": 4}, None, X, Y, "num_classes must be .* 3, or None; received num_classes=4"),

@@ -29,6 +29,7 @@ from tf_largebatch.conadv.class_labels import (
 )
 from tf_largebatch.conadv.objective import Scores, scores_of
 from tf_largebatch.conadv.probability_logarithms import plain_value
+from tf_largebatch.keras_internals import build_compile_loss
 from tf_largebatch.norms.targets import check_classes
 from tf_largebatch.training.loss_terms import calls_of_terms
 
@@ -203,6 +204,23 @@ def attacked_loss(loss: Any, output: Any, compiled: Any = None) -> AttackedLoss:
         rule = "one loss for classes, [batch, classes], or for one score, [batch, 1], whose answers are right or wrong"
         raise ValueError(message("loss", rule, name, "metrics_under_attack measures the metrics of any model"))
     return GivenLoss(compiled)
+
+
+def build_loss(compiled: Any, y: Any, output: Any, sample_weight: Any) -> None:
+    """Builds a compiled loss, unless it is built, from the labels, outputs and weights of a batch or their specs.
+
+    Raises:
+        ValueError: If labels do not fit the outputs and the losses.
+    """
+    if compiled.built:
+        return
+    try:
+        build_compile_loss(compiled, y, output, sample_weight)
+    except (KeyError, TypeError, ValueError) as error:
+        labels, outputs = (keras.tree.map_structure(lambda t: tuple(t.shape), nest) for nest in (y, output))
+        reason = str(error).splitlines()[0].rstrip(".")
+        rule = f"labels that fit the losses and the model's outputs, of shape {outputs}"
+        raise ValueError(message("y", rule, labels, reason)) from error
 
 
 def require_untargeted(attacked: AttackedLoss, targeted: bool, remedy: str = "pass targeted=False") -> None:

@@ -10,10 +10,10 @@ from keras import ops
 from tf_largebatch.check import require
 from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.adversary import Adversary
-from tf_largebatch.conadv.attacked_loss import check_loss
+from tf_largebatch.conadv.attacked_loss import build_loss, check_loss
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms
 from tf_largebatch.conadv.backend import step_context
-from tf_largebatch.keras_internals import build_compile_loss, compiled_loss
+from tf_largebatch.keras_internals import compiled_loss
 from tf_largebatch.training.trainer import in_strategy, outside_of_the_step
 
 
@@ -67,10 +67,8 @@ class Preparation(Adversary):
         rule = f"the number of the model's outputs, {classes}, or None" if classes else "None, as there are no classes"
         require(self.num_classes in (None, classes), "num_classes", self.num_classes, rule)
         loss.check_labels(y)
-        compiled = compiled_loss(self)
-        if not compiled.built:  # labels and outputs of one batch
-            output = self.model.compute_output_spec(keras.KerasTensor(x.shape, keras.config.floatx()))
-            build_compile_loss(compiled, y, output, sample_weight)
+        output = self.model.compute_output_spec(keras.KerasTensor(x.shape, keras.config.floatx()))
+        build_loss(compiled_loss(self), y, output, sample_weight)
 
     def _create_state(self) -> None:
         """Creates the auxiliary batch norms and the snapshots, once the wrapped model has its variables."""

@@ -9,9 +9,9 @@ import keras
 from keras import ops
 
 from tf_largebatch.check import require
-from tf_largebatch.conadv.attacked_loss import AttackedLoss, attacked_loss, check_loss
+from tf_largebatch.conadv.attacked_loss import AttackedLoss, attacked_loss, build_loss, check_loss
 from tf_largebatch.conadv.model_attacks import ModelAttacks
-from tf_largebatch.keras_internals import build_compile_loss, compiled_loss, loss_tracker
+from tf_largebatch.keras_internals import compiled_loss, loss_tracker
 
 
 def metrics_under_attack(
@@ -75,8 +75,7 @@ def metrics_under_attack(
     total = compiled_loss(model)
 
     def loss(y: Any, outputs: Any, sample_weight: Any) -> AttackedLoss:
-        if not total.built:
-            build_compile_loss(total, y, outputs, sample_weight)
+        build_loss(total, y, outputs, sample_weight)
         return attacked_loss(model.loss, outputs, total)
 
     attacks = ModelAttacks(
