@@ -13,8 +13,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 
+import build_distributions
 import pytest
 
 import tf_largebatch
@@ -30,20 +32,23 @@ def run(*command, **options):
     return found.stdout
 
 
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory):
-    """(wheel, sdist), built by `python -m build` from a copy: building writes into the directory it builds."""
-    directory = tmp_path_factory.mktemp("distributions")
-    source = directory / "source"
+def copy_of_the_checkout(source):
+    """What a build reads, and a test, which it must leave out."""
     shutil.copytree(ROOT / "tf_largebatch", source / "tf_largebatch", ignore=shutil.ignore_patterns("__pycache__"))
     for name in (*TOP_LEVEL, "MANIFEST.in"):
-        shutil.copy(ROOT / name, source)
+        shutil.copyfile(ROOT / name, source / name)
     (source / "tests").mkdir()
     shutil.copy(__file__, source / "tests")
+    return source
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory):
+    """(wheel, sdist), built as `make dist` does from a copy: building writes into the directory it builds."""
+    directory = tmp_path_factory.mktemp("distributions")
+    source = copy_of_the_checkout(directory / "source")
     # Without isolation, which would fetch setuptools from the network.
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, source)
-    (wheel,), (sdist,) = directory.glob("*.whl"), directory.glob("*.tar.gz")
-    return wheel, sdist
+    return build_distributions.build(source, directory, "--no-isolation")
 
 
 def files_of_the_package():
@@ -68,6 +73,52 @@ def test_the_sdist_builds_the_same_and_says_how_to_use_and_cite_it(distributions
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     assert set(TOP_LEVEL) | files_of_the_package() <= names
     assert not [name for name in names if re.match("tests|results|benchmarks|docs|colab", name)]
+
+
+def test_nothing_but_source_and_text_is_distributed(distributions):
+    """No data set, no result, no path of the machine that built it."""
+    suffixes = {".py", ".md", ".typed", ".cff", ".toml", ".cfg", ".txt", ".in", ""}
+    private = re.compile(rb"/home/|/root/|/Users/|\\Users\\|/work/|" + re.escape(str(ROOT).encode()))
+    for name, content in contents(distributions).items():
+        assert pathlib.PurePath(name).suffix in suffixes, name
+        assert len(content) < 100_000, f"{name} has {len(content):,} bytes"
+        content.decode("utf-8")
+        assert not private.search(content), f"{name}: {private.search(content)[0].decode()}"
+
+
+def contents(distributions):
+    """The content of every file of the wheel and of the source distribution."""
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        found = {name: wheel.read(name) for name in wheel.namelist()}
+    with tarfile.open(distributions[1]) as sdist:
+        found |= {entry.name: sdist.extractfile(entry).read() for entry in sdist if entry.isfile()}
+    return found
+
+
+def test_the_files_have_one_date_and_no_owner(distributions):
+    with zipfile.ZipFile(distributions[0]) as wheel:
+        assert {entry.external_attr >> 16 for entry in wheel.infolist()} == {0o100644}
+        assert len({entry.date_time for entry in wheel.infolist()}) == 1
+    with tarfile.open(distributions[1]) as sdist:
+        assert {(entry.uid, entry.gid, entry.uname, entry.gname) for entry in sdist} == {(0, 0, "", "")}
+        assert len({entry.mtime for entry in sdist}) == 1
+
+
+@pytest.mark.long
+def test_two_builds_have_the_same_bytes(tmp_path, monkeypatch):
+    """At another time, in another directory, by a user whose files only they may read."""
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    built = []
+    for directory, mask in (("here", 0o022), ("elsewhere/deeper", 0o077)):
+        before = os.umask(mask)
+        try:
+            source = copy_of_the_checkout(tmp_path / directory)
+            built.append(build_distributions.build(source, tmp_path / directory / "dist", "--no-isolation"))
+        finally:
+            os.umask(before)
+        time.sleep(2)  # a zip file counts in steps of two seconds
+    for one, other in zip(*built, strict=True):
+        assert one.name == other.name and one.read_bytes() == other.read_bytes(), one.name
 
 
 def test_the_metadata_names_version_python_and_extras(distributions):
