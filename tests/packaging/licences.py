@@ -25,6 +25,8 @@ SAME = {
     "ISC License (ISCL)": "ISC",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
     "Python Software Foundation License": "PSF-2.0",
+    "GNU General Public License (GPL)": "GPL",
+    "GNU General Public License v2 or later (GPLv2+)": "GPL-2.0-or-later",
     "3-Clause BSD License": "BSD-3-Clause",
     "BSD 3-Clause License": "BSD-3-Clause",
     "BSD-2-Clause License": "BSD-2-Clause",
@@ -43,7 +45,7 @@ def licence(metadata: importlib.metadata.PackageMetadata) -> str:
     named = [entry.removeprefix(OSI) for entry in metadata.get_all("Classifier") or [] if entry.startswith(OSI)]
     text = (metadata.get("License") or "").strip().splitlines()
     stated = named or text[:1]
-    return " and ".join(SAME.get(name, name) for name in stated)[:80] or "not stated"
+    return "; ".join(SAME.get(name, name) for name in stated)[:80] or "not stated"
 
 
 def direct(extras: set[str]) -> set[str]:

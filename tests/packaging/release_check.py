@@ -137,21 +137,22 @@ def cell(record: dict[str, Any]) -> str:
 
 def licence_table(records: list[dict[str, Any]]) -> str:
     """A row for each licence: what the package itself asks for, and what that brings, with the extras in brackets."""
-    found: dict[str, dict[bool, dict[str, list[str]]]] = {}
+    stated: dict[str, str] = {}
+    extras: dict[str, set[str]] = {}
+    direct: set[str] = set()
     for record in records:
         for name, package in record.get("packages", {}).items():
-            direct = any(other.get("packages", {}).get(name, {}).get("direct") for other in records)
-            extras = found.setdefault(package["licence"], {True: {}, False: {}})[direct].setdefault(name, [])
-            if record["extra"] and record["extra"] not in extras:
-                extras.append(record["extra"])
-    always = {name for record in records if record["extra"] == "" for name in record.get("packages", {})}
+            stated[name] = package["licence"]  # where versions differ, that of the last
+            extras.setdefault(name, set()).add(record["extra"])
+            if package["direct"]:
+                direct.add(name)
     lines = ["| licence | asked for by tf_largebatch | brought by those |", "|---|---|---|"]
-    for stated in sorted(found, key=str.lower):
-        cells = []
-        for names in (found[stated][True], found[stated][False]):
-            marked = (name if name in always else f"{name} ({', '.join(names[name])})" for name in sorted(names))
-            cells.append(", ".join(marked))
-        lines.append(f"| {stated} | {' | '.join(cells)} |")
+    for licence in sorted(set(stated.values()), key=str.lower):
+        names = sorted(name for name in stated if stated[name] == licence)
+        marked = {name: name if "" in extras[name] else f"{name} ({', '.join(sorted(extras[name]))})" for name in names}
+        asked = ", ".join(marked[name] for name in names if name in direct)
+        brought = ", ".join(marked[name] for name in names if name not in direct)
+        lines.append(f"| {licence} | {asked} | {brought} |")
     return "\n".join(lines)
 
 
