@@ -175,8 +175,10 @@ def test_recurrent_layers_call_the_methods_that_are_replaced():
     layer(x)
     keras_internals.make_dropout_masks(layer, layer.cell, x[:, 0], layer.get_initial_state(1))
     source = inspect.getsource(keras.layers.Bidirectional)
-    for name in keras_internals.FUSED_DIRECTIONS:
-        assert f"self.{name}(" in source, f"keras.layers.Bidirectional no longer asks {name}"
+    # Before Keras 3.15 there was no kernel for both directions.
+    if "fused" in source or tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15):
+        for name in keras_internals.FUSED_DIRECTIONS:
+            assert f"self.{name}(" in source, f"keras.layers.Bidirectional no longer asks {name}"
 
 
 def test_a_layer_without_a_seed_draws_from_the_global_generator():
