@@ -135,7 +135,7 @@ REFUSALS: dict[str, dict[str, str]] = {
         "accuracy_under_attack(net(), [(X, Y)], LOSS, targeted='yes')": "targeted must be True or False; received targeted='yes'.",
         "accuracy_under_attack(net(), [(X, Y)], LOSS, seed=0.5)": "seed must be an integer; received seed=0.5.",
         "accuracy_under_attack(net(), [], LOSS)": "batches must hold at least one image; received none: was a generator used up?",
-        "accuracy_under_attack(net(), [(X, Y)], 'mse')": "An adversarial attack needs one classification loss, such as 'sparse_categorical_crossentropy' for integer labels or 'categorical_crossentropy' for one-hot ones; received mean_squared_error, whose labels have no wrong class to attack.",
+        "accuracy_under_attack(net(), [(X, Y)], 'mse')": "loss must be one loss for classes, [batch, classes], or for one score, [batch, 1], whose answers are right or wrong; received loss='mean_squared_error': metrics_under_attack measures the metrics of any model.",
         "LossSurface('net', X, Y)": "model must be a Keras model; received model='net'.",
         "LossSurface(net(), X, Y)": "loss must be a loss, where the model is compiled without one; received loss=None.",
         "LossSurface(net(), X, Y[:3], LOSS)": "y must be one target for each example of x, which has shape (4, 8, 8, 1); received y=(3,).",
