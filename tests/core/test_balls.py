@@ -54,6 +54,23 @@ def test_what_every_ball_does(name):
     assert np.all(gain >= np.sum(g * found.start(x, seeds), axis=(1, 2, 3)))
 
 
+def test_random_starts_fill_the_ball():
+    x = ops.zeros((200, 2, 2, 3))
+    seeds = random_numbers.split(SEED, 2)
+    u = ops.convert_to_numpy(BALLS["linf"].start(x, seeds))
+    # 2,400 numbers, uniform in [-1, 1]
+    assert u.min() < -0.99 and u.max() > 0.99 and abs(u.mean()) < 0.05
+    # A share r^D of a ball of D dimensions lies within r: the mean is D / (D + 1), the deviation 0.07.
+    lengths = ops.convert_to_numpy(BALLS["l2"].distance(BALLS["l2"].start(x, seeds)))
+    assert abs(lengths.mean() - 12 / 13) < 0.02 and lengths.min() < 0.85
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_direction_does_not_depend_on_the_gradients_scale(name, scale):
+    g = ops.convert_to_tensor(np.random.default_rng(0).normal(size=SHAPE), "float32")
+    np.testing.assert_allclose(ball(name).direction(scale * g, 0.5), ball(name).direction(g, 0.5), rtol=1e-5)
+
+
 def test_an_attack_in_every_ball(name):
     x = np.random.default_rng(0).uniform(size=SHAPE).astype("float32")
     arguments = {"epsilon": 0.3, "step_size": 0.2, "num_steps": 3, "lower": 0.0, "upper": 1.0, "seed": SEED}

@@ -129,6 +129,11 @@ def test_a_saved_path_must_not_be_ambiguous():
         select(same, {"path": "a/kernel"})
 
 
+def test_a_saved_path_that_a_variable_has_means_no_other():
+    made = [PlainVariable(f"{path}:0", (1,)) for path in ("b/a/kernel", "a/kernel", "kernel")]
+    assert select(made, {"path": "a/kernel"}) == (False, True, False)
+
+
 def test_none_and_the_empty_list_stay_apart():
     assert Exclusion("x", None).to_config() is None
     assert Exclusion("x", []).to_config() == []

@@ -78,6 +78,7 @@ def test_a_size_that_fitted_before_is_tried_first():
         ({80: 60, 1280: 60}, 5),  # memory that is flat
         ({32: 60, 64: 61}, 2),
         ({16: 60}, 1),
+        ({24: 60}, 1.5),
         ({2: 60}, 1),
         ({1: 60}, 0),
         ({1: 60, 4: 70}, 0),

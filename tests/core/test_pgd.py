@@ -369,6 +369,12 @@ def test_attack_moves_by_a_fraction_of_the_images_own_resolution():
     np.testing.assert_array_equal(ops.cast(result, "float32"), np.full((1, 2, 2, 1), 199.0))
 
 
+def test_images_whose_gradient_is_nowhere_above_zero():
+    gradient = np.zeros((4, 2, 2, 1), "float32")
+    gradient[1, 0, 0, 0], gradient[2], gradient[3, 1, 1, 0] = 1e-30, np.nan, -1.0
+    np.testing.assert_array_equal(pgd.without_gradient(ops.convert_to_tensor(gradient)), [True, False, True, False])
+
+
 def test_range_has_the_last_word():
     x = images(low=-0.2, high=1.2)
     result = numpy(attacked(x, epsilon=0.0))

@@ -15,6 +15,7 @@ def rate(weight_norm, gradient_norm, **kwargs):
 
 def test_formula_and_place_of_epsilon():
     assert rate(3.0, 0.5) == 0.5 * 3.0 / 0.75
+    assert rate(0.5, 0.25) == 0.5 * 0.5 / 0.5
 
 
 def test_cap_limits_only_larger_rates():

@@ -145,6 +145,8 @@ def test_without_batch_sizes_the_peak_is_the_same_for_every_batch():
         ("warmup_steps", 10),
         ("warmup_start", -0.1),
         ("power", 0),
+        ("power", float("inf")),
+        ("peak_learning_rate", float("inf")),
         ("end_learning_rate", -1e-4),
     ],
 )

@@ -6,6 +6,7 @@ TensorFlow only: what is tested are numbers, and on JAX each of these runs would
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import re
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import tf_largebatch as lb
+from tf_largebatch.core import defaults
 
 README = pathlib.Path(__file__).parents[2] / "README.md"
 long = pytest.mark.long
@@ -35,6 +37,11 @@ def test_readmes_example_trains_at_any_batch_size(batch_size, epochs):
     exec(compile(code, str(README), "exec"), names)
     model, x_test, y_test = names["model"], names["x_test"], names["y_test"]
     assert model.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"] > 0.95
+
+
+def test_a_default_cannot_be_changed_by_accident():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        defaults.CLARS.eta = 1.0
 
 
 @functools.cache

@@ -216,6 +216,16 @@ def test_rates_of_other_dtypes_are_computed_in_float32_at_least(cls, dtype):
         assert np.isfinite(variable.numpy().astype("float64")).all()
 
 
+@BOTH
+def test_a_step_in_float16_without_momentum(cls):
+    trained, some = variables("float16"), [[g.astype("float16") for g in gradients(1)[0]]]
+    expected = Reference(trained[0].numpy(), lr=0.5, eta=0.2, beta=0.0, decay=0.05)
+    found = apply_all(make(cls, 0.5, momentum=0.0, eta=0.2, weight_decay_rate=0.05), some, trained)
+    expected.step(some[0][0], float(np.linalg.norm(some[0][0].astype("float64"))) if cls is CLARS else None)
+    # Half of the last bit of weights of up to 4.
+    np.testing.assert_allclose(found[0], expected.w, atol=1.1e-3)
+
+
 @pytest.mark.parametrize(
     "cls, policy",
     [(CLARS, "mixed_float16"), long(CLARS, "mixed_bfloat16"), (CLARS, "bfloat16"), long(LARS, "mixed_float16")],
