@@ -4,6 +4,7 @@ import json
 import re
 
 import keras
+import numpy as np
 import pytest
 from layerwise_cases import variables
 
@@ -98,7 +99,7 @@ def test_a_predicate_may_match_nothing():
     assert selected(lambda v: False) == []
 
 
-@pytest.mark.parametrize("bad", [3, [3], [None], "(", [""], {"name": "x"}, keras.layers.Dense(1)])
+@pytest.mark.parametrize("bad", [3, [3], [None], "(", [""], {"name": "x"}, keras.layers.Dense(1), [np.zeros(2)]])
 def test_malformed_entries_are_refused_before_any_variable_exists(bad):
     with pytest.raises(ValueError, match=r"^exclude_from_x must be "):
         Exclusion("exclude_from_x", bad)

@@ -64,6 +64,8 @@ def test_a_size_that_fitted_before_is_tried_first():
     [
         ({8: 30, 64: 100}, 24),  # on the line between one that fits and one that does not
         ({2: 1, 8: 30, 64: 100, 128: 999}, 24),  # of several, those next to the limit
+        ({8: 50, 64: 100}, 8),  # what takes all there is fits
+        ({8: 50, 64: math.inf}, 32),
         ({4: 10, 8: 20, 64: math.inf}, 20),  # on the line through the two that fit
         ({2: 1, 4: 10, 8: 20, 64: math.inf}, 20),
         ({4: 10, 8: 20, 19: math.inf}, 18),  # but below what fails
@@ -86,3 +88,10 @@ def test_a_size_that_fitted_before_is_tried_first():
 )
 def test_what_is_tried_next(need, expected):
     assert _guess(need, 50) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("first", "expected"), [(None, [64, 4, 16]), (16, [16])])
+def test_a_size_that_takes_all_there_is_fits(first, expected):
+    measured = []
+    assert largest_that_fits(lambda size: measured.append(size) or size, 64, 16, first=first) == 16
+    assert measured == expected
