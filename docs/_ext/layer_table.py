@@ -91,7 +91,7 @@ def keras_hub_table() -> list[str]:
 
 def markdown(rows: Iterable[tuple[set[str], str]]) -> list[str]:
     """A table of layer names and equations."""
-    lines = ["| layer | `G_i`: example i's contribution to the gradient |", "|---|---|"]
+    lines = ["| layer | $G_i$: example $i$'s contribution to the gradient |", "|---|---|"]
     return lines + [
         f"| {', '.join(f'`{name}`' for name in sorted(names))} | {equation} |" for names, equation in rows if names
     ]
