@@ -11,6 +11,8 @@ from tf_largebatch.plots.style import new_figure, save, settings
 
 # More classes than this get no numbers in their cells, and not each of them a label.
 _NUMBERED, _LABELLED = 20, 40
+# Width of a letter of the title, inches.
+_LETTER = 0.13
 
 
 def plot_confusion(
@@ -38,7 +40,9 @@ def plot_confusion(
         axis.set_yticks(ticks, labels)
         axis.set_xlabel("predicted class")
         axis.set_ylabel("true class")
-        axis.set_title(f"{title}: accuracy {np.trace(confusion) / max(confusion.sum(), 1):.1%}")
+        most = int(side / _LETTER)
+        named = title if len(title) <= most else f"…{title[1 - most :]}"
+        axis.set_title(f"{named}\naccuracy {np.trace(confusion) / max(confusion.sum(), 1):.1%}")
         axis.spines[:].set_visible(True)
         if classes <= _NUMBERED:
             for row, column in zip(*np.nonzero(confusion), strict=True):
