@@ -4,6 +4,8 @@ The names here are those of Keras 3. Importing the package touches no global sta
 classes.
 """
 
+from tf_largebatch import interrupts as _interrupts  # noqa: F401  (first: Ctrl-C while the rest is imported)
+
 try:
     import keras
 except ModuleNotFoundError as error:

@@ -101,7 +101,13 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with naming_damage(path), open(path, newline="") as file:
-        rows = [{name: float(value or math.nan) for name, value in row.items()} for row in csv.DictReader(file)]
+        text = file.read()
+        if not text.endswith("\n"):
+            raise ValueError("its last row is cut short")
+        read = list(csv.DictReader(text.splitlines()))
+        if any(value is None for row in read for value in row.values()):
+            raise ValueError("a row lacks values")
+        rows = [{name: float(value or math.nan) for name, value in row.items()} for row in read]
         return [{**row, "epoch": int(row["epoch"]), "updates": int(row["updates"])} for row in rows]
 
 

@@ -15,6 +15,7 @@ from official.common import flags as tfm_flags
 from official.core import train_utils
 from official.vision import train as model_garden_driver
 
+from tf_largebatch import interrupts
 from tf_largebatch.model_garden import (
     command_line,
     registry_imports,  # noqa: F401  (it registers)
@@ -33,11 +34,12 @@ def main(argv: Sequence[str]) -> int:
     # the data.
     is_new = command_line.is_missing(flags.FLAGS.model_dir)
     try:
-        params = _resolved(flags.FLAGS)
-        command_line.check_mode(flags.FLAGS.mode)
-        command_line.check_devices(params.runtime)
-        command_line.check_model_dir(flags.FLAGS.model_dir, flags.FLAGS.mode, params.task.init_checkpoint)
-        model_garden_driver.main(argv)
+        with interrupts.raising():
+            params = _resolved(flags.FLAGS)
+            command_line.check_mode(flags.FLAGS.mode)
+            command_line.check_devices(params.runtime)
+            command_line.check_model_dir(flags.FLAGS.model_dir, flags.FLAGS.mode, params.task.init_checkpoint)
+            model_garden_driver.main(argv)
     except Exception as error:
         sentence = command_line.explained(error, flags.FLAGS.model_dir)
         if sentence is None:
@@ -47,8 +49,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {sentence}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted: the same command continues from the newest checkpoint", file=sys.stderr)
-        return 130
+        print("interrupted: the same command continues from the newest checkpoint.", file=sys.stderr)
+        return interrupts.INTERRUPTED
     return 0
 
 

@@ -7,6 +7,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from tf_largebatch import interrupts
 from tf_largebatch.check import require
 from tf_largebatch.files import local_path
 from tf_largebatch.study.config import read_study
@@ -16,7 +17,11 @@ from tf_largebatch.study.runner import RUNS, main_line, read_rows, run_study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns 0 when the study is complete, 3 when some of it is left, 1 after an error."""
+    """Runs the command line.
+
+    Returns:
+        0 when the study is complete, 3 when some of it is left, 1 after an error, 130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(prog="python -m tf_largebatch.study", description=__doc__)
     parser.add_argument("config", help="YAML file of the study; tf_largebatch/study/README.md describes it")
     parser.add_argument("--output_dir", help="directory of the study; default: results/NAME")
@@ -31,14 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         existing = directory.is_dir() or not directory.exists()
         require(existing, "output_dir", str(directory), "a directory, and it is a file")
         first = [name for name in given.first.split(",") if name]
-        try:
+        with interrupts.raising():
             complete = run_study(study, directory, given.processes, given.minutes, main_line, first)
-        except KeyboardInterrupt:
-            print("\ninterrupted: the same command continues; finished runs are kept", file=sys.stderr)
-            return 130
-        rows = read_rows(directory / RUNS)
-        write_report(study, rows, directory)
-        write_plots(study, rows, directory)
+            rows = read_rows(directory / RUNS)
+            write_report(study, rows, directory)
+            write_plots(study, rows, directory)
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command continues; finished runs are kept.", file=sys.stderr)
+        return interrupts.INTERRUPTED
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,17 +9,18 @@ from typing import Any
 
 from absl import flags, logging
 
+from tf_largebatch import interrupts
 from tf_largebatch.callbacks import TrainingDiverged
 from tf_largebatch.check import require
 from tf_largebatch.files import DamagedFile, local_path
 from tf_largebatch.train import run_directory
 from tf_largebatch.train.config import FLAGS, LAYOUT, TrainConfig
 from tf_largebatch.train.execute import execute
-from tf_largebatch.train.prepare import prepare
+from tf_largebatch.train.prepare import Run, prepare
 from tf_largebatch.training import processes
+from tf_largebatch.training.memory_limit import OutOfMemory
 
 FAILED = 1
-INTERRUPTED = 130
 _DEFINE: dict[type, Any] = {
     bool: flags.DEFINE_bool,
     int: flags.DEFINE_integer,
@@ -89,26 +90,33 @@ def config_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> TrainConfi
 
 def main(argv: Sequence[str], flag_values: flags.FlagValues = flags.FLAGS) -> int:
     """Runs the command line; returns the exit status."""
-    output_dir = None
+    prepared: list[Run] = []
+    try:
+        with interrupts.raising():
+            return _main(argv, flag_values, prepared)
+    except KeyboardInterrupt:
+        return _interrupted(prepared[0].output_dir if prepared else None)
+
+
+def _main(argv: Sequence[str], flag_values: flags.FlagValues, prepared: list[Run]) -> int:
+    """Does what `main` does but for Ctrl-C; adds the run to `prepared` when it may begin to write."""
     try:
         require(len(argv) < 2, "every argument", argv[-1], "a flag, --name=value")
-        run = prepare(config_from_flags(flag_values))
-        output_dir = run.output_dir
+        prepared.append(prepare(config_from_flags(flag_values)))
     except ValueError as error:
         return _failed(str(error))
     except _system_errors() as error:
         return _failed(_reason(error))
-    except KeyboardInterrupt:
-        return _interrupted(None)
+    output_dir = prepared[0].output_dir
     try:
-        execute(run)
+        execute(prepared[0])
     except (TrainingDiverged, run_directory.DirectoryRefused, DamagedFile) as error:
         return _failed(str(error))
+    except OutOfMemory as error:
+        return _failed(f"{error} The run that takes it needs another output_dir.")
     except _system_errors() as error:
         stopped = f" The run in {output_dir} stopped; --resume continues it." if _has_begun(output_dir) else ""
         return _failed(_reason(error) + stopped)
-    except KeyboardInterrupt:
-        return _interrupted(output_dir)
     return 0
 
 
@@ -120,8 +128,9 @@ def reported(argv: Sequence[str], program: Callable[[], None]) -> int:
         program: The program.
     """
     try:
-        require(len(argv) < 2, "every argument", argv[-1], "a flag, --name=value")
-        program()
+        with interrupts.raising():
+            require(len(argv) < 2, "every argument", argv[-1], "a flag, --name=value")
+            program()
     except ValueError as error:
         return _failed(str(error))
     except _system_errors() as error:
@@ -159,7 +168,7 @@ def _failed(sentence: str) -> int:
 def _interrupted(output_dir: os.PathLike[str] | None) -> int:
     how = "--resume continues after the last whole epoch" if _has_begun(output_dir) else "nothing was written"
     print(f"\ninterrupted: {how}.", file=sys.stderr)
-    return INTERRUPTED
+    return interrupts.INTERRUPTED
 
 
 def _has_begun(output_dir: os.PathLike[str] | None) -> bool:

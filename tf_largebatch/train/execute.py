@@ -32,6 +32,7 @@ from tf_largebatch.train.progress import Progress
 from tf_largebatch.train.result import Result
 from tf_largebatch.train.save_best import SaveBest
 from tf_largebatch.training import processes
+from tf_largebatch.training.sized_step import explaining_out_of_memory
 
 EVALUATION_BATCH_SIZE = 1000
 RECORDS_OF_A_RUN = 200
@@ -131,12 +132,14 @@ def _fit(run: Run) -> None:
         "callbacks": _callbacks(run, *next(iter(targets(dataset.evaluation(PICTURED_IMAGES))))),
         "verbose": 0,
     }
-    if config.strategy == "one_device" or run.layout.whole_batches:
-        run.model.fit(training, shuffle=False, **settings)
-    else:
-        from tf_largebatch.distribute import fit as distributed_fit
+    parts = 1 if run.layout.whole_batches else run.layout.replicas
+    with explaining_out_of_memory(run.model, -(-config.batch_size // parts)):
+        if config.strategy == "one_device" or run.layout.whole_batches:
+            run.model.fit(training, shuffle=False, **settings)
+        else:
+            from tf_largebatch.distribute import fit as distributed_fit
 
-        distributed_fit.fit(run.model, training, **settings)
+            distributed_fit.fit(run.model, training, **settings)
 
 
 def _callbacks(run: Run, images: Any, labels: Any) -> list[keras.callbacks.Callback]:

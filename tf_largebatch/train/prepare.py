@@ -110,6 +110,7 @@ def prepare(config: TrainConfig) -> Run:
             newest = checkpoints[-1].name if checkpoints else None
             strategies.agree(settings.strategy, {"newest checkpoint": newest}, "give them an output_dir on one disk")
         first_epoch = _restored(checkpoints, model) if finished is None else finished.epochs
+        _check_records(output_dir, first_epoch)
         if finished is not None and needs_evaluation(config, finished):
             _load_trained(output_dir, checkpoints, model, inner)
     return Run(
@@ -138,6 +139,18 @@ def _check_directory(config: TrainConfig, output_dir: pathlib.Path, is_chief: bo
         read_metrics(output_dir / run_directory.METRICS)
     elif is_chief:
         run_directory.check_new(output_dir)
+
+
+def _check_records(output_dir: pathlib.Path, epochs: int) -> None:
+    """Raises unless metrics.csv has a row of each epoch that is done: rows are written before checkpoints."""
+    path = output_dir / run_directory.METRICS
+    found = [row["epoch"] for row in read_metrics(path)] if epochs else []
+    missing = [epoch for epoch in range(1, epochs + 1) if epoch not in found]
+    if missing:
+        raise ValueError(
+            f"{path} must have a row for each of the {epochs} epochs done, and epoch {missing[0]} has none: restore "
+            "the file, or train again in another directory."
+        )
 
 
 def _loaded(config: TrainConfig) -> data.Dataset:

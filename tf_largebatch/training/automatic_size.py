@@ -93,11 +93,17 @@ def does_not_fit(argument: Any, at_a_time: int | None, estimate: int | None, nee
     Args:
         argument: The model's `micro_batch_size`.
         at_a_time: How many examples ran at a time; None if it is not known.
-        estimate: The largest micro-batch that is expected to fit; None if there is none.
+        estimate: The largest micro-batch that is expected to fit; None if there is none, or, without `at_a_time`, if it
+            is not known.
         needs: What the step needs and what there is, in brackets; "" if it is not known.
     """
     how = "" if at_a_time is None else f" with {at_a_time} example{'s' * (at_a_time != 1)} at a time"
     begin = f"The training step ran out of memory{how}{needs and f' ({needs})'}"
+    if estimate is None and at_a_time is None:
+        return OutOfMemory(
+            f"{begin}; micro_batch_size={argument!r}: pass a part of the batch's examples, or "
+            f"micro_batch_size={AUTO!r} to have the largest that fits found."
+        )
     if estimate is None:
         return OutOfMemory(f"{begin}: not even micro_batch_size=1 fits; use a smaller model or smaller inputs.")
     other = "" if argument == AUTO else f", or micro_batch_size={AUTO!r} to have it found"

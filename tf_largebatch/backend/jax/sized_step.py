@@ -164,19 +164,29 @@ def free_memory(arguments: Any = ()) -> float:
 
 
 @contextlib.contextmanager
-def explaining_out_of_memory(model: Any) -> Iterator[None]:
-    """Within it a training step that runs out of memory raises an `OutOfMemory` that says which size would fit."""
+def explaining_out_of_memory(model: Any, batch_size: int | None = None) -> Iterator[None]:
+    """Within it a training step that runs out of memory raises an `OutOfMemory` that says which size would fit.
+
+    Args:
+        model: The model that is trained.
+        batch_size: Number of examples of a batch, on a device, where the model does not know it. None leaves the errors
+            of models that are no wrappers of this package as they are.
+    """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if not _is_out_of_memory(error):
+        own = not hasattr(model, "traced_batch_size")  # one of Keras's
+        if not _is_out_of_memory(error) or (own and batch_size is None):
             raise
-        argument, batch_size = model.micro_batch_size, model.traced_batch_size()
+        if own:
+            assert batch_size is not None  # see above
+            raise does_not_fit(None, batch_size, smaller_size(batch_size, batch_size)) from error
+        argument, batch_size = model.micro_batch_size, model.traced_batch_size() or batch_size
         at_a_time = model.examples_at_a_time or batch_size
         estimate = _estimate(model)
         if batch_size is not None and at_a_time is not None and (estimate is None or estimate >= at_a_time):
             estimate = smaller_size(batch_size, at_a_time)
-        raise does_not_fit(argument, at_a_time, estimate or 1) from error
+        raise does_not_fit(argument, at_a_time, estimate) from error
 
 
 def _estimate(model: Any) -> int | None:

@@ -122,18 +122,25 @@ def check_processes(model: Any) -> None:
 
 
 @contextlib.contextmanager
-def explaining_out_of_memory(model: Any) -> Iterator[None]:
-    """Within it a training step that runs out of memory raises an `OutOfMemory` that says which size to try."""
+def explaining_out_of_memory(model: Any, batch_size: int | None = None) -> Iterator[None]:
+    """Within it a training step that runs out of memory raises an `OutOfMemory` that says which size to try.
+
+    Args:
+        model: The model that is trained.
+        batch_size: Number of examples of a batch, on a device, where the model does not know it. None leaves the errors
+            of models that are no wrappers of this package as they are.
+    """
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
         if not hasattr(model, "traced_batch_size"):  # one of Keras's own
-            raise
-        batch_size = model.traced_batch_size()
+            if batch_size is None:
+                raise
+            raise does_not_fit(None, batch_size, smaller_size(batch_size, batch_size)) from error
+        batch_size = model.traced_batch_size() or batch_size
         at_a_time = model.examples_at_a_time or batch_size
-        if at_a_time is None:
-            estimate: int | None = 1
-        else:
+        estimate = None
+        if at_a_time is not None:
             estimate = smaller_size(batch_size or at_a_time, at_a_time, equal=bool(model.jit_compile))
         raise does_not_fit(model.micro_batch_size, at_a_time, estimate) from error
 
