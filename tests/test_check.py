@@ -55,3 +55,21 @@ def test_flags():
     for value in ("False", None, 2, 0.5, np.ones(2)):
         with pytest.raises(ValueError, match=r"^nesterov must be True or False; received nesterov="):
             check.flag("nesterov", value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("No space left on device", "No space left on device"),
+        ("{{function_node __wrapped__X_device_/job:a}} corrupted record at 6 [Op:X] name:.", "corrupted record at 6"),
+        (
+            "Graph execution error:\n\nDetected at node Get defined at (most recent call last):\n"
+            '  File "fit.py", line 9, in <module>\n\n\ncorrupted record at 6\n\t [[{{node Get}}]] [Op:__inference_1]',
+            "corrupted record at 6",
+        ),
+        ("2 root error(s) found.", "2 root error(s) found"),
+        ("", "OSError"),
+    ],
+)
+def test_an_error_of_a_library_is_one_line(text, reason):
+    assert check.reason_of(OSError(text)) == reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -86,3 +87,18 @@ def flag(name: str, value: Any) -> bool:
     found = plain(value)
     require(isinstance(found, bool | int) and found in (False, True), name, found, "True or False")
     return bool(found)
+
+
+def reason_of(error: BaseException) -> str:
+    """Returns the message of an error of the operating system, TensorFlow or JAX on one line, without a full stop.
+
+    TensorFlow puts the calls that made an operation before the message, and the operations after it; they are left out.
+    """
+    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error) or type(error).__name__
+    lines = text.strip().splitlines() or [type(error).__name__]
+    if lines[0].startswith("Graph execution error"):
+        operations = next((i for i, line in enumerate(lines) if line.lstrip().startswith("[[")), len(lines))
+        found = [line for line in lines[1:operations] if line.strip() and not line.startswith("  File ")]
+        lines = found[-1:] or lines
+    line = re.sub(r"^\{\{[^}]*\}\}|\[Op:.*$", "", lines[0].strip())
+    return line.strip().rstrip(".")

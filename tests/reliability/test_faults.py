@@ -38,6 +38,13 @@ from tf_largebatch.train.result import Result
 ON_JAX = keras.backend.backend() == "jax"
 FLAGS = ("--model=linear", "--optimizer=sgd", "--batch_size=512", "--epochs=3", "--verbose=0")
 SEED = 16
+pytestmark = pytest.mark.quick_on_jax(
+    "test_a_disk_that_fails[ENOSPC-0]",
+    "test_a_damaged_checkpoint_is_told_from_a_whole_one",
+    "test_metrics_that_lack_an_epoch_are_refused[2]",
+    "test_too_little_memory_names_micro_batch_size[without a wrapper]",
+    "test_too_little_memory_names_micro_batch_size[micro-batches]",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +217,11 @@ def test_metrics_that_lack_an_epoch_are_refused(left, undisturbed, tmp_path, cap
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", range(5))
-def test_a_damaged_tfrecord(case, tfds_directory, tmp_path, capsys):
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_damaged_tfrecord(streamed, case, tfds_directory, tmp_path, monkeypatch, capsys):
+    """A set that is kept in memory is refused before anything is written; one that is streamed stops the run."""
+    if streamed:
+        monkeypatch.setattr("tf_largebatch.data.memory.IN_MEMORY_BYTES", 0)
     draw = random.Random(f"{SEED} {case}")
     shutil.copytree(tfds_directory, tmp_path / "data")
     (path,) = (tmp_path / "data").rglob("*train.tfrecord*")
@@ -225,7 +236,8 @@ def test_a_damaged_tfrecord(case, tfds_directory, tmp_path, capsys):
     status = command_line(*FLAGS[:2], *flags, "--epochs=1", "--verbose=0", f"--output_dir={tmp_path / 'run'}")
     error = capsys.readouterr().err.strip()
     assert status == 1 and re.match("error: dataset 'fault_pictures' cannot be read", error), error
-    assert "\n" not in error and not (tmp_path / "run").exists()
+    assert "\n" not in error and (tmp_path / "run").exists() == streamed
+    assert re.search(r"\((corrupted|truncated) record at \d+.*\): prepare it again\.$", error), error
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +296,7 @@ def test_one_number_that_is_not_finite_stops_training_and_leaves_the_checkpoint_
     model.fit(**given, epochs=1, **settings)
     before = [np.array(v) for v in [*model.variables, *model.optimizer.variables]]
     given[where].flat[0] = value
-    with pytest.raises(callbacks.TrainingDiverged, match="the loss is (nan|inf) in epoch 2, after 4 updates: lower"):
+    with pytest.raises(callbacks.TrainingDiverged, match=r"the loss is (nan|inf) in epoch 2, after 4 updates: lower"):
         model.fit(**given, initial_epoch=1, epochs=3, **settings)
     assert [epoch for epoch, _ in list_checkpoints(tmp_path / "checkpoints")] == [1]
     assert [row["epoch"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2"]

@@ -27,6 +27,8 @@ from tf_largebatch.files import TEMPORARY
 from tf_largebatch.train import execute, final_model, run_directory
 from tf_largebatch.train.result import Result
 
+# Each resumed run compiles anew.
+pytestmark = pytest.mark.quick_on_jax()
 KILLED = ("SIGKILL", "SIGXFSZ")
 # Everything whose state a checkpoint must keep: batch normalization, dropout, momentum, averages of weights and norms.
 FLAGS = (
@@ -130,7 +132,7 @@ def restored(state, output_dir):
 
 
 def test_what_a_kill_leaves_is_whole_and_resumed(tmp_path, monkeypatch, capsys):
-    """Five moments of each kind are drawn; what a resumed run reads does not differ between many of them."""
+    """Every state is whole; two of each kind are resumed."""
     add_networks(monkeypatch)
     monkeypatch.setattr(execute, "plot_curves", lambda *args, **kwargs: None)  # drawing takes a second
     flags = ("--model=linear", "--optimizer=lars", "--save_best=val_accuracy", "--batch_size=512", "--epochs=3")
@@ -147,13 +149,13 @@ def test_what_a_kill_leaves_is_whole_and_resumed(tmp_path, monkeypatch, capsys):
     resumed = {}
     for pattern in (*kinds.values(), "final|best|result"):
         matching = [i for i, (change, state) in enumerate(states) if re.search(pattern, change) and known(state)]
-        for number in draw.sample(matching, 5):
+        for number in draw.sample(matching, 2):
             resumed.setdefault(frozenset(known(states[number][1]).items()), number)
     for number in resumed.values():
         assert command_line("--resume", "--verbose=0", f"--output_dir={tmp_path / f'state-{number}'}") == 0
         assert_same_run(tmp_path / f"state-{number}", undisturbed)
     with capsys.disabled():
-        print(f"\n{len(states)} states of a run's directory are whole; 20 drawn, {len(resumed)} that differ resumed")
+        print(f"\n{len(states)} states of a run's directory are whole, {len(resumed)} of them are resumed")
 
 
 def known(state):

@@ -14,6 +14,7 @@ import keras
 from tf_largebatch.check import number
 from tf_largebatch.files import local_path, naming_damage, replacing
 from tf_largebatch.keras_internals import learning_rate_schedule
+from tf_largebatch.training.processes import whole
 from tf_largebatch.training.trainer import synchronize
 
 
@@ -116,4 +117,5 @@ def _last_learning_rate(model: keras.Model, updates: int) -> float:
     schedule = learning_rate_schedule(optimizer)
     if schedule is not None:
         return float(schedule(max(updates - 1, 0)))
-    return float(optimizer.learning_rate)
+    rate = optimizer.learning_rate
+    return float(whole(rate.value) if isinstance(rate, keras.Variable) else rate)

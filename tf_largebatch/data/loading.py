@@ -147,7 +147,8 @@ def _load_tfds(
         )
 
     def read(split: str) -> Arrays:
-        arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
+        with prepared.naming_damaged_records(name, builder.data_dir, reading=True):
+            arrays = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1))
         return arrays[image_key], arrays[label_key]
 
     train = read("train")

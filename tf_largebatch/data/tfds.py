@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tf_largebatch.check import reason_of
 from tf_largebatch.data.sets import SETS
-from tf_largebatch.files import local_path
+from tf_largebatch.files import DamagedFile, local_path
 
 # Addresses that tensorflow_datasets and TensorFlow can both read.
 _REMOTE = "gs://"
@@ -55,6 +58,33 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     except Exception as error:
         raise ValueError(f"dataset {name!r} could not be downloaded and prepared: {_first_line(error)}.") from error
     return builder
+
+
+@contextlib.contextmanager
+def naming_damaged_records(name: str, place: str | os.PathLike[str] | None, reading: bool = False) -> Iterator[None]:
+    """Within it TensorFlow's error of a record file that is damaged or cut short is one sentence.
+
+    Args:
+        name: The set's name.
+        place: Its directory; None for the default one.
+        reading: Whether nothing but the set is read within it, so that every error of TensorFlow is the set's.
+
+    Raises:
+        DamagedFile: In place of TensorFlow's error.
+    """
+    tensorflow = sys.modules.get("tensorflow")
+    if tensorflow is None:
+        yield
+        return
+    try:
+        yield
+    except tensorflow.errors.OpError as error:
+        if not reading and not isinstance(error, tensorflow.errors.DataLossError):
+            raise
+        where = place or "the default directory"
+        raise DamagedFile(
+            f"dataset {name!r} cannot be read from {where} ({reason_of(error)}): prepare it again."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

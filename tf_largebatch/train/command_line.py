@@ -11,7 +11,7 @@ from absl import flags, logging
 
 from tf_largebatch import interrupts
 from tf_largebatch.callbacks import TrainingDiverged
-from tf_largebatch.check import require
+from tf_largebatch.check import reason_of, require
 from tf_largebatch.files import DamagedFile, local_path
 from tf_largebatch.train import run_directory
 from tf_largebatch.train.config import FLAGS, LAYOUT, TrainConfig
@@ -176,8 +176,7 @@ def _has_begun(output_dir: os.PathLike[str] | None) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Returns the message of the operating system or of TensorFlow on one line, with the file's name."""
-    text = getattr(error, "strerror", None) or getattr(error, "message", None) or str(error) or type(error).__name__
+    """Returns an error's message as a sentence, with the file's name."""
     name = getattr(error, "filename", None)
     where = f" ({name})" if name else ""
-    return f"{text.strip().splitlines()[0].rstrip('.')}{where}."
+    return f"{reason_of(error)}{where}."

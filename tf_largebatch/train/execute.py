@@ -23,6 +23,7 @@ from tf_largebatch.callbacks import (
     plot_curves,
 )
 from tf_largebatch.callbacks.metrics import read_metrics
+from tf_largebatch.data.tfds import naming_damaged_records
 from tf_largebatch.files import write_json
 from tf_largebatch.train import adversarial, final_model, report, run_directory
 from tf_largebatch.train.config import TrainConfig
@@ -133,7 +134,10 @@ def _fit(run: Run) -> None:
         "verbose": 0,
     }
     parts = 1 if run.layout.whole_batches else run.layout.replicas
-    with explaining_out_of_memory(run.model, -(-config.batch_size // parts)):
+    with (
+        explaining_out_of_memory(run.model, -(-config.batch_size // parts)),
+        naming_damaged_records(dataset.name, run.config.data.data_dir),
+    ):
         if config.strategy == "one_device" or run.layout.whole_batches:
             run.model.fit(training, shuffle=False, **settings)
         else:
