@@ -184,8 +184,8 @@ def explaining_out_of_memory(model: Any, batch_size: int | None = None) -> Itera
         argument, batch_size = model.micro_batch_size, model.traced_batch_size() or batch_size
         at_a_time = model.examples_at_a_time or batch_size
         estimate = _estimate(model)
-        if batch_size is not None and at_a_time is not None and (estimate is None or estimate >= at_a_time):
-            estimate = smaller_size(batch_size, at_a_time)
+        if at_a_time is not None and (estimate is None or estimate >= at_a_time):
+            estimate = smaller_size(batch_size or at_a_time, at_a_time)
         raise does_not_fit(argument, at_a_time, estimate) from error
 
 
