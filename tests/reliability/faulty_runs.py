@@ -178,6 +178,7 @@ def _run(flags: list[str], fault: dict[str, Any] | None, stem: str, began: str) 
     for descriptor, word in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{stem}.{word}", os.O_WRONLY | os.O_CREAT), descriptor)
     os.close(0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     import train_runs
 
     from tf_largebatch import train

@@ -410,14 +410,24 @@ def test_ctrl_c_while_python_imports(seconds, tmp_path):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, "-m", "tf_largebatch.train", "--epochs=100000", "--verbose=0", "--output_dir=run"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        # Where the tests run in the background, Ctrl-C is ignored, and the processes that they start would ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # Before the package is reached, Python itself prints a traceback. Keras's import of NumPy comes after it.
     while "numpy" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text():
         time.sleep(0.01)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    try:
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == INTERRUPTED and "Traceback" not in error
     assert error.endswith(("interrupted: nothing was written.\n", "continues after the last whole epoch.\n"))
 
