@@ -6,13 +6,14 @@ import keras
 import numpy as np
 import pytest
 from conadv_cases import conadv, images
+from selection import long
 
 from tf_largebatch.callbacks import AdversarialPictures
 
 pytestmark = pytest.mark.quick_on_jax("test_when_pictures_are_drawn[2-drawn1]", "test_refusals")
 
 
-@pytest.mark.parametrize(("every", "drawn"), [(None, ["3"]), (2, ["2", "3"]), (1, ["1", "2", "3"])])
+@pytest.mark.parametrize(("every", "drawn"), [long(None, ["3"]), (2, ["2", "3"]), long(1, ["1", "2", "3"])])
 def test_when_pictures_are_drawn(every, drawn, tmp_path):
     x, y = images(12)
     x = np.concatenate([x, x[..., :1]], axis=-1)

@@ -15,7 +15,6 @@ import tf_largebatch as lb
 pytestmark = [
     pytest.mark.each_value,
     pytest.mark.quick_on_jax(
-        "test_without_a_perturbation_it_is_clean_training_on_doubled_batches[True-<lambda>1]",
         "test_micro_batches_equal_the_whole_batch[4-1]",
         "test_mixed_precision_stays_finite[<lambda>1-mixed_float16]",
     ),

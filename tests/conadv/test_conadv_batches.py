@@ -9,10 +9,7 @@ from conadv_cases import assert_close, conadv, images, network, number
 
 pytestmark = [
     pytest.mark.each_value,
-    pytest.mark.quick_on_jax(
-        "test_n_batches_make_n_updates[arrays-1]",
-        "test_batch_by_batch_equals_fit[1]",
-    ),
+    pytest.mark.quick_on_jax("test_batch_by_batch_equals_fit[1]"),
 ]
 
 FIT = {"batch_size": 8, "verbose": 0, "shuffle": False}

@@ -11,9 +11,7 @@ from paper_settings import paper
 
 import tf_largebatch as lb
 
-pytestmark = pytest.mark.quick_on_jax(
-    "test_it_goes_on_as_if_nothing_had_happened[Weights-1-network]", "test_every_argument_survives"
-)
+pytestmark = pytest.mark.quick_on_jax("test_every_argument_survives")
 
 BATCH, BATCHES, SAVED_AFTER = 6, 4, 2
 X, Y = images(BATCH * BATCHES)

@@ -1,6 +1,6 @@
 """Every layer with trainable variables in a small model, and its norms; as a program it writes them to a file.
 
-KERAS_BACKEND=tensorflow python every_layer.py norms.npz
+KERAS_BACKEND=tensorflow python every_layer.py norms.npz Dense GRU
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +75,11 @@ def norms_of_layer(name: str) -> tuple[keras.Model, list[Any]]:
     return model, [keras.ops.convert_to_numpy(found[v.path]) for v in model.trainable_variables]
 
 
-def run_on(backend: str, file: Path) -> None:
+def run_on(backend: str, file: Path, names: Iterable[str]) -> None:
     """Runs this program on a backend."""
     environment = {**os.environ, "KERAS_BACKEND": backend}
-    subprocess.run([sys.executable, __file__, str(file)], env=environment, check=True, timeout=600)
+    subprocess.run([sys.executable, __file__, str(file), *names], env=environment, check=True, timeout=600)
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[1], **{name: np.stack(norms_of_layer(name)[1]) for name in MEASURED})
+    np.savez(sys.argv[1], **{name: np.stack(norms_of_layer(name)[1]) for name in sys.argv[2:]})

@@ -5,10 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from comparing import ON_JAX, run_traced
 from comparing import norms_of as example_norms
-from comparing import run_traced
 from keras import layers as L
 from keras import ops
+from selection import long_unless
 
 from tf_largebatch.norms import KERAS, measure
 
@@ -36,7 +37,7 @@ def replacements_of(model: keras.Model) -> dict[L.Layer, L.Layer]:
     return replacements
 
 
-@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("graph", long_unless([False, True], [True], condition=ON_JAX))
 def test_replacements_compute_what_a_model_of_them_computes(graph):
     model = network()
     replacements = replacements_of(model)

@@ -73,7 +73,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.parametrize("make", long_unless(MODELS, [dense_of_positions_and_vectors, tied_head], condition=ON_JAX))
+@pytest.mark.parametrize("make", long_unless(MODELS, [tied_head], condition=ON_JAX))
 def test_norms_and_gradient(make):
     model, x = make()
     for v in model.trainable_variables:

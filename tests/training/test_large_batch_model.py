@@ -17,7 +17,6 @@ from tf_largebatch.training.differentiate import value_and_gradients
 pytestmark = [
     pytest.mark.each_value,
     pytest.mark.quick_on_jax(
-        "test_the_optimizer_receives_the_mean_per_example_norms",
         "test_batches_of_one_make_clars_lars[True]",
         "test_other_optimizers_train_as_without_the_wrapper[<lambda>0]",
         "test_micro_batches_equal_the_whole_batch[<lambda>0-5]",
