@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from selection import long
 
 from tf_largebatch.conadv.backend import gradient_of
 from tf_largebatch.core import pgd
@@ -329,7 +330,7 @@ def compiled(function, by_xla, batch):
     return tf.function(function, jit_compile=by_xla, input_signature=signature)
 
 
-HOW = [(True, 6)] if ON_JAX else [(False, 6), (False, None), (True, 6), (True, None)]
+HOW = [(True, 6)] if ON_JAX else [long(False, 6), (False, None), (True, 6), long(True, None)]
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from layerwise_cases import gradients, make, norms, regression, small_model, variables
 from paper_settings import paper
+from selection import long
 
 import tf_largebatch as lb
 from tf_largebatch.optimizers import CLARS, LARS
@@ -26,8 +27,10 @@ def fitted(model):
     "optimizer",
     [
         lambda: paper(CLARS, 0.1, eta=0.1, gradient_norms="per_example"),
-        lambda: keras.optimizers.LossScaleOptimizer(paper(CLARS, 0.1, eta=0.1, gradient_norms="per_example"), 8.0),
-        lambda: paper(LARS, 0.1, eta=0.1, use_ema=True),
+        long(
+            lambda: keras.optimizers.LossScaleOptimizer(paper(CLARS, 0.1, eta=0.1, gradient_norms="per_example"), 8.0)
+        ),
+        long(lambda: paper(LARS, 0.1, eta=0.1, use_ema=True)),
     ],
     ids=["CLARS", "loss scale", "LARS, average"],
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 from paper_settings import paper
+from selection import long
 
 import tf_largebatch as lb
 from tf_largebatch.callbacks import GradientNoiseScale, LayerwiseCallback
@@ -52,7 +53,7 @@ def weights(model):
     return [v.numpy() for v in model.weights]
 
 
-@pytest.mark.parametrize("arguments", [{}, {"micro_batch_size": 3}])
+@pytest.mark.parametrize("arguments", [long({}), {"micro_batch_size": 3}])
 def test_the_step_is_a_pure_function_that_jit_and_scan_take(arguments):
     """keras 19402: metrics, `add_loss`, batch norm's averages and random numbers inside a stateless step."""
     model = wrapped(**arguments)

@@ -53,7 +53,7 @@ def test_norms_agree_with_the_reference(case):
     "case",
     long_unless(
         [case for case in CASES if "batch norm" not in case],
-        ["dense", "conv2d same, no bias", "depthwise2d", "layer norm", "einsum"],
+        ["conv2d same, no bias", "layer norm"],
     ),
 )
 def test_norms_agree_with_a_loop_over_batches_of_one(case):
@@ -66,7 +66,7 @@ def test_norms_agree_with_a_loop_over_batches_of_one(case):
 
 @pytest.mark.each_value
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("case", long_unless(CASES, QUICK))
+@pytest.mark.parametrize("case", long_unless(CASES, QUICK[::2]))
 def test_contributions_add_up_to_the_gradient_and_the_output_is_the_layers_own(case, training):
     model = classifier(case)
     randomize(model)

@@ -98,7 +98,7 @@ MODELS = {
 
 
 # The others are deep: tracing them takes ten seconds and more each, and on JAX the reference takes minutes.
-QUICK = ("vision transformer", "language model", "decoder", "generator")
+QUICK = ("vision transformer", "generator")
 
 
 @pytest.fixture

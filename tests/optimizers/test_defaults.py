@@ -24,9 +24,8 @@ README = pathlib.Path(__file__).parents[2] / "README.md"
 long = pytest.mark.long
 
 
-@pytest.mark.parametrize(
-    "batch_size, epochs", [(128, 10), pytest.param(512, 40, marks=long), pytest.param(1347, 60, marks=long)]
-)
+@long  # test_docs.py runs the code as it is printed
+@pytest.mark.parametrize("batch_size, epochs", [(128, 10), (512, 40), (1347, 60)])
 def test_readmes_example_trains_at_any_batch_size(batch_size, epochs):
     """The code as it is printed, but for its batch size (1,347 are all images) and its number of epochs."""
     (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

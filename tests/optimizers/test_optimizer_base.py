@@ -8,6 +8,7 @@ import pytest
 from keras import ops
 from layerwise_cases import apply_all, compiled, gradients, make, norms, regression, small_model, variables
 from paper_settings import paper
+from selection import long
 
 from tf_largebatch.optimizers import CLARS, LARS
 
@@ -108,7 +109,7 @@ def test_loss_scale_factor_changes_nothing(cls):
 
 @pytest.mark.parametrize(
     "cls, scale",
-    [(CLARS, "loss_scale_factor"), (CLARS, "LossScaleOptimizer"), (LARS, "LossScaleOptimizer")],
+    [(CLARS, "loss_scale_factor"), (CLARS, "LossScaleOptimizer"), long(LARS, "LossScaleOptimizer")],
 )
 def test_loss_scales_change_nothing_in_fit(cls, scale):
     x, y = regression()

@@ -15,6 +15,7 @@ from layerwise_cases import (
     small_model,
     variables,
 )
+from selection import long
 
 from tf_largebatch.core.schedules import WarmupPolynomialDecay
 from tf_largebatch.optimizers import CLARS, LARS
@@ -117,7 +118,7 @@ def test_from_config_leaves_the_config_alone(cls):
     assert json.dumps(config) == before
 
 
-@pytest.mark.parametrize("cls, classic", [(CLARS, False), (LARS, True)])
+@pytest.mark.parametrize("cls, classic", [(CLARS, False), long(LARS, True)])
 def test_training_continues_bit_for_bit_from_a_saved_model(cls, classic, tmp_path):
     x, y = regression()
     model = small_model()

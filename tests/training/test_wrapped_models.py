@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
+from selection import ON_JAX, long_unless
 
 import tf_largebatch as lb
 
@@ -76,7 +77,10 @@ class OwnTest(Plain):
             return 2.0 * super().predict_step(data)
 
 
-@pytest.mark.parametrize("cls", [Plain, OwnLoss, MoreLoss, OwnMetrics, OwnList, OwnTest])
+MODELS = [Plain, OwnLoss, MoreLoss, OwnMetrics, OwnList, OwnTest]
+
+
+@pytest.mark.parametrize("cls", long_unless(MODELS, [MoreLoss, OwnTest], condition=ON_JAX))
 def test_they_are_used_as_without_the_wrapper(cls):
     found = []
     for wrap in (False, True):
