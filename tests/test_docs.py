@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from selection import long_unless
 
 import tf_largebatch
 from tf_largebatch import norms
@@ -38,7 +39,12 @@ def test_no_python_of_a_page_is_left_out(page):
         raise AssertionError(f"put it between fences: {block}")
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks_to_run(page)])
+WITH_CODE = [page for page in PAGES if blocks_to_run(page)]
+# Their code trains several models, or one for long.
+LONG = {f"docs/{name}.md" for name in ("analysis", "batch_size", "choosing", "conadv", "index", "scale", "watching")}
+
+
+@pytest.mark.parametrize("page", long_unless(WITH_CODE, set(WITH_CODE) - LONG))
 def test_code_blocks_run(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     blocks = blocks_to_run(page)

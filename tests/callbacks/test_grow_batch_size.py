@@ -90,6 +90,7 @@ def test_nothing_is_traced_again_when_the_size_changes(traces):
     assert int(model.optimizer.iterations) == 16 + 8
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on_with_its_group(tmp_path):
     x, y = data(24)
 

@@ -78,6 +78,7 @@ def test_agreement_is_asked_for_after_steps_have_been_traced_and_kept_from_then_
     assert len(model.optimizer.variables) == weights
 
 
+@pytest.mark.long
 def test_the_norm_of_the_batch_is_that_over_all_replicas(two_replicas):
     def agreements(scope, micro_batch_size=None):
         keras.utils.set_random_seed(0)

@@ -10,7 +10,7 @@ import pytest
 from conadv_cases import CLASSES, SHAPE, images, network
 from keras import layers as L
 from keras import ops
-from selection import ON_JAX, long_unless
+from selection import long_unless
 
 import tf_largebatch as lb
 from tf_largebatch.conadv import objective
@@ -134,7 +134,7 @@ def confident(end=None, scale=1000.0, dtype="float32"):
     return model if end is None else keras.Sequential([inputs, keras.Model(inputs, end(scores))])  # nested
 
 
-@pytest.mark.parametrize("end", long_unless(ENDS, ["behind a cast", "weighted sum"], condition=ON_JAX))
+@pytest.mark.parametrize("end", long_unless(ENDS, ["behind a cast", "weighted sum"]))
 def test_probabilities_are_attacked_as_their_logits(end):
     x, y = images(40)
     x = x / 255
@@ -156,9 +156,7 @@ def test_a_loss_that_was_told_of_logits_by_mistake_sees_those_behind_the_softmax
     assert found[0] == found[1] < 0.9
 
 
-@pytest.mark.parametrize(
-    "dtype", long_unless(["float32", "mixed_float16", "mixed_bfloat16"], ["mixed_float16"], condition=ON_JAX)
-)
+@pytest.mark.parametrize("dtype", long_unless(["float32", "mixed_float16", "mixed_bfloat16"], ["mixed_float16"]))
 def test_accuracy_does_not_depend_on_the_scale_of_the_logits(dtype):
     x, _ = images(60)
     x = x / 255

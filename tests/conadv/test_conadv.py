@@ -48,7 +48,9 @@ def test_without_a_perturbation_it_is_clean_training_on_doubled_batches(batch_no
                 np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("make, auxiliary", [(network, 1), (nested, 2), (subclassed, 1), (lambda: network(False), 0)])
+@pytest.mark.parametrize(
+    "make, auxiliary", [long(network, 1), (nested, 2), long(subclassed, 1), (lambda: network(False), 0)]
+)
 def test_kinds_of_models(make, auxiliary):
     x, y = images(30)
     inner = make()
@@ -196,7 +198,7 @@ def test_mixed_precision_stays_finite(policy, optimizer):
     assert all(np.isfinite(v.numpy()).all() for v in model.weights)
 
 
-@pytest.mark.parametrize("micro_batch_size, staleness", [(4, 1), (5, 0)])
+@pytest.mark.parametrize("micro_batch_size, staleness", [(4, 1), long(5, 0)])
 def test_micro_batches_equal_the_whole_batch(micro_batch_size, staleness):
     x, y = images(24)
     arguments = {"targeted": False, "random_start": 0.0, "staleness": staleness}
@@ -311,6 +313,7 @@ def test_random_labels_do_not_reach_the_evaluation():
     np.testing.assert_allclose(model.evaluate(x, y, verbose=0), plain.evaluate(x, y, verbose=0), rtol=1e-6)
 
 
+@pytest.mark.long
 def test_weights_loaded_after_a_look_at_adversarial_images_are_those_of_step_0():
     x, y = images(12)
     trained = conadv()

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 from conadv_cases import assert_close, conadv, images, network, number
+from selection import long
 
 pytestmark = [
     pytest.mark.each_value,
@@ -63,7 +64,7 @@ def test_n_batches_make_n_updates(kind, staleness):
     assert len(history.epoch) == 2
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("staleness", [long(0), 1, long(2)])
 def test_an_infinite_dataset_goes_on_from_epoch_to_epoch(staleness):
     tf = pytest.importorskip("tensorflow")
     model, seen = spied(staleness=staleness)
@@ -124,7 +125,7 @@ def test_stopping_early_and_going_on():
     assert seen == [EPOCH[0], *EPOCH]
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 2])
+@pytest.mark.parametrize("staleness", [long(0), 1, long(2)])
 def test_batch_by_batch_equals_fit(staleness):
     """What is attacked in the step itself is what is attacked a step ahead."""
     x, y = images(32)

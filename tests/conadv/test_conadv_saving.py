@@ -93,10 +93,10 @@ ON_TENSORFLOW = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reas
 @pytest.mark.parametrize(
     "way, staleness, make",
     [
-        (Whole, 0, network),
+        pytest.param(Whole, 0, network, marks=pytest.mark.long),
         (Whole, 1, subclassed),
         pytest.param(Whole, 3, nested, marks=pytest.mark.long),
-        (Weights, 1, network),
+        pytest.param(Weights, 1, network, marks=pytest.mark.long),
         pytest.param(Weights, 2, subclassed, marks=pytest.mark.long),
         pytest.param(Checkpoint, 2, network, marks=ON_TENSORFLOW),
         pytest.param(Checkpoint, 1, subclassed, marks=[ON_TENSORFLOW, pytest.mark.long]),

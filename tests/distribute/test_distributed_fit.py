@@ -114,7 +114,7 @@ def test_on_one_device_it_is_kerass_fit(wrapped):
         (clars(), None, {"micro_batch_size": 3}),
         long(clars(jit_compile=True), None, {}),
         long(clars(gradient_norms="per_example", classic_momentum=False), "synchronized", {}),
-        (lars, "synchronized", {}),
+        long(lars, "synchronized", {}),
         long(sgd, None, {"micro_batch_size": 3}),
     ],
     ids=["clars-micro", "clars-compiled", "clars-popular", "lars", "sgd-micro"],
@@ -235,6 +235,7 @@ def test_an_overflow_on_any_replica_skips_the_step_on_all(two_replicas, optimize
     assert all(np.isfinite(v.numpy()).all() for v in model.weights)
 
 
+@pytest.mark.long
 def test_an_evaluation_batch_that_does_not_reach_every_replica(two_replicas):
     def evaluated(strategy):
         model = compiled(clars(), strategy=strategy)
@@ -273,6 +274,7 @@ def test_xla_for_several_replicas(two_replicas):
         fit(model, batches(), epochs=1, steps_per_epoch=1, verbose=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("own", [True, long(False)], ids=["fit here", "Keras's fit"])
 def test_a_replica_without_examples_adds_nothing(two_replicas, own):
     """The last of three batches has one example. Keras divides each replica's mean loss by the number of replicas, so

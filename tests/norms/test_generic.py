@@ -19,6 +19,7 @@ from comparing import (
 from keras import layers as L
 from keras import ops
 from paper_settings import paper
+from selection import long_unless
 
 import tf_largebatch as lb
 from tf_largebatch.norms import (
@@ -126,7 +127,7 @@ def one_example_at_a_time(model, x, y):
     return {path: np.stack(values) for path, values in norms.items()}
 
 
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("layer", long_unless(LAYERS, set(LAYERS) - {"bidirectional"}))
 def test_norms_agree_with_a_loop_over_batches_of_one(layer):
     model, x, y = classifier(LAYERS[layer])
     with pytest.raises(ValueError, match="use_generic"):
@@ -146,7 +147,7 @@ def test_a_marked_layer_in_chunks(chunk_size):
 
 
 @pytest.mark.parametrize("examples", [None, 3])
-@pytest.mark.parametrize("layer", ["several outputs", "layers inside", "shared"])
+@pytest.mark.parametrize("layer", long_unless(["several outputs", "layers inside", "shared"], ["layers inside"]))
 def test_within_a_traced_step_of_unknown_batch_size(layer, examples):
     model, x, y = classifier(LAYERS[layer])
 
@@ -253,7 +254,7 @@ def test_chunk_sizes_are_positive(chunk_size):
         use_generic(L.Dense(3), chunk_size)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", long_unless([False, True], [ON_JAX]))
 def test_a_smaller_last_batch(jit_compile):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(21, 4)).astype("float32"), rng.integers(0, 3, 21)

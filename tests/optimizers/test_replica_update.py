@@ -102,7 +102,7 @@ COMMON = {"eta": 0.1, "weight_decay_rate": 0.01, "max_rate": 0.5}
         {"arguments": {"gradient_accumulation_steps": 2}, "graph": False},
         long({"arguments": {"jit_compile": True}}),
         long({"arguments": {"jit_compile": True}, "graph": False}),
-        {"arguments": {"jit_compile": True}, "loss_scale": 8.0},
+        long({"arguments": {"jit_compile": True}, "loss_scale": 8.0}),
     ],
     ids=str,
 )

@@ -126,6 +126,7 @@ def test_two_replicas(adversarial, tmp_path, two_replicas, monkeypatch):
     assert (output_dir / run_directory.PICTURES).exists()
 
 
+@pytest.mark.long
 def test_a_plain_run_evaluated_under_attack_trains_as_without(tmp_path):
     config = QUICK.with_flags(epochs=1, adversarial="none", epsilon=None, optimizer="sgd")
     plain = train.train(config.with_flags(output_dir=str(tmp_path / "plain")))

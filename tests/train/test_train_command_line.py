@@ -262,6 +262,7 @@ def test_a_run_that_diverges_says_so(tmp_path, capsys):
     assert not (output_dir / "checkpoints").exists()
 
 
+@pytest.mark.long
 def test_a_run_that_diverged_on_the_evaluation_images_fails(tmp_path, monkeypatch, capsys):
     evaluate = keras.Model.evaluate
 

@@ -80,6 +80,7 @@ def test_what_a_run_leaves_behind(clars_run):
     assert result.complete and result.updates == 10 and 0 < result.accuracy <= 1
 
 
+@pytest.mark.long
 def test_the_final_model_needs_keras_alone(clars_run, tmp_path):
     output_dir, result = clars_run
     dataset = data.load("digits")

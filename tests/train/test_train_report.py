@@ -31,7 +31,7 @@ def networks(monkeypatch):
     ("options", "measured"),
     [
         long({"optimizer": "clars"}, True),
-        ({"optimizer": "clars", "noise_scale": False}, False),
+        long({"optimizer": "clars", "noise_scale": False}, False),
         ({"optimizer": "sgd", "noise_scale": True, "norm_examples": 64}, True),
         long({"optimizer": "sgd"}, False),
     ],

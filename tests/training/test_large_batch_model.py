@@ -95,7 +95,9 @@ def test_batches_of_one_make_clars_lars(classic_momentum):
     assert_weights_close(clars.model, lars)
 
 
-@pytest.mark.parametrize("make", [lambda: keras.optimizers.SGD(0.1, 0.9), lambda: keras.optimizers.Adam(), lb.LARS])
+@pytest.mark.parametrize(
+    "make", [lambda: keras.optimizers.SGD(0.1, 0.9), long(lambda: keras.optimizers.Adam()), long(lb.LARS)]
+)
 def test_other_optimizers_train_as_without_the_wrapper(make):
     x, y = images(30)
     wrapped, plain = compiled(lb.LargeBatchModel(network()), make()), compiled(network(), make())
@@ -343,6 +345,7 @@ def test_sample_and_class_weights_and_several_steps_per_call():
     assert int(model.optimizer.iterations) == 4
 
 
+@pytest.mark.long
 def test_eager_execution_agrees():
     x, y = images(24)
     models = [

@@ -11,7 +11,7 @@ import pytest
 from keras import layers as L
 from keras import losses as K
 from keras import ops
-from selection import ON_JAX, long_unless
+from selection import ON_JAX, long, long_unless
 
 import tf_largebatch as lb
 
@@ -131,7 +131,7 @@ def test_losses_over_other_axes():
 @pytest.mark.parametrize("micro_batch_size", [1, 3])
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"reduction": "sum"}, {"reduction": "mean_with_sample_weight"}, {"ignore_class": 1}],
+    [{}, long({"reduction": "sum"}), {"reduction": "mean_with_sample_weight"}, long({"ignore_class": 1})],
     ids=str,
 )
 def test_masks_are_weighted_by_what_they_keep(arguments, micro_batch_size):
@@ -146,6 +146,7 @@ def test_a_text_without_a_word():
     assert_equal_to_the_whole_batch(tagger, cross_entropy, texts, TAGS, micro_batch_size=1)
 
 
+@pytest.mark.long
 def test_masks_in_a_graph_and_several_outputs():
     assert_equal_to_the_whole_batch(
         two_heads,

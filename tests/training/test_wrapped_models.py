@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers as L
-from selection import ON_JAX, long_unless
+from selection import long_unless
 
 import tf_largebatch as lb
 
@@ -80,7 +80,7 @@ class OwnTest(Plain):
 MODELS = [Plain, OwnLoss, MoreLoss, OwnMetrics, OwnList, OwnTest]
 
 
-@pytest.mark.parametrize("cls", long_unless(MODELS, [MoreLoss, OwnTest], condition=ON_JAX))
+@pytest.mark.parametrize("cls", long_unless(MODELS, [MoreLoss, OwnTest]))
 def test_they_are_used_as_without_the_wrapper(cls):
     found = []
     for wrap in (False, True):
