@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import keras
 import pytest
-from selection import long_unless
 
 if keras.backend.backend() != "jax":
     pytest.skip("it measures Keras on JAX", allow_module_level=True)
@@ -12,7 +11,8 @@ if keras.backend.backend() != "jax":
 from benchmarks import gpu, gpu_table
 
 
-@pytest.mark.parametrize("case", long_unless(["resnet20", "update", "vit_s", "conadv"], ["update"]))
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["resnet20", "update", "vit_s", "conadv"])
 def test_a_case_is_measured_and_not_repeated(case, tmp_path, capsys):
     arguments = ["--small", f"--cases={case}", "--rounds=2", "--steps=1", f"--json={tmp_path / 'gpu.json'}"]
     row = gpu.main(arguments)["cases"][case]

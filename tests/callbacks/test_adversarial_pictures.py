@@ -10,7 +10,7 @@ from selection import long
 
 from tf_largebatch.callbacks import AdversarialPictures
 
-pytestmark = pytest.mark.quick_on_jax("test_when_pictures_are_drawn[2-drawn1]", "test_refusals")
+pytestmark = pytest.mark.quick_on_jax("test_refusals")
 
 
 @pytest.mark.parametrize(("every", "drawn"), [long(None, ["3"]), (2, ["2", "3"]), long(1, ["1", "2", "3"])])

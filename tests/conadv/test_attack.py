@@ -26,8 +26,6 @@ pytestmark = pytest.mark.quick_on_jax(
     "test_losses_of_one_class_share_a_direction",
     "test_a_loss_of_ones_own_is_rescaled_for_each_image",
     "test_probabilities_are_attacked_as_their_logits",
-    "test_an_attack_is_added_by_one_row",
-    "test_targets_are_never_among_an_images_own_labels",
     "test_inputs_of_integers_are_refused_before_training",
 )
 

@@ -16,7 +16,6 @@ pytestmark = [
     pytest.mark.each_value,
     pytest.mark.quick_on_jax(
         "test_micro_batches_equal_the_whole_batch[4-1]",
-        "test_mixed_precision_stays_finite[<lambda>1-mixed_float16]",
     ),
 ]
 

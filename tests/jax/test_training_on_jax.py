@@ -122,6 +122,7 @@ def test_data_of_unknown_batch_size():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long
 def test_layers_frozen_after_compile_and_after_a_step():
     """keras 22104."""
     for optimizer in (paper(lb.CLARS, 0.1), keras.optimizers.LossScaleOptimizer(paper(lb.CLARS, 0.1))):

@@ -70,7 +70,7 @@ def norms_on_tensorflow(request, tmp_path_factory):
 
 
 # Compiling takes long on JAX. The layers of tests/jax/norms_run.py are compared with TensorFlow's there.
-QUICK_ON_JAX = ("Conv2DTranspose", "ConvLSTM2D", "Embedding", "SpectralNormalization")
+QUICK_ON_JAX = ("ConvLSTM2D", "SpectralNormalization")
 
 
 @pytest.mark.parametrize("name", long_unless(MEASURED, QUICK_ON_JAX, condition=ON_JAX))

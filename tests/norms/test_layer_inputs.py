@@ -42,7 +42,7 @@ class ManyKinds(keras.Model):
 
 
 @tensorflow_only
-@pytest.mark.parametrize("axis, masked", [(-1, False), (1, True)])
+@pytest.mark.parametrize("axis, masked", [pytest.param(-1, False, marks=pytest.mark.long), (1, True)])
 def test_an_empty_batch_contributes_nothing(axis, masked):
     """As the share of a replica may be. The averages of batch normalization stay, and later batches count."""
     import tensorflow as tf

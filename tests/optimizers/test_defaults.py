@@ -78,6 +78,7 @@ def adams(batch_size, batch_norm):
     return accuracies(keras.optimizers.Adam(1e-3 * (batch_size / 128) ** 0.5), batch_size, batch_norm)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_norm", [True, pytest.param(False, marks=long)])
 @pytest.mark.parametrize("batch_size", [128, pytest.param(512, marks=long)])
 @pytest.mark.parametrize("how", ["CLARS", pytest.param("CLARS, plain", marks=long), pytest.param("LARS", marks=long)])

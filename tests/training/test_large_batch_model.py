@@ -18,7 +18,6 @@ pytestmark = [
     pytest.mark.each_value,
     pytest.mark.quick_on_jax(
         "test_batches_of_one_make_clars_lars[True]",
-        "test_other_optimizers_train_as_without_the_wrapper[<lambda>0]",
         "test_micro_batches_equal_the_whole_batch[<lambda>0-5]",
         "test_mixed_precision_hands_over_unscaled_norms[mixed_float16]",
         "test_a_norm_that_overflows_skips_the_step_and_halves_the_scale",

@@ -102,10 +102,11 @@ REDUCTIONS = ["mean_with_sample_weight", "sum_over_batch_size", "mean", "sum", "
 
 
 QUICK_ON_JAX = [K.CategoricalCrossentropy, K.MeanSquaredError, K.SparseCategoricalCrossentropy, K.Huber, K.Dice]
+QUICK = [*QUICK_ON_JAX, K.CTC, K.BinaryCrossentropy, K.CosineSimilarity, K.KLDivergence, K.Circle, K.Tversky]
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("cls", long_unless(EVERY, QUICK_ON_JAX, condition=ON_JAX), ids=lambda c: c.__name__)
+@pytest.mark.parametrize("cls", long_unless(EVERY, QUICK_ON_JAX if ON_JAX else QUICK), ids=lambda c: c.__name__)
 def test_every_loss_of_keras(cls, reduction):
     make, y = probabilities, np.eye(4, dtype="float32")[CLASSES]
     if cls is K.CTC:
