@@ -11,24 +11,40 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 INTERRUPTED = 130  # the exit status
+_SOON = 0.1  # seconds
 
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Within it Ctrl-C raises KeyboardInterrupt; after it a program of this package ends at once, without a word."""
-    if signal.getsignal(signal.SIGINT) is not _end:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Within it Ctrl-C raises KeyboardInterrupt; after it a program of this package ends at once, without a word.
+
+    Python drops an exception that is raised while a finalizer or a callback of the garbage collector runs; this one is
+    raised again then.
+    """
+    of_program = signal.getsignal(signal.SIGINT) is _end
+    previous = sys.unraisablehook
+
+    def again(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            threading.Timer(_SOON, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            previous(lost)
+
+    sys.unraisablehook = again
+    if of_program:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if of_program:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        sys.unraisablehook = previous
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
