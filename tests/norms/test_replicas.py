@@ -42,6 +42,7 @@ def trained(strategy: tf.distribute.Strategy | None) -> tuple[list[np.ndarray], 
     return model.get_weights(), model.optimizer.gradient_norms(), model
 
 
+@pytest.mark.long
 def test_synchronized_batch_norm_equals_one_device(two_replicas):
     weights, norms, model = trained(two_replicas)
     expected_weights, expected_norms, _ = trained(None)

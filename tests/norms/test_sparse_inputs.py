@@ -139,6 +139,7 @@ def _gradient_norms(model: Any, x: Any, y: Any) -> list[float]:
     return [float(tf.norm(tf.convert_to_tensor(g))) for g in gradients]
 
 
+@pytest.mark.long
 def test_fit_on_ragged_inputs_in_micro_batches_trains_as_in_whole_batches() -> None:
     weights = []
     for size in (None, 4):

@@ -75,6 +75,7 @@ def test_unknown_batch_size_of_every_layer(case, kind):
     check(case, kind)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("examples", [pytest.param(None, marks=pytest.mark.long), 4])
 def test_fit_with_a_smaller_last_batch(examples):
     net = keras.Sequential([keras.Input((9, 9, 1)), L.Conv2D(4, 3, activation="relu"), L.Flatten(), L.Dense(3)])

@@ -138,6 +138,7 @@ def test_the_version_is_written_in_one_place():
     assert [path.name for path in places if assigned.search(path.read_text())] == ["version.py"]
 
 
+@pytest.mark.long
 def test_the_wheel_works_outside_the_checkout(distributions, tmp_path):
     with zipfile.ZipFile(distributions[0]) as wheel:
         wheel.extractall(tmp_path / "site")
