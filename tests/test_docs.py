@@ -41,7 +41,8 @@ def test_no_python_of_a_page_is_left_out(page):
 
 WITH_CODE = [page for page in PAGES if blocks_to_run(page)]
 # Their code trains several models, or one for long.
-LONG = {f"docs/{name}.md" for name in ("analysis", "batch_size", "choosing", "conadv", "index", "scale", "watching")}
+LONG = ("analysis", "batch_size", "choosing", "conadv", "index", "migration", "scale", "watching")
+LONG = {f"docs/{name}.md" for name in LONG}
 
 
 @pytest.mark.parametrize("page", long_unless(WITH_CODE, set(WITH_CODE) - LONG))

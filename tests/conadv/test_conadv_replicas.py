@@ -38,6 +38,7 @@ def test_two_replicas_equal_one_device(two_replicas, staleness, optimizer):
         np.testing.assert_allclose(values, histories[1][name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.long
 def test_replicas_draw_different_numbers_and_count_every_batch(two_replicas):
     x, y = images(17)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(8)  # the last batch has one image, and a replica none

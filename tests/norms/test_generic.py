@@ -127,7 +127,7 @@ def one_example_at_a_time(model, x, y):
     return {path: np.stack(values) for path, values in norms.items()}
 
 
-@pytest.mark.parametrize("layer", long_unless(LAYERS, ["several outputs", "shared"]))
+@pytest.mark.parametrize("layer", long_unless(LAYERS, ["several outputs"]))
 def test_norms_agree_with_a_loop_over_batches_of_one(layer):
     model, x, y = classifier(LAYERS[layer])
     with pytest.raises(ValueError, match="use_generic"):

@@ -207,6 +207,7 @@ def test_more_than_a_sum_or_product_with_the_batch_is_refused_or_right():
         np.testing.assert_allclose(found[path], norms, rtol=1e-4, atol=1e-6, err_msg=path)
 
 
+@pytest.mark.long
 def test_positions_in_fit_with_a_smaller_last_batch():
     model = text_model("added")
     wrapper = lb.LargeBatchModel(model)

@@ -159,6 +159,7 @@ def test_patches_that_do_not_overlap_have_the_forms_of_pointwise_layers():
     assert "[8,196,768]" in shapes and "224,224,224,224" not in shapes
 
 
+@pytest.mark.long
 def test_a_batch_that_is_spread_over_devices_is_measured_where_it_lies():
     script = pathlib.Path(__file__).with_name("spread_over_devices.py")
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
