@@ -465,7 +465,7 @@ def build_compile_loss(compile_loss: Any, y: Any, y_pred: Any, sample_weight: An
     from keras.src import backend
 
     def spec(t: Any) -> Any:
-        return None if t is None else keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype))
+        return None if t is None else keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype))
 
     arguments = keras.tree.map_structure(spec, (y, y_pred, sample_weight))
     with _outside_the_graph():
@@ -484,7 +484,7 @@ def specs_of(function: Any, x: Any) -> Any:
     """
     from keras.src import backend
 
-    specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, backend.standardize_dtype(t.dtype)), x)
+    specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x)
     with _outside_the_graph():
         return backend.compute_output_spec(function, specs)
 
