@@ -57,7 +57,7 @@ def test_no_licence_makes_demands_on_what_is_distributed():
 
 
 def test_the_quick_selection_exists():
-    assert all((ROOT / path).exists() for path in matrix.QUICK)
+    assert all((ROOT / path).exists() for path in (*matrix.QUICK, *matrix.QUICK_ON_JAX))
 
 
 def test_failed_tests_are_counted(monkeypatch):
