@@ -144,9 +144,9 @@ def table(records: list[dict[str, Any]]) -> str:
     for name, row in ROWS.items():
         record = by_name.get(name)
         if record is None:
-            cells = ["", row.backend, "not run", "", "", ""]
+            cells = ["", name.split(" ", 1)[1], "not run", "", "", ""]
         elif "versions" not in record:
-            cells = ["", f"{row.backend}: {record['reason']}".replace("|", "\\|"), "", "", "", record["date"]]
+            cells = ["", f"{name}: {record['reason']}".replace("|", "\\|"), "", "", "", record["date"]]
         else:
             named = record["versions"]
             title = {"tensorflow": "TensorFlow", "jax": "JAX"}[row.backend]
