@@ -217,13 +217,15 @@ def test_rates_of_other_dtypes_are_computed_in_float32_at_least(cls, dtype):
 
 
 @BOTH
-def test_a_step_in_float16_without_momentum(cls):
-    trained, some = variables("float16"), [[g.astype("float16") for g in gradients(1)[0]]]
+@pytest.mark.parametrize("classic, dtype", [(True, "float32"), (False, "float32"), (False, "float16")])
+def test_a_step_without_momentum(cls, classic, dtype):
+    trained, some = variables(dtype), [[g.astype(dtype) for g in gradients(1)[0]]]
     expected = Reference(trained[0].numpy(), lr=0.5, eta=0.2, beta=0.0, decay=0.05)
-    found = apply_all(make(cls, 0.5, momentum=0.0, eta=0.2, weight_decay_rate=0.05), some, trained)
+    arguments = {"momentum": 0.0, "eta": 0.2, "weight_decay_rate": 0.05, "classic_momentum": classic}
+    found = apply_all(make(cls, 0.5, **arguments), some, trained)
     expected.step(some[0][0], float(np.linalg.norm(some[0][0].astype("float64"))) if cls is CLARS else None)
-    # Half of the last bit of weights of up to 4.
-    np.testing.assert_allclose(found[0], expected.w, atol=1.1e-3)
+    # Half of the last bit of weights of up to 4 in float16.
+    np.testing.assert_allclose(found[0], expected.w, atol=1.1e-3 if dtype == "float16" else 1e-6)
 
 
 @pytest.mark.parametrize(
