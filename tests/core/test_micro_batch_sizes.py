@@ -76,6 +76,7 @@ def test_a_size_that_fitted_before_is_tried_first():
         ({64: math.inf}, 4),
         ({16: 55, 64: 100}, 16 - 5 / (45 / 48)),  # on the line through the two that fail
         ({16: 55, 64: 100, 128: 999}, 16 - 5 / (45 / 48)),
+        ({32: 80.5, 64: 112.5}, 1.5),
         ({3: 60, 5: 70}, 1),
         ({80: 60, 1280: 60}, 5),  # memory that is flat
         ({32: 60, 64: 61}, 2),

@@ -64,3 +64,9 @@ def test_norm_of_any_shape(shape):
     values = np.random.default_rng(0).normal(size=shape)
     # Summation order in float32.
     np.testing.assert_allclose(rates.l2_norm(keras.ops.cast(values, "float32")), np.sqrt((values**2).sum()), 1e-6)
+
+
+@pytest.mark.parametrize("cap, start", [(0.125, 0.125), (3.0, 1.0)])
+def test_the_cap_may_be_a_tensor(cap, start):
+    assert rate(0.0, 1.0, max_rate=tensor(cap)) == start
+    assert rate(3.0, 0.5, max_rate=tensor(cap)) == min(cap, 2.0)
