@@ -1,4 +1,5 @@
-# `make train` and `make test` need Python 3.10 to 3.12 and make; everything else they install into .venv.
+# `make train` and `make test` need Python 3.11 or 3.12 and make; everything else they install into .venv. The package
+# itself runs on Python 3.10 too, but JAX does not.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ OLDEST_VENV ?= .venv-oldest
 OLDEST := tensorflow==2.20.0 keras==3.12.0 tensorflow-datasets==4.9.8
 OLDEST_STAMP := $(OLDEST_VENV)/.installed
 
-.PHONY: train test test-base test-jax test-garden test-long test-oldest coverage docs dist lint clean
+.PHONY: train test test-base test-jax test-garden test-long test-oldest coverage docs dist release-check matrix lint clean
 
 # The default run: digits, batch 512, CLARS without warmup. More flags: make train ARGS="--epochs=5"
 train: $(STAMP)
@@ -57,10 +58,18 @@ docs: $(STAMP)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
 
-# Wheel and source distribution in dist/.
+# Wheel and source distribution in dist/, with the same bytes wherever they are built.
 dist: $(STAMP)
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist
+	$(BIN)/python tests/packaging/build_distributions.py dist
+
+# The wheel with each extra in a clean environment of each Python (python3.10 to python3.12 on the path); minutes each.
+release-check: dist
+	$(BIN)/python tests/packaging/release_check.py dist $(ARGS)
+
+# A quick selection of the tests with the oldest and newest Python, Keras, TensorFlow and JAX.
+matrix: dist
+	$(BIN)/python tests/packaging/matrix.py dist $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -68,21 +77,21 @@ lint: $(STAMP)
 
 # Reinstalls when setup.py changes; the package itself is installed in place.
 $(STAMP): setup.py tf_largebatch/version.py
-	$(call install,$(VENV),tensorflow$(comma)jax$(comma)dev$(comma)docs$(comma)notebooks$(comma)tpu)
+	$(call install,$(VENV),11,tensorflow$(comma)jax$(comma)dev$(comma)docs$(comma)notebooks$(comma)tpu)
 
 $(GARDEN_STAMP): setup.py tf_largebatch/version.py
-	$(call install,$(GARDEN_VENV),dev$(comma)garden$(comma)notebooks)
+	$(call install,$(GARDEN_VENV),10,dev$(comma)garden$(comma)notebooks)
 
 $(OLDEST_STAMP): PYTHON := $(OLDEST_PYTHON)
 $(OLDEST_STAMP): setup.py tf_largebatch/version.py
-	$(call install,$(OLDEST_VENV),tensorflow$(comma)dev,$(OLDEST))
+	$(call install,$(OLDEST_VENV),10,tensorflow$(comma)dev,$(OLDEST))
 
 comma := ,
 define install
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else "Python 3.10 to 3.12 is needed, this is %d.%d: set PYTHON=python3.12 or the like." % v)'
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, $(2)) <= v <= (3, 12) else "Python 3.$(2) to 3.12 is needed, this is %d.%d: set PYTHON=python3.12 or the like." % v)'
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/pip install --quiet --upgrade pip
-	$(1)/bin/pip install --quiet --editable '.[$(2)]' $(3)
+	$(1)/bin/pip install --quiet --editable '.[$(3)]' $(4)
 	touch $(1)/.installed
 endef
 

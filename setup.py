@@ -48,8 +48,18 @@ setup(
         # The TPU compiler, to compile for a TPU without one; jaxlib and libtpu belong together.
         "tpu": ["jax==0.10.2", "jaxlib==0.10.2", "libtpu==0.0.42.1; platform_system == 'Linux'"],
         "notebooks": ["nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"],
-        "docs": ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"],
-        "dev": ["build", "mypy", "pytest", "pytest-cov", "pytest-xdist", "ruff==0.14.5", "setuptools>=77"],
+        "docs": ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6", "latex2mathml>=3.77"],
+        "dev": [
+            "build",
+            "hypothesis>=6.100",
+            "mypy",
+            "pytest",
+            "pytest-cov",
+            "pytest-xdist",
+            "ruff==0.14.5",
+            "setuptools>=77",
+            "vulture>=2.14",
+        ],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
