@@ -36,9 +36,15 @@ test-jax: $(STAMP)
 test-garden: $(GARDEN_STAMP)
 	$(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden --numprocesses=2 --dist=worksteal $(ARGS)
 
-# Lines of the package that the tests of Keras 3 reach; slower by the counting.
-coverage: $(STAMP)
-	$(BIN)/python -m pytest tests $(NOT_GARDEN) --numprocesses=2 --dist=worksteal --cov=tf_largebatch --cov-report=term $(ARGS)
+# Which lines and branches of the package the tests of each world execute, those of `make test`; the counting takes its
+# time. ARGS="-k momentum" counts a part.
+COUNTED := --numprocesses=2 --dist=worksteal --cov --cov-report=
+
+coverage: $(STAMP) $(GARDEN_STAMP)
+	COVERAGE_FILE=.coverage.tensorflow $(BIN)/python -m pytest tests $(NOT_GARDEN) $(COUNTED) $(ARGS)
+	COVERAGE_FILE=.coverage.jax KERAS_BACKEND=jax $(BIN)/python -m pytest $(shell cat tests/jax_paths.txt) $(COUNTED) $(ARGS)
+	COVERAGE_FILE=.coverage.garden $(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden $(COUNTED) $(ARGS)
+	$(BIN)/python tests/reliability/coverage_table.py
 
 # What takes minutes or the network: the wheel in a clean environment, deep models in every precision.
 test-long: $(STAMP) $(GARDEN_STAMP)
@@ -74,6 +80,8 @@ matrix: dist
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/vulture
 
 # Reinstalls when setup.py changes; the package itself is installed in place.
 $(STAMP): setup.py tf_largebatch/version.py

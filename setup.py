@@ -51,6 +51,7 @@ setup(
         "docs": ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6", "latex2mathml>=3.77"],
         "dev": [
             "build",
+            "coverage>=7.10",
             "hypothesis>=6.100",
             "mypy",
             "pytest",

@@ -39,7 +39,7 @@ def test_every_name_is_tested():
 
 
 # The others are deeper ones of the same blocks.
-QUICK = ("resnet8", "resnet20", "conv4", "vgg11", "densenet40", "mobilenetv2")
+QUICK = ("resnet8", "resnet20", "conv4", "vgg11", "densenet40")
 
 
 @pytest.mark.parametrize("name", long_unless(TRAINABLE, QUICK))

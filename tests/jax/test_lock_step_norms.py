@@ -25,6 +25,16 @@ def on_tensorflow(tmp_path_factory):
     return dict(np.load(path))
 
 
+@pytest.fixture(autouse=True)
+def optimized():
+    """Programs as they are trained with: `make test-jax` compiles without optimizations, which rounds in other places."""
+    jax = pytest.importorskip("jax")
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.parametrize("model", long_unless(norms_run.MODELS, ["convolutional", "attentive"]))
 def test_norms_and_gradients_are_those_of_tensorflow(model, on_tensorflow):
     found = norms_run.norms_and_gradients(model)

@@ -25,7 +25,6 @@ SOURCE = "keras.src"
 OPTIMIZER_TESTS = ("optimizers.optimizer_test", "optimizers.sgd_test", "optimizers.optimizer_sparse_test")
 OPTIMIZER_TESTS += ("optimizers.loss_scale_optimizer_test", "optimizers.multi_optimizer_test")
 TRAINER_TESTS = "trainers.trainer_test"
-DISTRIBUTED_TESTS = "backend.tensorflow.optimizer_distribute_test"
 
 
 class _AsSgd:

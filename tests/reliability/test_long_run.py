@@ -1,6 +1,6 @@
 """Long runs grow no memory, trace nothing again, take no longer per step, and have finite rates.
 
-`make test` runs a tenth of the steps of one model; on JAX, where compiling takes most of the time, none.
+`make test` runs the checks on made-up rows, `make test-long` a tenth of the steps of one model and all steps of both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STEPS = 20_000
 # pytest keeps every warning, of which NumPy gives one an epoch.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    ("kind", "steps"), [("large_batch", STEPS // 10), *(long(kind, STEPS) for kind in long_run.MODELS)]
+    ("kind", "steps"), [long("large_batch", STEPS // 10), *(long(kind, STEPS) for kind in long_run.MODELS)]
 )
 def test_a_long_run(kind, steps):
     rows = long_run.run(kind, steps)
