@@ -27,7 +27,7 @@ def on_tensorflow(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def optimized():
-    """Programs as they are trained with: `make test-jax` compiles without optimizations, which rounds in other places."""
+    """Compiles with optimizations, as training does: `make test-jax` compiles without them, and rounds elsewhere."""
     jax = pytest.importorskip("jax")
     before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
