@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import norms_run
 import numpy as np
 import pytest
@@ -28,11 +29,11 @@ def on_tensorflow(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def optimized():
     """Compiles with optimizations, as training does: `make test-jax` compiles without them, and rounds elsewhere."""
-    jax = pytest.importorskip("jax")
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", False)
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update(name, before)
 
 
 @pytest.mark.parametrize("model", long_unless(norms_run.MODELS, ["convolutional", "attentive"]))
