@@ -58,7 +58,7 @@ def test_a_person_has_decided_about_every_class():
 
 @pytest.fixture(scope="module")
 def norms_on_tensorflow(request, tmp_path_factory):
-    """The norms of every layer of this session as TensorFlow gives them; None where this is TensorFlow."""
+    """The norms that TensorFlow gives for every layer that is tested here; None where this is TensorFlow."""
     if not ON_JAX:
         return None
     file = tmp_path_factory.mktemp("norms") / "tensorflow.npz"

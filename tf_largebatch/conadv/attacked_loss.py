@@ -55,8 +55,11 @@ class AttackedLoss(abc.ABC):
         Args:
             y: Labels.
             seed: int32 [2].
+
+        Raises:
+            ValueError: If there are no classes: `require_untargeted` refuses such an attack before.
         """
-        raise NotImplementedError
+        raise ValueError(f"A targeted attack needs one score for each class; {type(self).__name__} has none.")
 
     @abc.abstractmethod
     def direction(self, y: Any, sample_weight: Any, outputs: Any) -> tuple[Any, Any]:
@@ -72,8 +75,12 @@ class AttackedLoss(abc.ABC):
         """
 
     def are_right(self, y: Any, outputs: Any) -> Any:
-        """Returns for each image whether the model's outputs are right, bool [B]."""
-        raise NotImplementedError
+        """Returns for each image whether the model's outputs are right, bool [B].
+
+        Raises:
+            ValueError: If answers are neither right nor wrong, see `has_answers`.
+        """
+        raise ValueError(f"The outputs of a {type(self).__name__} are neither right nor wrong.")
 
 
 @dataclasses.dataclass(frozen=True)

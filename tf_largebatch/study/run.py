@@ -13,6 +13,7 @@ import numpy as np
 
 from tf_largebatch import models
 from tf_largebatch.callbacks.layerwise_values import layerwise_values
+from tf_largebatch.check import reason_of
 from tf_largebatch.norms.device import device
 from tf_largebatch.optimizers.update import LayerwiseUpdate
 from tf_largebatch.study import arrays
@@ -174,8 +175,7 @@ def check(study: Study, jobs: Iterable[Job]) -> None:
         try:
             compiled(study, job, network, make_schedule(study, job))
         except (TypeError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-            raise ValueError(f"arms.{job.arm} cannot be trained with {dict(job.point)}: {reason}.") from error
+            raise ValueError(f"arms.{job.arm} cannot be trained with {dict(job.point)}: {reason_of(error)}.") from error
 
 
 def make_network(study: Study, data: arrays.Data, seed: int, policy: str | None = None) -> keras.Model:
