@@ -9,8 +9,10 @@ on where it was interrupted; `--survivors` tries those again that no test notice
 of docs/reliability.md.
 
 Each fault is tried in a process of its own, forked from one that has imported TensorFlow, but not this package. The
-tests that execute the changed lines run first, and the first failure ends the process. A process that uses more than
-`--patience` times the processor time of all its tests counts as a failure, too: its fault loops for ever.
+tests that execute the changed lines run, the quickest first, and the first failure ends the process. The other tests
+run, too, where no test executes these lines, as at the top of a module, and with `--survivors`: what a fixture shares
+may come from lines that only the first test executed. A process that uses more than `--patience` times the processor
+time of all its tests counts as a failure, too: its fault loops for ever.
 """
 
 from __future__ import annotations
@@ -135,14 +137,22 @@ class Lines:
 
 
 class Ordered:
-    """A plugin of pytest that runs first what executes the changed lines, and the quickest of it first."""
+    """A plugin of pytest that runs first what executes the changed lines, and the quickest of it first.
 
-    def __init__(self, likely: set[str], seconds: dict[str, float]) -> None:
-        self.likely, self.seconds = likely, seconds
+    Args:
+        likely: The tests that execute the changed lines.
+        seconds: The processor time of each test.
+        others: Whether the other tests run after them.
+    """
+
+    def __init__(self, likely: set[str], seconds: dict[str, float], others: bool) -> None:
+        self.likely, self.seconds, self.others = likely, seconds, others
         self.failed = ""
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if not self.others:
+            items[:] = [item for item in items if item.nodeid in self.likely]
         items.sort(key=lambda item: (item.nodeid not in self.likely, self.seconds.get(item.nodeid, 0.0)))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -224,8 +234,17 @@ def baseline(modules: list[str], arguments: tuple[str, ...]) -> Baseline:
     return Baseline(seconds, tests, total)
 
 
-def tried(mutant: mutations.Mutant, arguments: tuple[str, ...], without: Baseline, patience: float) -> dict[str, Any]:
+def tried(
+    mutant: mutations.Mutant, arguments: tuple[str, ...], without: Baseline, patience: float, others: bool
+) -> dict[str, Any]:
     """Runs the tests on the module with the fault.
+
+    Args:
+        mutant: The fault.
+        arguments: Those of pytest that choose the tests.
+        without: What the tests do without the fault.
+        patience: After so many times the tests' time the process ends.
+        others: Whether tests that do not execute the changed lines run, too.
 
     Returns:
         Their outcome, the test that failed, how many execute the changed lines, and the processor time.
@@ -234,7 +253,7 @@ def tried(mutant: mutations.Mutant, arguments: tuple[str, ...], without: Baselin
     likely = set().union(*(without.tests[mutant.module, line] for line in range(first, last + 1)))
 
     def work() -> Any:
-        begun, plugin = time.process_time(), Ordered(likely, without.seconds)
+        begun, plugin = time.process_time(), Ordered(likely, without.seconds, others or not likely)
         sys.meta_path.insert(0, Faulty(mutant))
         status = run_tests([*arguments, "-x"], plugin)
         return status, plugin.failed, round(time.process_time() - begun, 1)
@@ -278,7 +297,7 @@ def run(group: str, number: int, seed: int, again: bool, patience: float) -> Non
     without = {module: baseline(modules, arguments) for arguments, modules in sharing.items() for module in modules}
     for i, mutant in enumerate(todo):
         line = {"group": group, "mutant": mutant.key, "kind": mutant.kind}
-        line |= tried(mutant, GROUPS[group][mutant.module], without[mutant.module], patience)
+        line |= tried(mutant, GROUPS[group][mutant.module], without[mutant.module], patience, again)
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
         print(
