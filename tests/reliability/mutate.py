@@ -76,17 +76,24 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "rules": {
         "tf_largebatch/norms/rules/convolution.py": (
+            "tests/norms/rules/test_convolution.py",
             *_LAYERS,
             "-k",
             "conv or depthwise or separable or test_contractions",
         ),
         "tf_largebatch/norms/rules/einsum.py": (
+            "tests/norms/rules/test_einsum.py",
             *_LAYERS,
             "tests/norms/test_refusals.py",
             "-k",
             "einsum or refusals or test_contractions",
         ),
-        "tf_largebatch/norms/rules/normalization.py": (*_LAYERS, "-k", "[batch or [layer or [group or layer_inputs"),
+        "tf_largebatch/norms/rules/normalization.py": (
+            "tests/norms/rules/test_normalization.py",
+            *_LAYERS,
+            "-k",
+            "test_normalization or [batch or [layer or [group or layer_inputs",
+        ),
     },
 }
 
