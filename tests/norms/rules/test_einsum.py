@@ -65,7 +65,7 @@ def test_as_kernel(batched):
 )
 def test_norms_and_gradient(equation, shapes):
     a, d = (RNG.normal(size=shape).astype("float32") for shape in shapes)
-    left, right = equation.replace("...", "t").split("->")
+    left, right = equation.replace("...", "bt").split("->")
     x, w = left.split(",")
     each = np.stack([np.einsum(f"{x},{right}->{w}", a[i : i + 1], d[i : i + 1]) for i in range(3)])
     contraction = Einsum(ops.convert_to_tensor(a), equation)

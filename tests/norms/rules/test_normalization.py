@@ -114,9 +114,10 @@ def test_batch_normalization(axis, scale, center, training, where, fused, monkey
 
 @pytest.mark.parametrize("why", ["frozen", "synchronized", "float64", "a mask", "training=None"])
 def test_what_the_fused_kernels_do_not_compute_is_written_out(why, fused):
-    layer = with_values(L.BatchNormalization(epsilon=0.5, synchronized=why == "synchronized", dtype="float64"))
+    dtype = "float64" if why == "float64" else "float32"
+    layer = with_values(L.BatchNormalization(epsilon=0.5, synchronized=why == "synchronized", dtype=dtype))
     layer.trainable = why != "frozen"
-    x = X.astype("float64" if why == "float64" else "float32")
+    x = X.astype(dtype)
     if ON_JAX and why in ("float64", "synchronized"):
         pytest.skip("JAX has no float64 by default, and synchronizes within pmap alone")
     mask = ops.ones(SHAPE[:-1], "bool") if why == "a mask" else None
