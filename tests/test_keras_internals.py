@@ -197,6 +197,30 @@ def test_code_can_ask_for_the_stateless_scope_in_which_it_runs():
         assert id(variable) in scope.state_mapping, "StatelessScope no longer keeps values by id in state_mapping"
 
 
+@pytest.mark.parametrize(
+    "shape, bias_shape",
+    [
+        ((1, 2, 2), (1, 2, 1)),
+        ((1, 2, 2), (1, 1, 2)),
+        ((2, 3, 4), (1, 3, 1)),
+        ((2, 3, 3, 4), (1, 1, 3, 1)),
+        ((2, 4, 3, 1), (1, 1, 3, 1)),
+        ((2, 3, 3, 3), (1, 1, 3, 1)),
+        ((2, 3, 3), (1, 3, 3)),
+        ((2, 3, 3), (1, 1, 1)),
+        ((2, 1, 1), (1, 1, 1)),
+    ],
+)
+def test_the_axis_to_which_keras_adds_a_bias(shape, bias_shape):
+    bias = np.arange(1.0, 1.0 + np.prod(bias_shape)).reshape(bias_shape).astype("float32")
+    added = keras_internals.added_shape(shape, bias_shape)
+    expected = np.broadcast_to(bias.reshape(added), shape)
+    found = ops.convert_to_numpy(ops.add(ops.zeros(shape), bias))
+    np.testing.assert_array_equal(found, expected, "keras.ops.add adds biases to other axes now: see added_shape")
+    if keras.backend.backend() == "jax":
+        assert added == bias_shape
+
+
 def test_an_optimizer_holds_its_variables_in_order():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     optimizer = keras.optimizers.SGD(0.1)

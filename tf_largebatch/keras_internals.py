@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
+from keras import ops
 from keras.src.backend.common.masking import get_keras_mask
 from keras.src.backend.common.masking import set_keras_mask as attach_keras_mask
 from keras.src.backend.common.stateless_scope import get_stateless_scope
@@ -209,6 +210,32 @@ def memory_of_gpu(name: str) -> int:
     from tensorflow.python.client import device_lib
 
     return next(device.memory_limit for device in device_lib.list_local_devices() if device.name == name)
+
+
+# Operations.
+
+
+@functools.cache
+def _add_takes_biases() -> bool:
+    """Returns whether `keras.ops.add` adds what looks like a bias to the last axis; here it lies on the middle one."""
+    with _outside_the_graph():
+        y = ops.add(ops.zeros((1, 2, 2)), ops.convert_to_tensor([[[0.0], [1.0]]]))
+        return float(ops.convert_to_numpy(y)[0, 0, 1]) == 1.0
+
+
+def added_shape(shape: tuple[int | None, ...], bias_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape with which `keras.ops.add(y, b)` adds `b`, of y's rank, to `y`.
+
+    On TensorFlow `ops.add` takes a `b` with a single axis longer than 1 for a bias, and adds it to y's last axis if
+    that is as long, else to y's axis 1 if that is, whichever axis it lies on. Otherwise NumPy's broadcasting holds.
+    """
+    sizes = [size for size in bias_shape if size != 1]
+    axis = next((axis for axis in (-1, 1) if sizes == [shape[axis]]), None)
+    if len(sizes) != 1 or axis is None or not _add_takes_biases():
+        return bias_shape
+    added = [1] * len(shape)
+    added[axis] = sizes[0]
+    return tuple(added)
 
 
 # Optimizers. `apply` calls these methods one after the other; Keras offers no public one between the gradients and the

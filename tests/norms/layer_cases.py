@@ -64,6 +64,10 @@ def layer_cases(L: Any) -> dict[str, Any]:
         "einsum heads": ((4, 6), lambda: [L.EinsumDense("abc,cde->abde", (4, 2, 3), bias_axes="de")]),
         "einsum ellipsis": ((4, 6), lambda: [L.EinsumDense("...x,xy->...y", output_shape=5)]),
         "einsum per position": ((4, 6), lambda: [L.EinsumDense("abc,bcd->abd", (4, 5), bias_axes="bd")]),
+        "einsum bias on an axis as long as the last": (
+            (4, 6),
+            lambda: [L.EinsumDense("abc,cd->abd", (4, 4), bias_axes="b")],
+        ),
         "dense over positions, no bias": ((4, 6), lambda: [L.Dense(5, use_bias=False)]),
         "conv2d same, stride 2, activation": (
             (7, 8, 3),

@@ -57,6 +57,10 @@ def adjustment(shape):
 
 # What tf_keras alone has, or computes by kernels of its own.
 OWN = {
+    "einsum, bias on an axis as long as the last": (
+        (4, 6),
+        lambda: [L.EinsumDense("abc,cd->abd", (4, 4), bias_axes="b")],
+    ),
     "einsum heads, any length": ((4, 6), lambda: [L.EinsumDense("abc,cde->abde", (None, 2, 3), bias_axes="de")]),
     "batch norm, gamma of zeros": ((5, 5, 3), lambda: [BN(gamma_initializer="zeros")]),
     "batch norm, large mean": ((5, 5, 3), lambda: [L.Rescaling(1.0, 30.0), BN()]),

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import keras
 from keras import ops
 
+from tf_largebatch.keras_internals import added_shape
 from tf_largebatch.norms.recorder import Recorder, Tensor
 from tf_largebatch.norms.shapes import Size, of_examples
 from tf_largebatch.norms.sums import squared_norms_and_sum, sum_squares_per_example
@@ -45,9 +47,16 @@ class Bias:
 
 
 def add_bias(recorder: Recorder, bias: Any, y: Tensor, broadcast_shape: tuple[int, ...]) -> Tensor:
-    """Records and returns `y + reshape(bias, broadcast_shape)`."""
-    variable_shape = tuple(bias.shape)
+    """Records and returns `y + reshape(bias, broadcast_shape)`, as the layer's own Keras adds it.
+
+    Keras's layers add it by `keras.ops.add`, which may take another axis of the same length: the record then has that
+    axis. tf_keras's layers add it by NumPy's broadcasting.
+    """
     missing = len(y.shape) - len(broadcast_shape)
     broadcast_shape = (1,) * missing + tuple(broadcast_shape)
-    biased = ops.add(y, ops.reshape(recorder.value(bias), broadcast_shape))
-    return recorder.record(bias, biased, Bias(variable_shape, broadcast_shape))
+    value, added = ops.reshape(recorder.value(bias), broadcast_shape), added_shape(tuple(y.shape), broadcast_shape)
+    if added == broadcast_shape or isinstance(bias, keras.Variable):
+        biased, broadcast_shape = ops.add(y, value), added
+    else:
+        biased = y + ops.cast(value, y.dtype)
+    return recorder.record(bias, biased, Bias(tuple(bias.shape), broadcast_shape))
