@@ -89,8 +89,11 @@ def measured(model, x, y, loss=cross_entropy, training=True, examples=None, regi
     )
 
 
-def assert_measured_right(model, x, y, loss=cross_entropy, training=True, rtol=RTOL, registry=TF_KERAS):
-    """Norms against the reference; output, gradient and new state against the plain step. The state is restored."""
+def assert_measured_right(model, x, y, loss=cross_entropy, training=True, rtol=RTOL, registry=TF_KERAS, traced=False):
+    """Norms, eager or traced, against the reference; output, gradient and new state against the plain step.
+
+    The state is restored.
+    """
     before = [v.numpy() for v in model.non_trainable_variables]
 
     def restore():
@@ -105,21 +108,26 @@ def assert_measured_right(model, x, y, loss=cross_entropy, training=True, rtol=R
         value = loss(y, plain)
     gradients = tape.gradient(value, model.trainable_variables)
     state = restore()
-    output, found = measured(model, x, y, loss, training, registry=registry)
+
+    def measure_it():
+        output, found = measured(model, x, y, loss, training, registry=registry)
+        return output, found.squared_norms, found.gradients
+
+    output, squared_norms, found_gradients = tf.function(measure_it, autograph=False)() if traced else measure_it()
     new_state = restore()
     np.testing.assert_allclose(output, plain, rtol=rtol, atol=rtol * float(tf.reduce_max(tf.abs(plain))))
     for v, one, other in zip(model.non_trainable_variables, new_state, state, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=v.name)
-    assert [i for i, s in enumerate(found.squared_norms) if s is not None] == sorted(expected)
+    assert [i for i, s in enumerate(squared_norms) if s is not None] == sorted(expected)
     # A bias before batch norm has gradient zero, of which both give rounding noise of the size of its terms.
     noise = 1e-6 * max(float(tf.norm(g)) for g in gradients if g is not None)
     for index, v in enumerate(model.trainable_variables):
         if index not in expected:
             continue
-        norms = np.sqrt(found.squared_norms[index])
+        norms = np.sqrt(squared_norms[index])
         atol = rtol * expected[index].max() + noise
         np.testing.assert_allclose(norms, expected[index], rtol=rtol, atol=atol, err_msg=v.name)
-        gradient, plain_gradient = found.gradients[index], tf.convert_to_tensor(gradients[index])
+        gradient, plain_gradient = found_gradients[index], tf.convert_to_tensor(gradients[index])
         assert gradient.dtype == v.dtype
         atol = 2 * rtol * float(tf.reduce_max(tf.abs(plain_gradient))) + noise
         gradient = tf.convert_to_tensor(gradient)

@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -21,6 +21,7 @@ from keras import ops
 from tf_largebatch.keras_internals import layers_within
 
 Options = Callable[..., Any]
+Pieces = Mapping[str, tuple[tuple[Any, ...], Callable[[Options, tuple[int, ...]], Any]]]
 
 ACTIVATIONS = (None, "tanh", "relu", "softplus")
 
@@ -95,7 +96,7 @@ def _convolution(
         if grouped and shape[-1] > 1 and of(False, False, True):
             return make(filters * shape[-1], kernel, groups=shape[-1], **arguments)
         regularizer = {} if depthwise else {"kernel_regularizer": of(None, None, "l2")}
-        if make in (L.SeparableConv1D, L.SeparableConv2D):
+        if make.__name__.startswith("Separable"):
             regularizer = {"pointwise_regularizer": regularizer["kernel_regularizer"]}
         return make(filters, kernel, **arguments, **regularizer)
 
@@ -124,10 +125,13 @@ def _convolutional_recurrent(make: Callable[..., L.Layer]) -> Callable[[Options,
     return build
 
 
-def _heads(of: Options, shape: tuple[int, ...]) -> Any:
-    layer = L.MultiHeadAttention(of(2, 1), of(2, 3), value_dim=of(None, 1), use_bias=of(True, False))
-    causal = of(False, True)
-    return lambda x: layer(x, x, use_causal_mask=causal)
+def _heads(make: Callable[..., L.Layer]) -> Callable[[Options, tuple[int, ...]], Any]:
+    def build(of: Options, shape: tuple[int, ...]) -> Any:
+        layer = make(of(2, 1), of(2, 3), value_dim=of(None, 1), use_bias=of(True, False))
+        causal = of(False, True)
+        return lambda x: layer(x, x, use_causal_mask=causal)
+
+    return build
 
 
 def _grouped_heads(of: Options, shape: tuple[int, ...]) -> Any:
@@ -157,19 +161,39 @@ def _normalization(make: Callable[..., L.Layer], **options: Sequence[Any]) -> Ca
     return lambda of, shape: make(**{name: of(*values) for name, values in options.items()})
 
 
-def _einsum(of: Options, shape: tuple[int, ...]) -> Any:
-    steps = shape[0]
-    return of(
-        lambda: L.EinsumDense("abc,cd->abd", (steps, 3), bias_axes="d"),
-        lambda: L.EinsumDense("abc,bcd->abd", (steps, 2), bias_axes="bd"),
-        lambda: L.EinsumDense("...x,xy->...y", 2),
-        lambda: L.EinsumDense("abc,cde->abde", (steps, 2, 2), bias_axes="de"),
-    )()
+def _dense(make: Callable[..., L.Layer]) -> Callable[[Options, tuple[int, ...]], Any]:
+    return lambda of, shape: make(
+        of(3, 2, 1, 20), of(*ACTIVATIONS), of(True, False), kernel_regularizer=of(None, None, "l2")
+    )
 
 
-def _prelu(of: Options, shape: tuple[int, ...]) -> Any:
-    shared = of(None, [1])
-    return L.PReLU(shared_axes=shared if len(shape) > 1 else None, alpha_initializer="he_normal")
+def _embedding(make: Callable[..., L.Layer]) -> Callable[[Options, tuple[int, ...]], Any]:
+    return lambda of, shape: make(of(5, 9), of(2, 3, 1), mask_zero=of(False, True))
+
+
+def _group_normalization(make: Callable[..., L.Layer]) -> Callable[[Options, tuple[int, ...]], Any]:
+    return lambda of, shape: make(of(1, shape[-1]), center=of(True, False), scale=of(True, False))
+
+
+def _einsum(make: Callable[..., L.Layer]) -> Callable[[Options, tuple[int, ...]], Any]:
+    def build(of: Options, shape: tuple[int, ...]) -> Any:
+        steps = shape[0]
+        return of(
+            lambda: make("abc,cd->abd", (steps, 3), bias_axes="d"),
+            lambda: make("abc,bcd->abd", (steps, 2), bias_axes="bd"),
+            lambda: make("...x,xy->...y", 2),
+            lambda: make("abc,cde->abde", (steps, 2, 2), bias_axes="de"),
+        )()
+
+    return build
+
+
+def _prelu(make: Callable[..., L.Layer]) -> Callable[[Options, tuple[int, ...]], Any]:
+    def build(of: Options, shape: tuple[int, ...]) -> Any:
+        shared = of(None, [1])
+        return make(shared_axes=shared if len(shape) > 1 else None, alpha_initializer="he_normal")
+
+    return build
 
 
 def _reversible(of: Options, shape: tuple[int, ...]) -> Any:
@@ -203,7 +227,7 @@ def _stacked_cells(of: Options, shape: tuple[int, ...]) -> Any:
 
 # name -> (how many axes beside the batch's the input may have, what makes the layer from choices and that shape).
 ANY, IDS = (1, 2, 3), ("ids",)
-PIECES: dict[str, tuple[tuple[Any, ...], Callable[[Options, tuple[int, ...]], Any]]] = {
+PIECES: Pieces = {
     "AdditiveAttention": ((2,), _attention(L.AdditiveAttention)),
     "Attention": ((2,), _attention(L.Attention)),
     "BatchNormalization": (
@@ -227,28 +251,20 @@ PIECES: dict[str, tuple[tuple[Any, ...], Callable[[Options, tuple[int, ...]], An
     "ConvLSTM1D": ((3,), _convolutional_recurrent(L.ConvLSTM1D)),
     "ConvLSTM2D": ((4,), _convolutional_recurrent(L.ConvLSTM2D)),
     "ConvLSTM3D": ((5,), _convolutional_recurrent(L.ConvLSTM3D)),
-    "Dense": (
-        (1, 2, 3, 4),
-        lambda of, shape: L.Dense(
-            of(3, 2, 1, 20), of(*ACTIVATIONS), of(True, False), kernel_regularizer=of(None, None, "l2")
-        ),
-    ),
+    "Dense": ((1, 2, 3, 4), _dense(L.Dense)),
     "DepthwiseConv1D": ((2,), _convolution(L.DepthwiseConv1D, depthwise=True)),
     "DepthwiseConv2D": ((3,), _convolution(L.DepthwiseConv2D, depthwise=True)),
-    "EinsumDense": ((2,), _einsum),
-    "Embedding": (IDS, lambda of, shape: L.Embedding(of(5, 9), of(2, 3, 1), mask_zero=of(False, True))),
+    "EinsumDense": ((2,), _einsum(L.EinsumDense)),
+    "Embedding": (IDS, _embedding(L.Embedding)),
     "GRU": ((2,), _recurrent(L.GRU)),
     "GRUCell": ((1,), _cell(L.GRUCell, 1)),
-    "GroupNormalization": (
-        (2, 3),
-        lambda of, shape: L.GroupNormalization(of(1, shape[-1]), center=of(True, False), scale=of(True, False)),
-    ),
+    "GroupNormalization": ((2, 3), _group_normalization(L.GroupNormalization)),
     "GroupedQueryAttention": ((2,), _grouped_heads),
     "LSTM": ((2,), _recurrent(L.LSTM)),
     "LSTMCell": ((1,), _cell(L.LSTMCell, 2)),
     "LayerNormalization": (ANY, _normalization(L.LayerNormalization, center=(True, False), scale=(True, False))),
-    "MultiHeadAttention": ((2,), _heads),
-    "PReLU": (ANY, _prelu),
+    "MultiHeadAttention": ((2,), _heads(L.MultiHeadAttention)),
+    "PReLU": (ANY, _prelu(L.PReLU)),
     "RMSNormalization": (ANY, _normalization(L.RMSNormalization)),
     "RNN": (
         (2,),
@@ -269,6 +285,38 @@ PIECES: dict[str, tuple[tuple[Any, ...], Callable[[Options, tuple[int, ...]], An
     "Pooling": ((3,), lambda of, shape: of(L.AveragePooling2D, L.MaxPooling2D)(min(2, *shape[:2]), padding="same")),
     "ActivityRegularization": (ANY, lambda of, shape: L.ActivityRegularization(l2=of(0.01, 0.1))),
 }
+
+
+def pieces_of_tf_keras(layers: Any) -> Pieces:
+    """The same table with the layers of tf_keras that have a rule, from `tf_keras.layers`."""
+    affine = {"center": (True, False), "scale": (True, False)}
+    plain = {name: _convolution(getattr(layers, name), grouped=True) for name in ("Conv1D", "Conv2D")}
+    depthwise = {
+        name: _convolution(getattr(layers, name), depthwise=True) for name in ("DepthwiseConv1D", "DepthwiseConv2D")
+    }
+    others = {name: _convolution(getattr(layers, name)) for name in ("Conv3D", "SeparableConv1D", "SeparableConv2D")}
+    builders = {
+        **plain,
+        **depthwise,
+        **others,
+        "BatchNormalization": _normalization(
+            layers.BatchNormalization, axis=(-1, 1), synchronized=(False, True), momentum=(0.9, 0.5), **affine
+        ),
+        "Dense": _dense(layers.Dense),
+        "EinsumDense": _einsum(layers.EinsumDense),
+        "Embedding": _embedding(layers.Embedding),
+        "GroupNormalization": _group_normalization(layers.GroupNormalization),
+        "LayerNormalization": _normalization(layers.LayerNormalization, **affine),
+        "MultiHeadAttention": _heads(layers.MultiHeadAttention),
+        "PReLU": _prelu(layers.PReLU),
+        "Activation": lambda of, shape: layers.Activation(of("tanh", "gelu", "softmax")),
+        "Pooling": lambda of, shape: of(layers.AveragePooling2D, layers.MaxPooling2D)(
+            min(2, *shape[:2]), padding="same"
+        ),
+    }
+    return {name: (PIECES[name][0], make) for name, make in sorted(builders.items())}
+
+
 WITHOUT_RULE = ("Activation", "Dropout", "Pooling", "ActivityRegularization")
 RULES = tuple(name for name in PIECES if name not in WITHOUT_RULE)
 FIRST = tuple(name for name, (ranks, _) in PIECES.items() if ranks in (IDS, ("signal",), (5,)))
@@ -281,22 +329,26 @@ WEIGHTS: dict[str, Callable[[np.random.Generator, int], np.ndarray | None]] = {
     "some zero": lambda rng, batch: np.append(0.0, rng.uniform(0.1, 2.0, batch - 1)).astype("float32"),
 }
 CLASSES = 3
-LOSSES: dict[str, tuple[Callable[..., keras.losses.Loss], Callable[[np.random.Generator, int], np.ndarray]]] = {
+# What makes the loss from a module of losses, and the targets.
+LOSSES: dict[str, tuple[Callable[..., Any], Callable[[np.random.Generator, int], np.ndarray]]] = {
     "sparse": (
-        lambda **more: keras.losses.SparseCategoricalCrossentropy(from_logits=True, **more),
+        lambda of, **more: of.SparseCategoricalCrossentropy(from_logits=True, **more),
         lambda rng, batch: rng.integers(0, CLASSES, batch),
     ),
     "smoothed": (
-        lambda **more: keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1, **more),
+        lambda of, **more: of.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1, **more),
         lambda rng, batch: np.eye(CLASSES, dtype="float32")[rng.integers(0, CLASSES, batch)],
     ),
     "mean squared": (
-        keras.losses.MeanSquaredError,
+        lambda of, **more: of.MeanSquaredError(**more),
         lambda rng, batch: rng.normal(size=(batch, CLASSES)).astype("float32"),
     ),
-    "Huber": (keras.losses.Huber, lambda rng, batch: rng.normal(size=(batch, CLASSES)).astype("float32")),
+    "Huber": (
+        lambda of, **more: of.Huber(**more),
+        lambda rng, batch: rng.normal(size=(batch, CLASSES)).astype("float32"),
+    ),
     "binary": (
-        lambda **more: keras.losses.BinaryCrossentropy(from_logits=True, **more),
+        lambda of, **more: of.BinaryCrossentropy(from_logits=True, **more),
         lambda rng, batch: rng.integers(0, 2, (batch, CLASSES)).astype("float32"),
     ),
 }
@@ -304,7 +356,7 @@ POLICIES = ("float32", "float64", "mixed_bfloat16", "mixed_float16")
 WAYS = ("eager", "graph", "jit")
 
 
-def with_rank(x: Any, rank: int) -> Any:
+def with_rank(x: Any, rank: int, library: Any = keras) -> Any:
     """A tensor with as many axes beside the batch's: axes before the last are joined, or axes of size 1 added."""
     shape = tuple(x.shape[1:])
     if len(shape) > rank:
@@ -313,7 +365,7 @@ def with_rank(x: Any, rank: int) -> Any:
         assert rank == 1 or len(shape) == rank, joined
     while len(shape) < rank:
         shape = (*shape[:-1], 1, shape[-1]) if len(shape) > 1 else (shape[0], 1)
-    return x if shape == tuple(x.shape[1:]) else L.Reshape(shape)(x)
+    return x if shape == tuple(x.shape[1:]) else library.layers.Reshape(shape)(x)
 
 
 def input_of(network: Network) -> tuple[tuple[int, ...], bool]:
@@ -328,42 +380,55 @@ def input_of(network: Network) -> tuple[tuple[int, ...], bool]:
     return (*(of(*side) for _ in range(kind - 1)), of(2, 3, 1)), False
 
 
-def wired(wiring: str, make: Callable[[], Any], x: Any) -> Any:
+def wired(wiring: str, make: Callable[[], Any], x: Any, library: Any = keras) -> Any:
     """A layer's output for x, wired in one of `WIRINGS`; once where its output has another shape than that needs."""
-    layer = make()
-    if wiring == "nested" and x.dtype.startswith("float"):
-        inputs = keras.Input(x.shape[1:], dtype=x.dtype)
-        return keras.Model(inputs, layer(inputs))(x)
+    layer, layers = make(), library.layers
+    floats = dtype_name(x).startswith("float")
+    if wiring == "nested" and floats:
+        inputs = library.Input(tuple(x.shape[1:]), dtype=x.dtype)
+        return library.Model(inputs, layer(inputs))(x)
     y = layer(x)
-    if wiring == "averaged" and x.dtype.startswith("float"):
-        return L.Average()([y, layer(L.Activation("tanh")(x))])
-    if y.shape == x.shape and x.dtype == y.dtype:
+    if wiring == "averaged" and floats:
+        return layers.Average()([y, layer(layers.Activation("tanh")(x))])
+    if tuple(y.shape) == tuple(x.shape) and x.dtype == y.dtype:
         if wiring == "residual":
-            return L.Add()([x, y])
+            return layers.Add()([x, y])
         if wiring == "twice":
             return layer(y)
     return y
 
 
-def model_of(network: Network) -> keras.Model:
-    """The network, with weights drawn by its seed."""
+def dtype_name(t: Any) -> str:
+    """The name of a symbolic tensor's dtype, a string in Keras 3."""
+    return str(getattr(t.dtype, "name", t.dtype))
+
+
+def model_of(network: Network, library: Any = keras, pieces: Pieces | None = None) -> Any:
+    """The network, with weights drawn by its seed.
+
+    Args:
+        network: The network.
+        library: keras or tf_keras.
+        pieces: The layers' table; `PIECES` for None.
+    """
+    pieces = PIECES if pieces is None else pieces
     shape, whole = input_of(network)
-    inputs = x = keras.Input(shape, dtype="int32" if whole else None)
+    inputs = x = library.Input(shape, dtype="int32" if whole else None)
     for piece in network.pieces:
         of = Choices(piece.numbers)
-        ranks, make = PIECES[piece.name]
+        ranks, make = pieces[piece.name]
         if ranks not in (IDS, ("signal",)):
             rank = len(x.shape) - 1
-            x = with_rank(x, min(ranks, key=lambda r: abs(r - rank)))
-        x = wired(piece.wiring, lambda of=of, make=make, x=x: make(of, tuple(x.shape[1:])), x)
-    model = keras.Model(
-        inputs, L.Dense(CLASSES, dtype="float32" if "mixed" in network.policy else None)(with_rank(x, 1))
-    )
+            x = with_rank(x, min(ranks, key=lambda r: abs(r - rank)), library)
+        x = wired(piece.wiring, lambda of=of, make=make, x=x: make(of, tuple(x.shape[1:])), x, library)
+    outputs = library.layers.Dense(CLASSES, dtype="float32" if "mixed" in network.policy else None)
+    model = library.Model(inputs, outputs(with_rank(x, 1, library)))
     rng = np.random.default_rng(network.seed)
     for v in model.trainable_variables:
         if network.policy == "float64":
             v.regularizer = None  # Keras cannot add a float64 term to its float32 loss
-        v.assign(ops.cast(v.value + 0.3 * rng.normal(size=v.shape), v.dtype))
+        value = np.asarray(v)
+        v.assign((value + 0.3 * rng.normal(size=value.shape)).astype(value.dtype))
     return model
 
 
@@ -376,9 +441,10 @@ def data_of(network: Network) -> tuple[np.ndarray, np.ndarray, np.ndarray | None
     return x.astype("int32" if whole else "float32"), y, WEIGHTS[network.weights](rng, network.batch)
 
 
-def loss_of(network: Network) -> keras.losses.Loss:
-    """The loss."""
-    return LOSSES[network.loss][0](reduction=network.reduction)
+def loss_of(network: Network, library: Any = keras) -> Any:
+    """The loss of keras or tf_keras, which does not divide by the sum of the weights."""
+    by_weights = network.reduction == "mean_with_sample_weight" and library is not keras
+    return LOSSES[network.loss][0](library.losses, reduction=REDUCTIONS[0] if by_weights else network.reduction)
 
 
 def rules_in(model: keras.Model) -> Counter[str]:
@@ -388,32 +454,39 @@ def rules_in(model: keras.Model) -> Counter[str]:
     return Counter({name: number for name, number in names.items() if name in RULES})
 
 
-def _drawn(draw: Callable[[int], int], required: Sequence[str] = (), ways: Sequence[str] = WAYS) -> Network:
+def _drawn(
+    draw: Callable[[int], int],
+    required: Sequence[str] = (),
+    ways: Sequence[str] = WAYS,
+    policies: Sequence[str] = ("float32",) * 6 + POLICIES,
+    pieces: Iterable[str] = (),
+) -> Network:
     """A network from a function that draws a number below another one.
 
     Args:
         draw: Draws.
         required: Pieces that are among the network's.
         ways: Ways to run that may be drawn.
+        policies: Dtype policies that may be drawn.
+        pieces: Pieces that may be drawn; all if there are none.
     """
 
     def one_of(values: Sequence[Any]) -> Any:
         return values[draw(len(values))]
 
     names = list(required)
-    movable = [name for name in PIECES if name not in FIRST]
+    movable = [name for name in pieces or PIECES if name not in FIRST]
     while len(names) < 1 + len(required) // 2 or (len(names) < 4 and draw(2)):
         names.insert(draw(len(names) + 1), one_of(movable))
     first = [name for name in names if name in FIRST]
     names = first[:1] + [name for name in names if name not in FIRST]
-    policies = ("float32",) * 6 + POLICIES
     if "ActivityRegularization" in names:  # as a regularizer in float64
         policies = tuple(policy for policy in policies if policy != "float64")
-    pieces = tuple(
+    made_of = tuple(
         Piece(name, one_of(WIRINGS) if draw(2) else "once", tuple(draw(12) for _ in range(8))) for name in names
     )
-    return Network(
-        pieces=pieces,
+    network = Network(
+        pieces=made_of,
         sizes=tuple(draw(12) for _ in range(6)),
         loss=one_of(tuple(LOSSES)),
         reduction=REDUCTIONS[0] if draw(2) else one_of(REDUCTIONS),
@@ -423,15 +496,23 @@ def _drawn(draw: Callable[[int], int], required: Sequence[str] = (), ways: Seque
         way=one_of(ways),
         seed=draw(1000),
     )
+    if adds_half_to_float32(network) and network.way == "eager":
+        return dataclasses.replace(network, way="graph")
+    return network
 
 
-def numbered(number: int, required: Sequence[str], ways: Sequence[str] = WAYS) -> Network:
-    """The network of a number, which has the required pieces."""
+def adds_half_to_float32(network: Network) -> bool:
+    """Whether the loss has a half-precision term, which Keras adds to a float32 one in graphs alone."""
+    return "mixed" in network.policy and any(piece.name == "ActivityRegularization" for piece in network.pieces)
+
+
+def numbered(number: int, required: Sequence[str], **may_be_drawn: Any) -> Network:
+    """The network of a number, which has the required pieces; see `_drawn` for what else may be given."""
     rng = np.random.default_rng([20, number])
-    return _drawn(lambda below: int(rng.integers(below)), required, ways)
+    return _drawn(lambda below: int(rng.integers(below)), required, **may_be_drawn)
 
 
 @strategies.composite
-def networks(draw: Any, required: Sequence[str] = (), ways: Sequence[str] = WAYS) -> Network:
-    """Networks with the required pieces, for hypothesis."""
-    return _drawn(lambda below: draw(strategies.integers(0, below - 1)), required, ways)
+def networks(draw: Any, required: Sequence[str] = (), **may_be_drawn: Any) -> Network:
+    """Networks with the required pieces, for hypothesis; see `_drawn` for what else may be given."""
+    return _drawn(lambda below: draw(strategies.integers(0, below - 1)), required, **may_be_drawn)
