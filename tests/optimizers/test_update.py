@@ -12,6 +12,7 @@ from reference import Reference
 from selection import long
 
 from tf_largebatch.optimizers import CLARS, LARS
+from tf_largebatch.optimizers.update import LayerwiseUpdate
 
 pytestmark = pytest.mark.each_value
 
@@ -226,6 +227,34 @@ def test_a_step_without_momentum(cls, classic, dtype):
     expected.step(some[0][0], float(np.linalg.norm(some[0][0].astype("float64"))) if cls is CLARS else None)
     # Half of the last bit of weights of up to 4 in float16.
     np.testing.assert_allclose(found[0], expected.w, atol=1.1e-3 if dtype == "float16" else 1e-6)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "arguments",
+    [{"weight_decay_rate": 1.0}, {"unadapted_rate_factor": 2.0}, {"unadapted_rate_factor": 0.5, "momentum": 0.0}],
+    ids=str,
+)
+def test_an_excluded_tensor(cls, arguments):
+    """Decay at the rate that the step has, at numbers that could be taken for "none"."""
+    trained, some = variables(), gradients(2)
+    start = trained[1].numpy()
+    optimizer = make(cls, 0.5, exclude_from_weight_decay=[], **arguments)
+    found = apply_all(optimizer, some, trained)
+    w, v = start.astype("float64"), np.zeros(start.shape)
+    for step in some:
+        v = arguments.get("momentum", optimizer.momentum) * v + step[1] + optimizer.weight_decay_rate * w
+        w = w - 0.5 * arguments.get("unadapted_rate_factor", 1.0) * v
+    np.testing.assert_allclose(found[1], w, rtol=1e-5, atol=1e-6)
+    one_step = optimizer.update_step(ops.convert_to_tensor(some[0][1]), trained[1], 0.5)
+    assert one_step == (arguments.get("unadapted_rate_factor", 1.0), -1.0)
+
+
+def test_a_layerwise_optimizer_must_say_what_its_rates_divide_by():
+    with pytest.raises(NotImplementedError, match=r"LARS must define denominator\(gradient, undecayed\)"):
+        LayerwiseUpdate.denominator(make(LARS, 0.5), None, None)
+    norm = object()
+    assert LayerwiseUpdate.measured_denominator(make(LARS, 0.5), norm, None) is norm
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ both formats of a rule are compared on every backend.
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from typing import Any
 
@@ -201,6 +202,27 @@ def test_rows_become_positions():
     of_rows = DepthwiseConvolution(a, window, (3, 2, 1)).over_rows(3, 2)
     assert of_rows.window == Window((1, 3), (1, 2), "same", (1, 1)) and of_rows.shape == (3, 2, 1)
     assert tuple(of_rows.a.shape) == (3, 2, 5, 2)
+
+
+def test_contractions_do_not_change():
+    window = Window((3,), (1,), "same", (1,))
+    for frozen in Convolution(None, window, 1), DepthwiseConvolution(None, window, (3, 2, 1)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            frozen.a = None
+
+
+def test_a_convolution_with_a_group_for_every_channel_has_the_variables_shape():
+    a, d = (ops.convert_to_tensor(RNG.normal(size=size).astype("float32")) for size in ((BATCH, 5, 2), (BATCH, 4, 4)))
+    contraction = DepthwiseConvolution(a, Window((2,), (1,), "valid", (1,)), (2, 1, 4))
+    each = ops.convert_to_numpy(contraction.contributions(d, slice(None)))
+    x, y = ops.convert_to_numpy(a), ops.convert_to_numpy(d)
+    for offset, output in np.ndindex(2, 4):  # outputs 0 and 1 are of channel 0, 2 and 3 of channel 1
+        expected = (x[:, offset : offset + 4, output // 2] * y[:, :, output]).sum(1)
+        np.testing.assert_allclose(each[:, offset, 0, output], expected, rtol=1e-5, atol=1e-6)
+    squares, gradient = contraction.norms_and_gradient(d)
+    np.testing.assert_allclose(squares, (each**2).sum((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(gradient, each.sum(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(contraction.squared_norms(d, slice(1, 2)), squares[1:2], rtol=1e-5)
 
 
 def test_the_kernels_choices_are_handed_on(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 
 import numpy as np
@@ -77,6 +78,12 @@ def test_norms_and_gradient(equation, shapes):
     assert together is not None, "with few positions both come from the contributions"
     np.testing.assert_allclose(together[0], squares, rtol=1e-5)
     np.testing.assert_allclose(together[1], each.sum(0), rtol=1e-5, atol=1e-5)
+
+
+def test_contractions_do_not_change():
+    for frozen in Einsum(np.ones((2, 3)), "ab,bc->ac"), Letters("ab", "bc", "ac"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            frozen.a = None
 
 
 def test_rows_become_positions():

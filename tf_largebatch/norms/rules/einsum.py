@@ -126,8 +126,8 @@ def einsum_letters(equation: str, input_rank: int) -> tuple[str, str, str]:
 
 def refuse_einsum(layer: Any) -> str | None:
     """The equation must keep the examples first and apart, and sum the kernel only against input or output."""
-    rank = len(layer.equation.split(",")[0].replace(" ", "").replace("...", "")) + 1
-    a_letters, w_letters, y_letters = einsum_letters(layer.equation, rank)
+    # Any rank will do that leaves an ellipsis some axes.
+    a_letters, w_letters, y_letters = einsum_letters(layer.equation, len(layer.equation))
     if a_letters[0] != y_letters[0] or a_letters[0] in w_letters:
         return f"equation {layer.equation!r} does not keep the examples on the first axis"
     if set(w_letters) - set(a_letters) - set(y_letters):
