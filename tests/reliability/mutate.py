@@ -54,7 +54,6 @@ STATUSES = {
     pytest.ExitCode.INTERRUPTED: "killed",
 }
 
-_LAYERS = "tests/norms/test_layer_norms.py", "tests/norms/test_contractions.py", "tests/norms/test_layer_inputs.py"
 _UPDATE = tuple(
     f"tests/optimizers/test_{name}.py"
     for name in ("update", "update_kernels", "reductions", "reference_agreement", "optimizer_base")
@@ -75,26 +74,21 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "tf_largebatch/optimizers/update.py": (*_UPDATE, "-k", _EAGER),
         "tf_largebatch/backend/tensorflow/update_kernels.py": (*_UPDATE, "-k", _EAGER),
     },
+    # The tests of each rule by itself, in eager execution, and of its contractions.
     "rules": {
         "tf_largebatch/norms/rules/convolution.py": (
             "tests/norms/rules/test_convolution.py",
-            *_LAYERS,
+            "tests/norms/test_contractions.py",
             "-k",
-            "conv or depthwise or separable or test_contractions",
+            "test_convolution or [conv or [depthwise",
         ),
         "tf_largebatch/norms/rules/einsum.py": (
             "tests/norms/rules/test_einsum.py",
-            *_LAYERS,
-            "tests/norms/test_refusals.py",
+            "tests/norms/test_contractions.py",
             "-k",
-            "einsum or refusals or test_contractions",
+            "test_einsum or [einsum or [rows or first",
         ),
-        "tf_largebatch/norms/rules/normalization.py": (
-            "tests/norms/rules/test_normalization.py",
-            *_LAYERS,
-            "-k",
-            "test_normalization or [batch or [layer or [group or layer_inputs",
-        ),
+        "tf_largebatch/norms/rules/normalization.py": ("tests/norms/rules/test_normalization.py",),
     },
 }
 
