@@ -148,6 +148,14 @@ def test_batch_normalization_in_half_precision_is_computed_in_float32(axis):
         close(variable, layer.momentum * old + (1 - layer.momentum) * new)
 
 
+@pytest.mark.skipif(ON_JAX, reason="TensorFlow only: JAX has no fused kernels")
+def test_a_layer_of_an_older_keras_has_no_batch_renormalization(fused):
+    layer = with_values(L.BatchNormalization())
+    vars(layer).pop("renorm", None)
+    batch_normalization(layer, PerExample(), ops.convert_to_tensor(X), training=True)
+    assert fused
+
+
 class OwnCall(L.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         return 2.0 * super().call(inputs, training=training, mask=mask)
