@@ -22,6 +22,7 @@ from tf_largebatch.distribute import strategies
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 FLAGS = ["--model=tiny", "--epochs=3", "--batch_size=256", "--norm_examples=64", "--verbose=0"]
+FLAGS += ["--ema_momentum=0.9", "--save_best=val_accuracy", "--tensorboard"]
 SECONDS = 300  # of the slowest process, on a machine that is doing other work
 
 
@@ -101,7 +102,7 @@ def test_the_first_worker_alone_writes_and_speaks(two_workers):
     assert "test accuracy" in first
     assert "accuracy" not in second
     written = {file.name for file in path.iterdir()}
-    assert {"config.json", "metrics.csv", "final.keras", "result.json"} <= written
+    assert {"config.json", "metrics.csv", "best.keras", "final.keras", "result.json", "tensorboard"} <= written
     assert not list(path.glob(".*"))
     assert json.loads((path / "config.json").read_text())["layout"] == {
         "strategy": "multi_worker",

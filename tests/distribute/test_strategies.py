@@ -115,6 +115,10 @@ def test_batches_that_do_not_fit(batch_size, replicas, micro_batch_size, message
         (["--strategy=multi_worker", "--output_dir=runs/a"], "needs TF_CONFIG, which is not set"),
         (["--strategy=mirrored"], "pass replicas, the number of logical devices"),
         (["--strategy=tpu"], "strategy=tpu found no TPU"),
+        (
+            ["--strategy=tpu", "--ema_momentum=0.9"],
+            "ema_momentum must be left out with strategy=tpu; received ema_momentum=0.9: it applies to every other",
+        ),
         (["--tpu=local"], "tpu must be left out with strategy=one_device; received tpu='local': it applies"),
         (["--replicas=2"], "replicas must be left out with strategy=one_device; received replicas=2: it applies to"),
     ],

@@ -5,6 +5,8 @@ python tests/jax/several_devices_run.py FOLDER CASE...
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -117,6 +119,50 @@ def of_case(kind, name, batch_size, arguments):
     return report
 
 
+# name -> (layout of the first epoch, layout of the second, model)
+RESUMED = {
+    "from 1 to 2 replicas": (None, 2, "clars"),
+    "from 2 replicas to 1": (2, None, "clars"),
+    "from 2 parts to 1": ((1, 2), None, "clars"),
+    "from 1 to 2 parts": (None, (1, 2), "lars"),
+    "from 2 replicas of 2 parts to 4 replicas": ((2, 2), 4, "clars"),
+    "from 2 replicas to 1, ConAdv": (2, None, "conadv"),
+}
+
+
+def layout_of(kind):
+    return contextlib.nullcontext() if kind is None else distribution(kind).scope()
+
+
+def epoch_of(kind, name, epoch, before=None):
+    """Trains one epoch in a layout, continued from a checkpoint; returns everything that the next one would hold."""
+    with layout_of(kind), tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "one.npz"
+        model = compiled(name)
+        if before is not None:
+            path.write_bytes(before)
+            assert load_checkpoint(path, model) == epoch
+        model.fit(X, Y, batch_size=20, shuffle=False, verbose=0, initial_epoch=epoch, epochs=epoch + 1)
+        save_checkpoint(path, model, epoch + 1)
+        with np.load(path) as file:
+            return path.read_bytes(), {key: file[key] for key in file.files}
+
+
+def resumed(first, second, name):
+    """The first epoch in one layout and the second in another, against both on one device."""
+    before, _ = epoch_of(first, name, 0)
+    _, found = epoch_of(second, name, 1, before)
+    key = f"two epochs, {name}"
+    if key not in REFERENCES:
+        model = compiled(name)
+        model.fit(X, Y, batch_size=20, shuffle=False, verbose=0, epochs=2)
+        with tempfile.TemporaryDirectory() as folder:
+            save_checkpoint(pathlib.Path(folder) / "two.npz", model, 2)
+            with np.load(pathlib.Path(folder) / "two.npz") as file:
+                REFERENCES[key] = {key: file[key] for key in file.files}
+    return difference(found, REFERENCES[key])
+
+
 def refusals():
     sentences = []
     batches = ((X[i : i + 20], Y[i : i + 20]) for i in (0, 20))
@@ -134,26 +180,38 @@ def runs(folder):
     """The command line on one device, and on seven, which do not divide the images of the test: stopped and resumed."""
     models.NETWORKS["linear"] = linear_network
     flags = ["--model=linear", "--epochs=2", "--batch_size=252", "--verbose=0", "--noise_scale=true"]
-    seven = [*flags, f"--output_dir={folder / 'seven'}", "--strategy=mirrored", "--replicas=7"]
-    status = [
-        command_line(*flags, f"--output_dir={folder / 'one'}"),
-        command_line(*seven, "--stop_after_epoch=1"),
-        command_line(*seven, "--resume"),
-    ]
-    rows = [untimed_rows_of(folder / name / "metrics.csv") for name in ("seven", "one")]
-    numbers = [{f"{k}{i}": np.float64(v) for i, row in enumerate(r) for k, v in row.items()} for r in rows]
-    return {
+    flags += ["--ema_momentum=0.9", "--save_best=val_accuracy"]
+    seven = ["--strategy=mirrored", "--replicas=7"]
+    layouts = {"seven": (seven, seven), "one, seven": ([], seven), "seven, one": (seven, [])}
+    status = [command_line(*flags, f"--output_dir={folder / 'one'}")]
+    for name, (first, second) in layouts.items():
+        run = [*flags, f"--output_dir={folder / name}"]
+        status += [command_line(*run, *first, "--stop_after_epoch=1"), command_line(*run, *second, "--resume")]
+    report = {
         "status": status,
-        "weights": difference(arrays_of(folder / "seven"), arrays_of(folder / "one")),
-        "metrics": difference(*numbers),
-        "files": [sorted(p.name for p in (folder / name).iterdir()) for name in ("seven", "one")],
         "layout": json.loads((folder / "seven" / "config.json").read_text())["layout"],
+        "files": [sorted(p.name for p in (folder / name).iterdir()) for name in ("one", *layouts)],
     }
+    metrics = {
+        name: {
+            f"{k}{i}": np.float64(v)
+            for i, row in enumerate(untimed_rows_of(folder / name / "metrics.csv"))
+            for k, v in row.items()
+        }
+        for name in ("one", *layouts)
+    }
+    for name in layouts:
+        report[name] = {
+            "weights": difference(arrays_of(folder / name), arrays_of(folder / "one")),
+            "metrics": difference(metrics[name], metrics["one"]),
+        }
+    return report
 
 
 if __name__ == "__main__":
     folder, *names = sys.argv[1:]
     others = {"refusals": refusals, "runs": lambda: runs(pathlib.Path(folder))}
+    others.update((name, functools.partial(resumed, *case)) for name, case in RESUMED.items())
     for name in names:
         started = time.process_time()
         found = others[name]() if name in others else of_case(*CASES[name])

@@ -20,6 +20,14 @@ LONG = [
     "4 replicas of 2 parts, ConAdv",
     "runs",
 ]
+RESUMED = [
+    "from 1 to 2 replicas",
+    "from 2 replicas to 1",
+    "from 2 parts to 1",
+    "from 1 to 2 parts",
+    "from 2 replicas of 2 parts to 4 replicas",
+    "from 2 replicas to 1, ConAdv",
+]
 PARTS = {"2 replicas of 4 parts, CLARS": 4, "2 parts, LARS": 2, "4 replicas of 2 parts, ConAdv": 2}
 
 
@@ -38,7 +46,7 @@ def short(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
-    return computed(LONG, tmp_path_factory.mktemp("long"))
+    return computed(LONG + RESUMED, tmp_path_factory.mktemp("long"))
 
 
 def check_update(name, case):
@@ -66,10 +74,23 @@ def test_batches_that_the_devices_do_not_divide(short):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_in_another_layout(long, name):
+    # Weights, the optimizer's state and the states of random generators.
+    assert long[name]["tolerances"] < 1, long[name]
+
+
+@pytest.mark.long
 def test_the_command_line_on_seven_devices_stopped_and_resumed(long):
     runs = long["runs"]
-    assert runs["status"] == [0, 0, 0]
-    # Weights and the optimizer's state after two epochs, and the metrics of each, evaluation included.
-    assert runs["weights"]["tolerances"] < 1 and runs["metrics"]["tolerances"] < 1, runs
-    assert runs["files"][0] == runs["files"][1]
+    assert set(runs["status"]) == {0}
+    assert all(files == runs["files"][0] for files in runs["files"])
     assert runs["layout"] == {"strategy": "mirrored", "replicas": 7}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layouts", ["seven", "one, seven", "seven, one"])
+def test_the_command_line_goes_on_in_another_layout(long, layouts):
+    # Weights and the optimizer's state after two epochs, and the metrics of each, evaluation included.
+    found = long["runs"][layouts]
+    assert found["weights"]["tolerances"] < 1 and found["metrics"]["tolerances"] < 1, found

@@ -20,10 +20,10 @@ from tf_largebatch.distribute import strategies
 SECONDS = 240  # of a process, on a machine that is doing other work
 
 
-def started(command, **variables):
+def started(command, devices=1, **variables):
     return subprocess.Popen(
         command,
-        env=programs.environment(**variables),
+        env=programs.environment(devices, **variables),
         cwd=programs.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -46,7 +46,8 @@ def both(folder, model, killed=None):
     port = free_port()
     return [
         started(
-            programs.command("two_processes_run.py", folder, model, number, 2, port, 3, 1 if number == killed else -1)
+            programs.command("two_processes_run.py", folder, model, number, 2, port, 3, 1 if number == killed else -1),
+            devices=2 if "parts" in model else 1,
         )
         for number in (0, 1)
     ]
@@ -57,7 +58,7 @@ def weights(folder, process, processes):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("model, killed", [("clars", 1), ("conadv", 0)])
+@pytest.mark.parametrize("model, killed", [("clars", 1), ("conadv", 0), ("parts", 1), ("parts of all", 0)])
 def test_one_of_two_processes_is_killed_and_both_go_on(model, killed, tmp_path):
     together, alone = tmp_path / "together", tmp_path / "alone"
     for folder in (together, alone):
@@ -79,7 +80,14 @@ def test_one_of_two_processes_is_killed_and_both_go_on(model, killed, tmp_path):
         np.testing.assert_allclose(a, c, rtol=1e-4, atol=2e-6)
 
 
-FLAGS = ["--model=linear", "--epochs=3", "--batch_size=256", "--verbose=0"]
+FLAGS = [
+    "--model=linear",
+    "--epochs=3",
+    "--batch_size=256",
+    "--ema_momentum=0.9",
+    "--save_best=val_loss",
+    "--verbose=0",
+]
 
 
 def workers(output_dir, *flags, of_second=(), **variables):

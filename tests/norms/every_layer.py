@@ -58,6 +58,8 @@ MEASURED = {
     "StackedRNNCells": ((4, 3), lambda x: L.RNN(L.StackedRNNCells([L.LSTMCell(2), L.GRUCell(2)]))(x)),
     "TimeDistributed": ((4, 3), lambda x: L.TimeDistributed(L.Dense(2))(x)),
 }
+if hasattr(L, "TernaryDense"):  # from Keras 3.16 on
+    MEASURED["TernaryDense"] = ((4, 3), lambda x: L.TernaryDense(2)(x))
 
 
 def norms_of_layer(name: str) -> tuple[keras.Model, list[Any]]:

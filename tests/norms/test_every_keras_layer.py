@@ -35,7 +35,7 @@ NOTHING_TO_TRAIN = {
     *("CategoryEncoding", "Discretization", "HashedCrossing", "Hashing", "IntegerLookup", "MelSpectrogram"),
     *("Normalization", "Rescaling", "StringLookup", "TextVectorization"),
     *("AugMix", "AutoContrast", "CenterCrop", "ContrastLimitedAdaptiveHistogramEqualization", "CutMix"),
-    *("Equalization", "MaxNumBoundingBoxes", "MixUp", "RandAugment", "Resizing", "Solarization"),
+    *("Equalization", "MaxNumBoundingBoxes", "MixUp", "Mosaic", "RandAugment", "Resizing", "Solarization"),
     *("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast", "RandomCrop"),
     *("RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur", "RandomGrayscale"),
     *("RandomHue", "RandomInvert", "RandomPerspective", "RandomPosterization", "RandomRotation"),

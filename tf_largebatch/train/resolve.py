@@ -140,9 +140,9 @@ APPLIES = (
     Applies(("mixup",), lambda c: c.adversarial.kind == "none", "adversarial", "training on clean images"),
     Applies(
         ("ema_momentum", "save_best", "tensorboard"),
-        lambda c: c.run.strategy == "one_device",
+        lambda c: c.run.strategy != "tpu",
         "strategy",
-        "strategy=one_device",
+        "every other strategy",
     ),
     Applies(("replicas",), lambda c: c.run.strategy == "mirrored", "strategy", "strategy=mirrored"),
     Applies(("tpu",), lambda c: c.run.strategy == "tpu", "strategy", "strategy=tpu"),

@@ -41,15 +41,19 @@ from tf_largebatch.norms.rules.recurrent import (
 )
 from tf_largebatch.norms.rules.reversible_embedding import reversible_embedding
 from tf_largebatch.norms.rules.spectrogram import stft_spectrogram
+from tf_largebatch.norms.rules.ternary_dense import ternary_dense
 from tf_largebatch.norms.rules.time_distributed import time_distributed
 
 RECURRENT = (L.RNN, L.SimpleRNN, L.LSTM, L.GRU, L.ConvLSTM1D, L.ConvLSTM2D, L.ConvLSTM3D)
 RECURRENT_METHODS = ("call", "inner_loop", "_maybe_config_dropout_masks", "get_initial_state")
 # ConvNeXt's layer, which Keras does not export.
 LAYER_SCALE = f"{keras.applications.ConvNeXtTiny.__module__}.LayerScale"
+# Keras has it from 3.16 on.
+TERNARY_DENSE = f"{L.Dense.__module__.rpartition('.')[0]}.ternary_dense.TernaryDense"
 
 TABLE: tuple[tuple[Rule, tuple[type | str, ...], dict[str, Any]], ...] = (
     (dense, (L.Dense,), {"refuse": refuse_lora}),
+    (ternary_dense, (TERNARY_DENSE,), {}),
     (einsum_dense, (L.EinsumDense,), {"refuse": refuse_einsum}),
     (convolution, (L.Conv1D, L.Conv2D, L.Conv3D), {"refuse": refuse_lora}),
     (depthwise_convolution, (L.DepthwiseConv1D, L.DepthwiseConv2D), {}),
