@@ -47,7 +47,8 @@ class StandIn(L.Layer):
         return (*shape[:-1], self.units)
 
 
-StandIn.__module__, StandIn.__qualname__ = TERNARY_DENSE.rsplit(".", 1)
+StandIn.__module__, StandIn.__name__ = TERNARY_DENSE.rsplit(".", 1)
+StandIn.__qualname__ = StandIn.__name__
 TernaryDense = getattr(L, "TernaryDense", StandIn)
 
 CASES = {
