@@ -250,9 +250,11 @@ def test_an_excluded_tensor(cls, arguments):
     assert one_step == (arguments.get("unadapted_rate_factor", 1.0), -1.0)
 
 
-def test_a_layerwise_optimizer_must_say_what_its_rates_divide_by():
+def test_what_a_layerwise_optimizer_must_say_and_must_be_told():
     with pytest.raises(NotImplementedError, match=r"LARS must define denominator\(gradient, undecayed\)"):
         LayerwiseUpdate.denominator(make(LARS, 0.5), None, None)
+    with pytest.raises(RuntimeError, match="is not built yet"):
+        make(LARS, 0.5).adapted_tensors()
     norm = object()
     assert LayerwiseUpdate.measured_denominator(make(LARS, 0.5), norm, None) is norm
 

@@ -169,7 +169,7 @@ def test_the_geometry_is_the_layers():
     assert uses.recorded[1][2].groups == 1
 
 
-@pytest.mark.parametrize("groups, filters, channels", [(1, 3, 1), (1, 3, 4), (2, 4, 4), (4, 8, 4)])
+@pytest.mark.parametrize("groups, filters, channels", [(1, 3, 1), (1, 3, 4), (2, 4, 4), (2, 4, 2), (4, 8, 4)])
 def test_only_several_groups_of_one_channel_each_are_depthwise(groups, filters, channels):
     layer, uses = L.Conv1D(filters, 2, groups=groups), Uses()
     layer.build((BATCH, 5, channels))

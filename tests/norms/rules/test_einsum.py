@@ -7,9 +7,11 @@ import types
 
 import numpy as np
 import pytest
+from keras import layers as L
 from keras import ops
 
-from tf_largebatch.norms.rules.einsum import Einsum, Letters, einsum_letters, refuse_einsum
+from tf_largebatch.norms.rules.bias import Bias
+from tf_largebatch.norms.rules.einsum import Einsum, Letters, einsum_dense, einsum_letters, refuse_einsum
 
 RNG = np.random.default_rng(0)
 
@@ -78,6 +80,31 @@ def test_norms_and_gradient(equation, shapes):
     assert together is not None, "with few positions both come from the contributions"
     np.testing.assert_allclose(together[0], squares, rtol=1e-5)
     np.testing.assert_allclose(together[1], each.sum(0), rtol=1e-5, atol=1e-5)
+
+
+class Uses:
+    """Stands in for a recorder: notes what is recorded."""
+
+    def __init__(self):
+        self.recorded = []
+
+    def value(self, variable):
+        return variable
+
+    def record(self, variable, y, contraction):
+        self.recorded.append((variable, type(contraction)))
+        return y
+
+
+@pytest.mark.parametrize("bias_axes, activation", [(None, None), ("d", None), ("bd", "relu"), (None, "tanh")])
+def test_the_layer(bias_axes, activation):
+    layer = L.EinsumDense("abc,cd->abd", (4, 3), bias_axes=bias_axes, activation=activation)
+    layer.build((2, 4, 5))
+    for variable in layer.trainable_variables:
+        variable.assign(RNG.normal(size=variable.shape))
+    x, uses = ops.convert_to_tensor(RNG.normal(size=(2, 4, 5)).astype("float32")), Uses()
+    np.testing.assert_allclose(einsum_dense(layer, uses, x), layer(x), rtol=1e-6, atol=1e-6)
+    assert uses.recorded == list(zip(layer.trainable_variables, (Einsum, Bias), strict=False))
 
 
 def test_contractions_do_not_change():

@@ -156,6 +156,30 @@ def test_a_layer_of_an_older_keras_has_no_batch_renormalization(fused):
     assert fused
 
 
+@pytest.mark.skipif(ON_JAX, reason="TensorFlow only: JAX has no fused kernels")
+def test_the_gradient_through_the_fused_kernels_without_scale_and_offset(fused, monkeypatch):
+    import tensorflow as tf
+
+    layer, d = (
+        with_values(L.BatchNormalization(scale=False, center=False)),
+        tf.constant(RNG.normal(size=SHAPE), tf.float32),
+    )
+
+    @tf.function(autograph=False)
+    def gradient(x):
+        y = batch_normalization(layer, PerExample(), x, training=True)
+        return tf.gradients(tf.reduce_sum(d * y), x)[0]
+
+    graph = gradient.get_concrete_function(tf.TensorSpec(SHAPE))
+    assert fused
+    monkeypatch.setattr(MODULE, "device", lambda: "gpu")
+    x = tf.constant(X)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.reduce_sum(d * batch_normalization(layer, PerExample(), x, training=True))
+    close(graph(x), tape.gradient(y, x))
+
+
 class OwnCall(L.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         return 2.0 * super().call(inputs, training=training, mask=mask)
