@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tf_largebatch.core import pgd, random_numbers
+from tf_largebatch.core import balls, pgd, random_numbers
 from tf_largebatch.core.balls import BALLS, Ball, ball
 
 SEED = np.array([3, 5], "int32")
@@ -89,3 +89,22 @@ def test_the_size_that_is_logged():
 def test_an_unknown_ball_is_refused():
     with pytest.raises(ValueError, match=r"norm must be one of 'linf', 'l2'; received norm='l3'"):
         ball("l3")
+
+
+def test_projections_of_single_images():
+    x, moved = np.array([[[1.0, 2.0]]], "float32"), np.array([[[4.0, -2.0]]], "float32")
+    radius = np.float32(2.0)
+    np.testing.assert_array_equal(BALLS["linf"].project(moved, x, radius), [[[3.0, 0.0]]])
+    np.testing.assert_allclose(BALLS["l2"].project(moved, x, radius), [[[1 + 2 * 0.6, 2 - 2 * 0.8]]], rtol=1e-6)
+    for name in ("linf", "l2"):
+        near = x + np.float32(0.5)
+        np.testing.assert_array_equal(BALLS[name].project(near, x, radius), near)
+        np.testing.assert_array_equal(BALLS[name].project(moved, x, np.float32(0.0)), x)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-3, 7.0, 1e20])
+def test_vectors_are_divided_by_their_largest_entry_exactly(scale):
+    """Powers of two bring numbers nearer to 1: they round nothing."""
+    vectors = (scale * np.random.default_rng(0).normal(size=(5, 2, 3))).astype("float32")
+    largest = np.abs(vectors).max((1, 2), keepdims=True)
+    np.testing.assert_array_equal(balls._unit_max(vectors), vectors / largest)

@@ -95,6 +95,12 @@ def test_what_matches_nothing_is_named_with_examples(exclude, found):
         select(variables(), exclude, "exclude_from_x")
 
 
+def test_at_most_five_examples_are_named():
+    made = [PlainVariable(f"layer{i}/kernel:0", (1,)) for i in range(7)]
+    with pytest.raises(ValueError, match=r"none of the 7, such as 'layer0/kernel', .*'layer4/kernel' \("):
+        select(made, "bias")
+
+
 def test_a_predicate_may_match_nothing():
     assert selected(lambda v: False) == []
 
@@ -105,7 +111,9 @@ def test_malformed_entries_are_refused_before_any_variable_exists(bad):
         Exclusion("exclude_from_x", bad)
 
 
-@pytest.mark.parametrize("exclude", [None, [], "stem", ["stem", "head"], is_small, [LongerThan(3), "bias"]])
+@pytest.mark.parametrize(
+    "exclude", [None, [], "stem", {"path": "stem/bias"}, ["stem", "head"], is_small, [LongerThan(3), "bias"]]
+)
 def test_round_trip_through_json(exclude):
     made = variables()
     config = json.loads(json.dumps(Exclusion("x", exclude).to_config()))

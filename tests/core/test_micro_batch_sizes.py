@@ -22,6 +22,7 @@ def test_divisors():
         (1000, 300, {}, 250),
         (997, 400, {}, 333),  # a prime: three parts of nearly equal size
         (997, 400, {"equal": True}, 1),
+        (997, 400, {"multiple_of": 2}, 334),
         (96, 50, {"multiple_of": 32}, 32),
         (96, 20, {"multiple_of": 32}, None),
         (1000, 300, {"multiple_of": 8}, 200),
@@ -78,6 +79,8 @@ def test_a_size_that_fitted_before_is_tried_first():
         ({16: 55, 64: 100, 128: 999}, 16 - 5 / (45 / 48)),
         ({32: 80.5, 64: 112.5}, 1.5),
         ({3: 60, 5: 70}, 1),
+        ({33: 82, 65: 114}, 1),
+        ({4: math.inf, 8: 54, 16: 62}, 1),  # the line says 4, which fails
         ({80: 60, 1280: 60}, 5),  # memory that is flat
         ({32: 60, 64: 61}, 2),
         ({16: 60}, 1),

@@ -163,6 +163,18 @@ def test_random_start_happens_with_the_probability_for_each_example(norm):
     np.testing.assert_array_equal(pgd.random_start(x, 0.1, 0.0, 1.0, 0.0, norm, SEED), x)
 
 
+def test_a_random_start_of_probability_zero_never_happens(monkeypatch):
+    """Not even where the random number is 0."""
+    monkeypatch.setattr(pgd.random_numbers, "uniform", lambda shape, seed, dtype, *ends: ops.zeros(shape, dtype))
+    monkeypatch.setattr(pgd.ball("linf"), "start", lambda x, seed: ops.ones_like(x), raising=False)
+    x = images(3)
+    np.testing.assert_array_equal(pgd.random_start(x, 0.1, 0.0, 2.0, 0.0, "linf", SEED), x)
+    np.testing.assert_array_equal(pgd.random_start(x, 0.1, 0.0, 2.0, 0.01, "linf", SEED), x + np.float32(0.1))
+    for probability in (-0.1, 1.5):
+        with pytest.raises(ValueError, match=r"^probability must be in \[0, 1\]"):
+            pgd.random_start(x, 0.1, 0.0, 2.0, probability, "linf", SEED)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_same_seed_same_numbers_other_seed_others(norm):
     x = images()
@@ -396,6 +408,7 @@ def test_no_gradient_flows_through_the_attack(norm):
         ({"epsilon": -0.1}, "epsilon must be finite and not negative"),
         ({"epsilon": np.array([0.1, -0.1, 0.1])}, "epsilon must be"),
         ({"step_size": float("nan")}, "step_size must be"),
+        ({"step_size": np.array([0.1, float("inf"), 0.1])}, "step_size must be"),
         ({"num_steps": 0}, "num_steps must be"),
         ({"num_steps": 1.0}, "num_steps must be"),
         ({"random_start_probability": 1.5}, "random_start_probability must be"),

@@ -160,6 +160,9 @@ def test_schedule_refuses(argument, value):
 def test_scaling_refuses(rule, argument):
     with pytest.raises(ValueError, match=f"^{argument} must be a number above 0; received {argument}=0"):
         rule(**{"base_learning_rate": 0.1, "batch_size": 8, "base_batch_size": 8, argument: 0})
+    if argument != "base_learning_rate":
+        with pytest.raises(ValueError, match=f"^{argument} must be a whole number; received {argument}=2.5"):
+            rule(**{"base_learning_rate": 0.1, "batch_size": 8, "base_batch_size": 8, argument: 2.5})
 
 
 @pytest.mark.parametrize(
