@@ -105,7 +105,7 @@ def test_projections_of_single_images():
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 7.0, 1e20])
 def test_vectors_are_divided_by_their_largest_entry(scale):
-    """Exactly on TensorFlow: powers of two, which round nothing, bring numbers nearer to 1. XLA takes the reciprocal."""
+    """On TensorFlow exactly: powers of two bring numbers nearer to 1, and round nothing. XLA takes the reciprocal."""
     vectors = (scale * np.random.default_rng(0).normal(size=(5, 2, 3))).astype("float32")
     largest = np.abs(vectors).max((1, 2), keepdims=True)
     rtol = 2.0**-22 if ON_JAX else 0
