@@ -105,7 +105,7 @@ def of_case(kind, name, batch_size, arguments):
         REFERENCES[key] = trained(name, batch_size, arguments)[1]
     with distribution(kind).scope():
         model, found, split = trained(name, batch_size, arguments)
-        report = {**difference(found, REFERENCES[key]), "split": split}
+        report = {**difference(found, REFERENCES[key]), "split": split, "compared": sorted(found)}
         if isinstance(kind, tuple):  # a part of the variables on each device
             with tempfile.TemporaryDirectory() as folder:
                 path = pathlib.Path(folder) / "one.npz"

@@ -51,6 +51,7 @@ def long(tmp_path_factory):
 
 def check_update(name, case):
     assert case["tolerances"] < 1, case
+    assert {"loss", "accuracy", "top"} < set(case["compared"])  # keras 19290: metrics of the best k, on several devices
     assert case["split"] == PARTS.get(name, 1)
     if name in PARTS:  # and a checkpoint gives the parts back
         assert case["restored"] and case["restored split"]
@@ -67,6 +68,7 @@ def test_every_update_is_that_of_one_device(long, name):
 
 
 def test_batches_that_the_devices_do_not_divide(short):
+    """keras 21167."""
     sentences = short["refusals"]
     assert len(sentences) == 3
     assert all("Every batch must have a multiple of 8 examples" in sentence for sentence in sentences)
