@@ -17,6 +17,8 @@ FOUND: dict[str, Network] = {
     # The first state of a cell is zero: after one step its recurrent kernel has no gradient, and the slow reference on
     # JAX leaves it out, where it leaves out nothing on TensorFlow.
     "a kernel whose gradient is zero": Network((Piece("StackedRNNCells"),), sizes=(3,)),
+    # Its second table is not used: no gradient and no norm, in the package and in the slow reference.
+    "a variable without gradient": Network((Piece("ReversibleEmbedding", numbers=(0, 0, 1, 1)),)),
 }
 EXAMPLES = 13  # for each of the 38 rules: 494 in all
 # JAX compiles every operation of the slow reference; there most run in `make test-long`.
