@@ -100,12 +100,28 @@ def test_projections_of_single_images():
     for name in ("linf", "l2"):
         near = x + np.float32(0.5)
         np.testing.assert_array_equal(BALLS[name].project(near, x, radius), near)
-        np.testing.assert_array_equal(BALLS[name].project(moved, x, np.float32(0.0)), x)
+        for point in (moved, x):
+            np.testing.assert_array_equal(BALLS[name].project(point, x, np.float32(0.0)), x)
+
+
+def test_which_seed_a_start_takes_for_what():
+    x, (a, b, c) = ops.zeros(SHAPE), random_numbers.split(SEED, 3)
+    start = BALLS["linf"].start
+    np.testing.assert_array_equal(start(x, [a, b]), start(x, [a, c]))
+    one, other_radius, other_direction = (BALLS["l2"].start(x, seeds) for seeds in ([a, b], [a, c], [c, b]))
+    lengths = [ops.convert_to_numpy(BALLS["l2"].distance(u)) for u in (one, other_radius, other_direction)]
+    np.testing.assert_allclose(lengths[2], lengths[0], rtol=1e-5)
+    assert np.abs(lengths[1] - lengths[0]).max() > 0.1
+    unit = [
+        ops.convert_to_numpy(u) / length[:, None, None, None]
+        for u, length in zip((one, other_radius), lengths, strict=False)
+    ]
+    np.testing.assert_allclose(unit[0], unit[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 7.0, 1e20])
 def test_vectors_are_divided_by_their_largest_entry(scale):
-    """On TensorFlow exactly: powers of two bring numbers nearer to 1, and round nothing. XLA takes the reciprocal."""
+    """On TensorFlow exactly: a power of two makes large numbers smaller, and rounds nothing. XLA takes the reciprocal."""
     vectors = (scale * np.random.default_rng(0).normal(size=(5, 2, 3))).astype("float32")
     largest = np.abs(vectors).max((1, 2), keepdims=True)
     rtol = 2.0**-22 if ON_JAX else 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from tf_largebatch.core.gradient_norms import GradientNorms
@@ -14,6 +17,11 @@ def test_unknown_norms_are_zero_and_marked():
     np.testing.assert_array_equal(norms.values, [2.0, 0.0, 3.0])
     assert keras.backend.standardize_dtype(norms.values.dtype) == "float32" and norms.known == (True, False, True)
     assert [None if norm is None else float(norm) for norm in norms.unpack()] == [2.0, None, 3.0]
+
+
+def test_packed_norms_do_not_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GradientNorms.pack([None]).known = (True,)
 
 
 def test_no_tensors_at_all():

@@ -23,6 +23,8 @@ def test_divisors():
         (997, 400, {}, 333),  # a prime: three parts of nearly equal size
         (997, 400, {"equal": True}, 1),
         (997, 400, {"multiple_of": 2}, 334),
+        (15, 10, {}, 5),  # three equal ones, of half of what fits
+        (15, 11, {}, 8),
         (96, 50, {"multiple_of": 32}, 32),
         (96, 20, {"multiple_of": 32}, None),
         (1000, 300, {"multiple_of": 8}, 200),
@@ -99,3 +101,14 @@ def test_a_size_that_takes_all_there_is_fits(first, expected):
     measured = []
     assert largest_that_fits(lambda size: measured.append(size) or size, 64, 16, first=first) == 16
     assert measured == expected
+
+
+def test_the_most_measurements():
+    measured = []
+    assert largest_that_fits(lambda size: measured.append(size) or size, 64, 10, tries=2) == 4
+    assert measured == [64, 4]
+    assert largest_that_fits(lambda size: size, 64, 10, tries=3) == 8  # the larger one of two that fit
+    measured.clear()
+    # Each guess on the line fails by a hair.
+    assert largest_that_fits(lambda size: measured.append(size) or (10 if size < 40 else 51), 997, 50) < 40
+    assert len(measured) == 6

@@ -89,6 +89,7 @@ def test_ends_of_the_value_range():
         (0.0, np.inf),
         (np.nan, 1.0),
         (0, 1, 2),
+        np.empty((0, 2)),
         255.0,
         "range",
         None,
@@ -418,6 +419,16 @@ def test_no_gradient_flows_through_the_attack(norm):
 def test_bad_arguments_are_named(arguments, named):
     with pytest.raises(ValueError, match=named):
         attacked(images(), **arguments)
+
+
+def test_an_unknown_norm_is_refused_before_a_gradient_is_computed():
+    with pytest.raises(ValueError, match="norm must be one of"):
+        attacked(images(), norm="l1", gradient=lambda x: pytest.fail("a gradient was computed"))
+
+
+def test_the_values_of_tensors_are_not_looked_at():
+    """In a graph they have none yet."""
+    pgd.random_start(images(), 0.1, 0.0, 1.0, ops.convert_to_tensor(1.5), "linf", SEED)
 
 
 def test_integer_images_are_refused():

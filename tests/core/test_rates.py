@@ -66,6 +66,13 @@ def test_norm_of_any_shape(shape):
     np.testing.assert_allclose(rates.l2_norm(keras.ops.cast(values, "float32")), np.sqrt((values**2).sum()), 1e-6)
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX computes in float32 by default")
+def test_a_cap_in_float64_is_not_rounded_to_float32():
+    for weight_norm in (0.0, 100.0):
+        found = rates.layerwise_rate(tensor(weight_norm, "float64"), tensor(1.0, "float64"), 1.0, 0.0, max_rate=0.1)
+        assert float(found) == 0.1
+
+
 @pytest.mark.parametrize("cap, start", [(0.125, 0.125), (3.0, 1.0)])
 def test_the_cap_may_be_a_tensor(cap, start):
     assert rate(0.0, 1.0, max_rate=tensor(cap)) == start

@@ -29,6 +29,7 @@ def test_scaling_rules():
     assert linear_scaling(0.1, 4096, 256) == 1.6
     assert linear_scaling(0.1, 256) == 0.1
     assert sqrt_scaling(0.1, 4096, 256) == 0.4
+    assert sqrt_scaling(0.1, 256) == 0.1
 
 
 @pytest.mark.parametrize("step", [0, 1, 9, 10, 11, 55, 99, 100, 101, 10**9])

@@ -142,9 +142,9 @@ def _unit_max(vectors: Any) -> Any:
     """Divides each example's vector by its largest absolute entry; zero stays zero."""
     largest = ops.max(ops.abs(vectors), axis=_values(vectors), keepdims=True)
     # XLA multiplies by the reciprocal, which for the largest numbers is no normal one and counts as 0: a power of two
-    # brings both nearer to 1 first.
-    nearer = ops.where(largest > 1, ops.full_like(largest, 2.0**-64), ops.full_like(largest, 2.0**64))
-    vectors, largest = vectors * nearer, largest * nearer
+    # makes both smaller first.
+    smaller = ops.where(largest > 1, ops.full_like(largest, 2.0**-64), ops.ones_like(largest))
+    vectors, largest = vectors * smaller, largest * smaller
     return vectors / ops.where(largest > 0, largest, ops.ones_like(largest))
 
 

@@ -80,7 +80,7 @@ def layerwise_rate(
     if max_rate is not None:
         rate = ops.minimum(rate, max_rate)
         start = ops.minimum(start, max_rate) if ops.is_tensor(max_rate) else min(start, max_rate)
-    rate = ops.where(weight_norm > 0, rate, ops.cast(start, rate.dtype))
+    rate = ops.where(weight_norm > 0, rate, ops.convert_to_tensor(start, rate.dtype))
     rate = ops.where(gradient_norm > 0, rate, ops.zeros_like(rate))
     finite = ops.logical_and(ops.isfinite(weight_norm), ops.isfinite(gradient_norm))
     return ops.where(finite, rate, ops.full_like(rate, float("nan")))
