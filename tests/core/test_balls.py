@@ -121,7 +121,7 @@ def test_which_seed_a_start_takes_for_what():
 
 @pytest.mark.parametrize("scale", [1e-20, 1e-3, 7.0, 1e20])
 def test_vectors_are_divided_by_their_largest_entry(scale):
-    """On TensorFlow exactly: a power of two makes large numbers smaller, and rounds nothing. XLA takes the reciprocal."""
+    """On TensorFlow exactly: the power of two for large numbers rounds nothing. XLA takes the reciprocal."""
     vectors = (scale * np.random.default_rng(0).normal(size=(5, 2, 3))).astype("float32")
     largest = np.abs(vectors).max((1, 2), keepdims=True)
     rtol = 2.0**-22 if ON_JAX else 0
