@@ -423,7 +423,9 @@ def test_bad_arguments_are_named(arguments, named):
 
 def test_an_unknown_norm_is_refused_before_a_gradient_is_computed():
     with pytest.raises(ValueError, match="norm must be one of"):
-        attacked(images(), norm="l1", gradient=lambda x: pytest.fail("a gradient was computed"))
+        attacked(
+            images(), norm="l1", random_start_probability=0.0, gradient=lambda x: pytest.fail("a gradient was computed")
+        )
 
 
 def test_the_values_of_tensors_are_not_looked_at():
