@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import types
 
 import keras
 import pytest
@@ -11,6 +12,7 @@ from absl import flags
 from train_runs import add_networks
 
 from tf_largebatch import batch_size
+from tf_largebatch.plots.batch_sizes import plot_batch_sizes
 from tf_largebatch.train.optimizers import OptimizerConfig
 from tf_largebatch.training.memory_limit import BatchMemory, affine
 
@@ -60,6 +62,17 @@ def test_rows():
     assert batch_size._row(64, math.inf, memory, optimizer) == batch_size.Row(64, None, pytest.approx(0.05), None, None)
     assert "?" in batch_size.table([batch_size._row(64, math.nan, memory, optimizer)])
     assert [batch_size._advised(noise, 1024) for noise in (math.inf, math.nan, 500.0, 0.3)] == [1024, 1024, 512, 1]
+
+
+def test_a_noise_scale_beyond_measure_is_said_once(tmp_path):
+    memory = BatchMemory(256, 0.0, 1.0, 256.0, "")
+    row = batch_size._row(64, math.inf, memory, OptimizerConfig(scaling="none", base_learning_rate=0.1))
+    answer = batch_size.Answer(math.inf, [1, 2], [math.inf, math.inf], memory, [row], 64)
+    run = types.SimpleNamespace(config=types.SimpleNamespace(run=types.SimpleNamespace(batch_size=256)))
+    first, _, rest = batch_size.report(answer, run).partition("\n")
+    assert first.startswith("Gradient noise scale after 2 updates of 256: beyond measure") and "beyond" not in rest
+    plot_batch_sizes(tmp_path / "picture.png", [1, 2], [math.inf, math.inf], [64], math.inf)
+    assert (tmp_path / "picture.png").exists()
 
 
 def test_memory_is_affine_in_the_examples():

@@ -60,7 +60,7 @@ def test_the_file_knows_its_classes_and_takes_pixels(trained):
 def test_evaluate(trained, capsys, tmp_path):
     assert program(evaluate, f"--model={trained / 'run'}", "--attack=untargeted", "--epsilon=255") == 0
     printed = capsys.readouterr().out
-    assert "validation accuracy 1.0000 of 20 images of folder" in printed
+    assert "validation accuracy 1.0000 of 20 images of images" in printed
     assert "validation accuracy 0.0000 after one untargeted step of 255 in units of 1/255" in printed
     output_dir = trained / "run" / "evaluation"
     found = json.loads((output_dir / "evaluation.json").read_text())
@@ -123,7 +123,7 @@ def test_predict(trained, tmp_path, capsys):
     ("module", "arguments", "message"),
     [
         (evaluate, [], "model must be given"),
-        (evaluate, ["--model=nothing.keras"], "model must be a file that exists"),
+        (evaluate, ["--model=nothing.keras"], "model must be a .keras file or a run's directory that exists"),
         (evaluate, ["--model={empty}"], "model must be a .keras file or a run's directory with final.keras"),
         (evaluate, ["--model={run}", "--epsilon=2"], "epsilon must be left out with attack=none"),
         (evaluate, ["--model={run}", "--dataset=digits"], "model must be a model with outputs of the shape .10,."),

@@ -9,13 +9,14 @@ from tf_largebatch import interrupts as _interrupts  # noqa: F401  (first: Ctrl-
 try:
     import keras
 except ModuleNotFoundError as error:
-    if error.name not in ("tensorflow", "jax"):
+    if error.name not in ("tensorflow", "jax", "torch", "openvino"):
         raise
+    # Without Keras's own traceback: the sentence says all of it.
     raise ImportError(
         f"tf_largebatch needs Keras on TensorFlow or JAX, and Keras cannot import {error.name} here: install the "
-        "package with its extra `tensorflow` or `jax` (pip install '.[jax]' in a clone), and set the environment "
+        "package with its extra tensorflow or jax (pip install '.[jax]' in a clone), and set the environment "
         "variable KERAS_BACKEND to the one that is installed."
-    ) from error
+    ) from None
 
 if keras.backend.backend() not in ("tensorflow", "jax"):
     raise ImportError(

@@ -204,13 +204,13 @@ def _json(value: float) -> float | None:
 def report(answer: Answer, run: Run) -> str:
     """Returns what the program prints."""
     memory, count = answer.memory, answer.updates[-1]
-    late = [v for v in answer.noise_scales[len(answer.noise_scales) // 2 :] if not math.isnan(v)]
-    among = (
-        f" ({readable_noise_scale(min(late))} to {readable_noise_scale(max(late))} in the second half)" if late else ""
-    )
-    noise = readable_noise_scale(answer.noise_scale)
-    unit = " examples" if math.isfinite(answer.noise_scale) else ""
-    lines = [f"Gradient noise scale: {noise}{unit} after {count} updates of {run.config.run.batch_size}{among}."]
+    after = f"after {count} updates of {run.config.run.batch_size}"
+    late = [v for v in answer.noise_scales[len(answer.noise_scales) // 2 :] if math.isfinite(v)]
+    if math.isfinite(answer.noise_scale):
+        among = f" ({readable_noise_scale(min(late))} to {readable_noise_scale(max(late))} in the second half)"
+        lines = [f"Gradient noise scale: {readable_noise_scale(answer.noise_scale)} examples {after}{among}."]
+    else:
+        lines = [f"Gradient noise scale {after}: {readable_noise_scale(answer.noise_scale)}."]
     takes = f"{readable(memory.fixed)} and {readable(memory.of_example)} an example, of {readable(memory.limit)}"
     fits = f"At once fit: {_fitting(memory, answer.rows[-1].batch_size)}"
     lines += [f"{fits} (a step takes {takes}; {memory.how}).", "", table(answer.rows), ""]

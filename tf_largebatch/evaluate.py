@@ -125,7 +125,9 @@ def write(evaluation: Evaluation, dataset: data.Dataset, output_dir: pathlib.Pat
     with replacing(output_dir / "confusion.csv") as temporary, open(temporary, "w", newline="") as file:
         rows = [[name, *row] for name, row in zip(names, evaluation.confusion.tolist(), strict=True)]
         csv.writer(file).writerows([["true class", *names], *rows])
-    plot_confusion(evaluation.confusion, names, output_dir / "confusion.png", title=dataset.name)
+    plot_confusion(
+        evaluation.confusion, names, output_dir / "confusion.png", title=f"{dataset.name}, {dataset.eval_split}"
+    )
     write_json(
         output_dir / "evaluation.json",
         {
@@ -152,6 +154,7 @@ def find_model(path: str) -> tuple[pathlib.Path, dict[str, Any]]:
         file = found / run_directory.FINAL_MODEL
         require(file.is_file(), "model", path, f"a .keras file or a run's directory with {file.name}")
         return file, run_directory.read_arguments(found)
+    require(found.is_file(), "model", path, "a .keras file or a run's directory that exists")
     config = found.parent / run_directory.CONFIG
     return found, run_directory.read_arguments(found.parent) if config.is_file() else {}
 

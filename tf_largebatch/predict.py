@@ -58,6 +58,9 @@ def predict(
         yield from zip(batch, output, strict=True)
 
 
+_GIVEN = {"model": "a .keras file or a run's directory", "images": "an image file or a directory of images"}
+
+
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags."""
     flags.DEFINE_string("model", None, "A .keras file, or the directory of a run.", flag_values=values)
@@ -82,7 +85,7 @@ def _rows(predictions: Iterator[tuple[str, np.ndarray]], names: Sequence[str], t
 def _run(values: flags.FlagValues) -> None:
     given: dict[str, Any] = {name: values[name].value for name in values}
     for name in ("model", "images"):
-        require(bool(given[name]), name, None, "given")
+        require(bool(given[name]), name, None, f"given: {_GIVEN[name]}")
     require(given["batch_size"] >= 1, "batch_size", given["batch_size"], "1 or more")
     path, _ = find_model(given["model"])
     images = local_path(given["images"], "images")

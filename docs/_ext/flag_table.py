@@ -36,7 +36,7 @@ def flag_rows() -> list[str]:
                 choices = ", ".join(f"`{choice}`" for choice in one.choices or ())
                 default = "" if one.default is None else f"`{_said(one.default)}`"
                 text = re.sub(r"--\w+(=\w+)?", r"`\g<0>`", one.help).replace("|", r"\|")
-                text = text.replace("see train/optimizers.py", "[see below](#defaults-by-optimizer)")
+                text = text.replace("by optimizer, written to config.json", "[by optimizer](#defaults-by-optimizer)")
                 rows.append(f"| `--{one.name}` | {default} | {text}{f' One of {choices}.' if choices else ''} |")
         rows.append("")
     return rows

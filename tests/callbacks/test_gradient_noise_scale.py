@@ -14,6 +14,7 @@ import tf_largebatch as lb
 from tf_largebatch.callbacks import GradientNoiseScale, load_checkpoint, save_checkpoint
 from tf_largebatch.callbacks.noise_scale import read_noise_scales
 from tf_largebatch.core.noise_scale import estimates
+from tf_largebatch.training.noise_scale import from_last_batch_norm
 
 pytestmark = pytest.mark.each_value
 
@@ -99,6 +100,31 @@ def test_equals_the_gradients_of_all_examples(micro_batch_size, jit_compile):
     history = model.fit(whole_batches(x, y), callbacks=[callback], verbose=0).history
     assert_equals_slow(callback, every_gradient(net, x, y))
     assert history["noise_scale"] == [callback.of_network().noise_scale]
+
+
+def test_layers_before_a_batch_normalization_are_left_out():
+    """Its gradients are those of a batch; a frozen one normalizes each example by itself, and all layers count."""
+    net = keras.Sequential([keras.Input((5,)), L.Dense(4), L.BatchNormalization(), L.Dense(3)])
+    x, y = data(64)
+    for trainable, counted in ((True, slice(2, None)), (False, slice(None))):
+        net.layers[1].trainable = trainable
+        callback, history = watched(compiled(net), x, y)
+        kept = list(callback.of_tensors().values())[counted]
+        expected = sum(one.variance for one in kept) / sum(one.squared_gradient for one in kept)
+        assert len(kept) == 4 and history["noise_scale"] == [pytest.approx(expected)]
+
+
+def test_what_is_from_the_last_batch_normalization_on():
+    inputs = keras.Input((4,))
+    block = keras.Sequential([L.Dense(4), L.BatchNormalization(scale=False)])
+    x = L.Add()([block(inputs), L.Dense(4)(inputs)])
+    net = keras.Model(inputs, L.Dense(2)(L.LayerNormalization()(x)))
+    names = [v.path.split("/")[-1] for v in net.trainable_variables]
+    kept = from_last_batch_norm(net, net.trainable_variables)
+    # The branch beside the block comes after it; nothing that leads into the batch normalization is kept.
+    assert [name for name, one in zip(names, kept, strict=True) if not one] == ["kernel", "bias"]
+    bare = keras.Sequential([keras.Input((4,)), L.Dense(2), L.BatchNormalization(scale=False, center=False)])
+    assert from_last_batch_norm(bare, bare.trainable_variables).all()  # nothing would be left
 
 
 def test_linear_model_with_gaussian_gradients_of_known_covariance():

@@ -106,6 +106,23 @@ def test_a_range_that_does_not_fit_is_warned_of():
         accuracy_under_attack(linear(1.0), batches(x / 127.5 - 1, y), LOSS, 4.0, (0.0, 1.0))
 
 
+def test_a_radius_in_the_units_of_images_in_0_to_1_is_warned_of():
+    x, y = images(4)
+    said = r"epsilon=0.0157 is in units of 1/255, .*: 4/255 is epsilon=4"
+    with pytest.warns(UserWarning, match=said):
+        accuracy_under_attack(linear(1.0), batches(x, y), LOSS, epsilon=4 / 255)
+    with pytest.warns(UserWarning, match=said):
+        ConAdvModel(linear(1.0), epsilon=4 / 255)
+
+
+@pytest.mark.parametrize("given", ["pair", "images", "no labels"])
+def test_what_are_no_batches_is_refused(given):
+    x, y = images(4)
+    wrong = {"pair": (x, y), "images": x, "no labels": [(x,)]}[given]
+    with pytest.raises(ValueError, match=r"batches must yield \(images, labels\).*pass \[\(x, y\)\]"):
+        accuracy_under_attack(linear(1.0), wrong, LOSS)
+
+
 def test_vanished_gradients_are_warned_of():
     """A layer of dead units, whose gradient no loss can bring back."""
     x, y = images(10)

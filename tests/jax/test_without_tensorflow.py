@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -69,10 +70,14 @@ def test_every_module_is_imported_and_clars_takes_a_step():
         assert "KERAS_BACKEND" in message
 
 
-def test_keras_on_tensorflow_without_tensorflow_names_the_extras():
-    message = run("import tf_largebatch", backend="tensorflow").stderr.strip().splitlines()[-1]
-    assert "ImportError: tf_largebatch needs Keras on TensorFlow or JAX, and Keras cannot import tensorflow" in message
-    assert "extra `tensorflow` or `jax`" in message
+@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("torch", marks=pytest.mark.long)])
+def test_keras_without_its_backend_names_the_extras(backend):
+    if backend == "torch" and importlib.util.find_spec("torch"):
+        pytest.skip("torch is installed: another sentence, which tests/test_package.py tests")
+    lines = run("import tf_largebatch", backend=backend).stderr.strip().splitlines()
+    said = f"ImportError: tf_largebatch needs Keras on TensorFlow or JAX, and Keras cannot import {backend} here"
+    assert said in lines[-1] and "extra tensorflow or jax" in lines[-1]
+    assert sum(line.startswith("Traceback") for line in lines) == 1
 
 
 @pytest.mark.long

@@ -94,6 +94,16 @@ def test_a_plain_dictionary_of_lists_is_one_run():
     assert titles(plot_history(LOGS, metrics=("accuracy",))) == ["Accuracy"]
 
 
+def test_adversarial_training_is_drawn_by_stream_and_not_as_a_sum():
+    logs = {"loss": [5.0], "clean_loss": [2.0], "adversarial_loss": [3.0], "val_loss": [1.0], "batch_size": [64]}
+    figure = plot_history(logs)
+    assert titles(figure) == ["Loss", "Batch of an update"]
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines] == [2.0, 3.0, 1.0]
+    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 3
+    said = [text.get_text() for text in figure.subfigs[0].legends[0].get_texts()]
+    assert said == ["training", "adversarial", "validation"]
+
+
 def test_an_infinite_noise_scale_leaves_a_gap():
     figure = plot_history({"loss": [2.0, 1.0], "noise_scale": [900.0, float("inf")]})
     ((_, values),) = lines(figure, "Gradient noise scale").values()

@@ -88,7 +88,9 @@ def test_ctrl_c_leaves_whole_files_and_the_last_epoch_to_resume_from(tmp_path, m
 
     monkeypatch.setattr(callbacks.MetricsRecorder, "on_epoch_end", interrupted)
     assert command_line(*FLAGS, "--epochs=3", f"--output_dir={output_dir}") == 130
-    assert one_sentence(capsys, "^interrupted: --resume continues after the last whole epoch.$")
+    assert one_sentence(
+        capsys, f"^interrupted: --resume --output_dir={output_dir} continues after the last whole epoch.$"
+    )
     assert [epoch for epoch, _ in list_checkpoints(output_dir / "checkpoints")] == [1]
     assert (output_dir / "curves.png").exists() and not (output_dir / "final.keras").exists() and whole(output_dir)
 
@@ -137,7 +139,11 @@ def test_a_failure_at_any_time_is_one_sentence(place, begun, failure, run_of, tm
         status = resume(output_dir)
     assert whole(output_dir)
     if failure == "ctrl-c":
-        how = "--resume continues after the last whole epoch" if begun else "nothing was written"
+        how = (
+            f"--resume --output_dir={output_dir} continues after the last whole epoch"
+            if begun
+            else "nothing was written"
+        )
         assert status == 130 and one_sentence(capsys, f"^interrupted: {how}.$")
     else:
         after = r" The run in .* stopped; --resume continues it\." if begun else ""
@@ -301,5 +307,5 @@ def test_a_real_ctrl_c(tmp_path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in error
-    assert "interrupted: --resume continues after the last whole epoch." in error
+    assert "interrupted: --resume --output_dir=run continues " in error
     assert whole(tmp_path / "run") and np.all([path.stat().st_size for path in (tmp_path / "run").iterdir()])

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from tf_largebatch.callbacks.noise_scale import NoiseScale, noise_scale_of
 from tf_largebatch.check import flag, number, require
 from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.training.accumulation import Accumulation
-from tf_largebatch.training.noise_scale import NoiseScaleAverages
+from tf_largebatch.training.noise_scale import NoiseScaleAverages, from_last_batch_norm
 from tf_largebatch.training.trainer import synchronize
 
 _LAYERS = ("all", "normalization")
@@ -53,7 +54,8 @@ class GrowBatchSize(keras.callbacks.Callback):
         schedule: `{epoch: examples}`, from which epoch on an update has how many, beginning with epoch 0; or a function
             of the epoch that returns the examples. None to follow the noise scale.
         layers: Which tensors the noise scale is taken of: `"all"`, or those of the `"normalization"` layers, which
-            predict that of the whole network but for a factor (Gray et al.). All are measured in either case.
+            predict that of the whole network but for a factor (Gray et al.). All are measured in either case. With
+            batch normalization either begins at the last one, as in `GradientNoiseScale`.
         every: After how many batches of the data the batch size is chosen again; `"epoch"` for the end of every epoch.
             Each look copies a few numbers from the device.
         decay: Decay of the averages from update to update, at least 0 and below 1.
@@ -117,9 +119,12 @@ class GrowBatchSize(keras.callbacks.Callback):
         if averages is None:
             return NoiseScale(math.nan, math.nan, math.nan)
         gradients, traces = averages.read()
-        if self.layers == "normalization" and averages.trained:
-            chosen = _of_normalizations(self.model)
-            kept = [i for i, v in enumerate(averages.trained) if id(v) in chosen]
+        if averages.trained:
+            kept = from_last_batch_norm(self.model.model, averages.trained)
+            if self.layers == "normalization":
+                chosen = _of_normalizations(self.model)
+                of_these = np.array([id(v) in chosen for v in averages.trained], bool)
+                kept = kept & of_these if (kept & of_these).any() else of_these
             gradients, traces = gradients[kept], traces[kept]
         return noise_scale_of(gradients.sum(), traces.sum())
 

@@ -16,7 +16,7 @@ from tf_largebatch.check import number
 from tf_largebatch.core.noise_scale import simple_noise_scale
 from tf_largebatch.core.paths import variable_path
 from tf_largebatch.files import local_path, naming_damage, replacing
-from tf_largebatch.training.noise_scale import NoiseScaleAverages
+from tf_largebatch.training.noise_scale import NoiseScaleAverages, from_last_batch_norm
 from tf_largebatch.training.trainer import in_strategy
 
 _COLUMNS = ("update", "variable", "noise_scale", "squared_gradient", "variance")
@@ -50,9 +50,10 @@ class GradientNoiseScale(keras.callbacks.Callback):
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", 2018, arXiv 1812.06162, the simple noise
     scale of section 2.2. It assumes a well-conditioned loss, examples drawn independently, and a loss that is a mean
-    over them. With training-mode batch normalization an example's gradient is its share of the batch's
-    (`tf_largebatch.per_example_gradient_norms`). Example weights count as part of the losses; weight regularizers and
-    the optimizer's weight decay do not count.
+    over them. Training-mode batch normalization makes the gradients of the layers before it depend on all examples of
+    the batch, so that their estimates say too much, or inf. The network's noise scale is therefore that of the last
+    batch normalization and of the layers after it; without batch normalization, of all tensors. Example weights count
+    as part of the losses; weight regularizers and the optimizer's weight decay do not count.
 
     Use with `tf_largebatch.LargeBatchModel` and any optimizer; the model then measures norms even if the optimizer
     reads none. `norm_examples` makes it cheaper. Place it before callbacks that read the logs.
@@ -75,6 +76,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
         self.path = None if path is None else local_path(path)
         self.decay = decay
         self._averages: NoiseScaleAverages | None = None
+        self._network: Any = None
         self._stays = False
 
     def attach(self, model: keras.Model) -> None:
@@ -109,12 +111,15 @@ class GradientNoiseScale(keras.callbacks.Callback):
             self.model.record_noise_scale(None)
 
     def of_network(self) -> NoiseScale:
-        """Of all trainable tensors together."""
+        """Of all trainable tensors together; with batch normalization, of those from the last one on (see above)."""
         gradient, trace = self._read()
+        if self._averages is not None and self._averages.trained:
+            kept = from_last_batch_norm(self._network, self._averages.trained)
+            gradient, trace = gradient[kept], trace[kept]
         return noise_scale_of(gradient.sum(), trace.sum())
 
     def of_tensors(self) -> dict[str, NoiseScale]:
-        """Of each trainable tensor: `{variable path: NoiseScale}`."""
+        """Of each trainable tensor, before batch normalizations too: `{variable path: NoiseScale}`."""
         gradients, traces = self._read()
         paths = [variable_path(v) for v in self._averages.trained] if self._averages else []
         return {path: noise_scale_of(*pair) for path, *pair in zip(paths, gradients, traces, strict=True)}
@@ -125,6 +130,7 @@ class GradientNoiseScale(keras.callbacks.Callback):
                 f"GradientNoiseScale needs a model that measures per-example gradient norms, got {model.name!r}: "
                 "wrap it in tf_largebatch.LargeBatchModel."
             )
+        self._network = model.model
         variables = model.trainable_variables
         if self._averages is None or [id(v) for v in variables] != [id(v) for v in self._averages.trained]:
             self._averages = NoiseScaleAverages(self.decay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+# Below it a radius was meant in the units of images in [0, 1]: 0.1 there is 25 / 255.
+_SMALLEST_RADIUS = 0.1
 _NUMBER = (lambda v: _is_number(v) and v >= 0, "a finite number of 0 or more")
 
 # name: what its value must fulfil, and that in words.
@@ -80,6 +83,17 @@ def check_arguments(
     """Raises ValueError if one of the arguments is out of its range; see `ConAdvModel`."""
     for name, value in dict(locals()).items():
         check_argument(name, value)
+
+
+def warn_of_unit(epsilon: Any) -> None:
+    """Warns of a radius that is a fraction of one step of a pixel, as in the units of other libraries.
+
+    Args:
+        epsilon: The radius, in units of 1/255.
+    """
+    if 0 < epsilon < _SMALLEST_RADIUS:
+        text = f"epsilon={epsilon:.3g} is in units of 1/255, so that images hardly change: {epsilon * 255:.3g}/255 is "
+        warnings.warn(f"{text}epsilon={epsilon * 255:.3g}.", stacklevel=4)
 
 
 def check_fixed(name: str, value: Any, present: Any) -> None:

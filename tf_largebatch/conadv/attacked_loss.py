@@ -226,8 +226,8 @@ def build_loss(compiled: Any, y: Any, output: Any, sample_weight: Any) -> None:
     except (KeyError, TypeError, ValueError) as error:
         labels, outputs = (keras.tree.map_structure(lambda t: tuple(t.shape), nest) for nest in (y, output))
         reason = str(error).splitlines()[0].rstrip(".")
-        rule = f"labels that fit the losses and the model's outputs, of shape {outputs}"
-        raise ValueError(message("y", rule, labels, reason)) from error
+        rule = "labels that fit the losses and the outputs, integers for sparse losses and rows for others"
+        raise ValueError(message("y", rule, labels, f"the outputs are of shape {outputs}; {reason}")) from error
 
 
 def require_untargeted(attacked: AttackedLoss, targeted: bool, remedy: str = "pass targeted=False") -> None:

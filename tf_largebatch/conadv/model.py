@@ -11,7 +11,7 @@ from keras import ops
 
 from tf_largebatch.conadv import images as image_checks
 from tf_largebatch.conadv.adversary import settings_dtype
-from tf_largebatch.conadv.arguments import TRACED, VARIABLES, check_argument, check_fixed
+from tf_largebatch.conadv.arguments import TRACED, VARIABLES, check_argument, check_fixed, warn_of_unit
 from tf_largebatch.conadv.attack import attack_named
 from tf_largebatch.conadv.attacked_loss import check_loss
 from tf_largebatch.conadv.auxiliary_batch_norm import AuxiliaryBatchNorms
@@ -164,6 +164,7 @@ class ConAdvModel(ConAdvTrainer, Preparation, StreamMetrics, LargeBatchModel):
             "seed": seed,
         }
         arguments = {argument: check_argument(argument, value) for argument, value in arguments.items()}
+        warn_of_unit(arguments["epsilon"])
         super().__init__(
             model,
             norm_examples=norm_examples,

@@ -9,8 +9,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from tf_largebatch.check import plain
 from tf_largebatch.conadv import images as image_checks
-from tf_largebatch.conadv.arguments import check_arguments, plain_range
+from tf_largebatch.conadv.arguments import check_arguments, plain_range, warn_of_unit
 from tf_largebatch.conadv.attack import ImageAttack
 from tf_largebatch.conadv.attacked_loss import AttackedLoss, require_untargeted
 from tf_largebatch.conadv.backend import compiled
@@ -70,6 +71,7 @@ class ModelAttacks:
             norm=norm,
             seed=seed,
         )
+        warn_of_unit(plain(epsilon))
         limits = inferred_range(model) if value_range is None else plain_range(value_range)
         self._attack = ImageAttack(epsilon, limits, step_size, num_steps, targeted, random_start, norm=norm)
         self._model, self._loss, self._result, self._seed = model, loss, result, seed
@@ -89,7 +91,7 @@ class ModelAttacks:
         """
         without_gradient = total = 0
         for number, batch in enumerate(batches):
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+            x, y, sample_weight = _unpacked(batch)
             image_checks.check_are_images(x)
             image_checks.check_channels(self._attack.value_range, x)
             if not total:
@@ -125,3 +127,21 @@ class ModelAttacks:
         seeds = functools.partial(step_seed, self._seed, number)
         found = self._attack.images(x, y, outputs, loss, seeds, sample_weight)
         return self._result(loss, y, outputs(found.images)), ops.count_nonzero(found.without_gradient)
+
+
+def _unpacked(batch: Any) -> tuple[Any, Any, Any]:
+    """Returns images, labels and weights of a batch.
+
+    Raises:
+        ValueError: If it is an array, as when images were given in place of batches, or has no labels.
+    """
+    pair = isinstance(batch, tuple | list) and len(batch) in (2, 3)
+    if not pair or batch[1] is None:
+        received = (
+            f"a {type(batch).__name__} of shape {batch.shape}" if hasattr(batch, "shape") else type(batch).__name__
+        )
+        raise ValueError(
+            f"batches must yield (images, labels) or (images, labels, weights); received {received}: pass [(x, y)] for "
+            "a single batch."
+        )
+    return keras.utils.unpack_x_y_sample_weight(tuple(batch))

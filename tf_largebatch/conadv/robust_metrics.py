@@ -70,7 +70,13 @@ def metrics_under_attack(
         >>> sorted(metrics_under_attack(net, batches, epsilon=8.0, value_range=(0.0, 1.0)))
         ['loss', 'mean_absolute_error']
     """
-    require(model.compiled, "model", model.name, "compiled", "call compile with a loss and metrics")
+    require(
+        model.compiled,
+        "model",
+        model.name,
+        "compiled",
+        "call compile with a loss and metrics, or pass the wrapper that is compiled",
+    )
     check_loss(model.loss)
     total = compiled_loss(model)
 

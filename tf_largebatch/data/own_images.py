@@ -12,6 +12,7 @@ from tf_largebatch.data.batches import tensorflow_is_installed
 from tf_largebatch.data.dataset import Dataset
 from tf_largebatch.data.memory import Arrays, from_arrays
 from tf_largebatch.data.sets import FOLDER
+from tf_largebatch.files import local_path
 
 VALIDATION_EXAMPLES = 5_000
 
@@ -69,15 +70,16 @@ def load_folder(
     """Loads the images of a directory; see `load`."""
     require(data_dir is not None, "data_dir", data_dir, f"given with dataset={FOLDER}")
     found = folder.find_images(str(data_dir))
+    name = local_path(str(data_dir), "data_dir").absolute().name or FOLDER
     size = (image_size, image_size) if image_size else found.size or (folder.DEFAULT_SIZE,) * 2
     parts = {"train": found.train, **found.evaluation}
     images = sum(len(part.labels) for part in parts.values())
     if images * np.prod(size) * found.channels > memory.IN_MEMORY_BYTES:
-        return _stream_folder(found, parts, size[0], eval_split, validation_examples, augment, standardize)
+        return _stream_folder(name, found, parts, size[0], eval_split, validation_examples, augment, standardize)
     arrays = {name: folder.read_part(part, size, found.channels) for name, part in parts.items()}
     train = arrays.pop("train")
     return from_files(
-        FOLDER,
+        name,
         train,
         arrays,
         found.class_names,
@@ -90,6 +92,7 @@ def load_folder(
 
 
 def _stream_folder(
+    name: str,
     found: folder.Folder,
     parts: dict[str, folder.Part],
     image_size: int,
@@ -122,7 +125,7 @@ def _stream_folder(
             channels=found.channels,
             standardize=standardize,
         ),
-        name=FOLDER,
+        name=name,
         num_classes=len(found.class_names),
         eval_split=split,
         class_names=found.class_names,

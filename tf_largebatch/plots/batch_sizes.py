@@ -40,6 +40,10 @@ def plot_batch_sizes(
         left.plot(*zip(*known, strict=True) if known else ([], []), color=style.COLOURS[0], **style.marks(len(known)))
         if known:
             style.choose_scale(left, [v for _, v in known])
+        else:
+            left.set_yticks([])
+            left.text(0.5, 0.5, "beyond measure", transform=left.transAxes, ha="center", va="center")
+        left.set_xlim(0, updates[-1] + 1 if updates else 1)
         left.set_title(f"Gradient noise scale{title and ': '}{title}")
         left.set_xlabel("update")
         left.set_ylabel("examples")

@@ -59,7 +59,7 @@ def plot_curves(
 
 def _draw_metrics(figure: Any, rows: list[dict[str, Any]], evaluation: str, batch_size: int | None) -> None:
     shown = [name for name in ("loss", "accuracy") if name in rows[0]]
-    has_noise_scale = any(0 < row.get("noise_scale", 0) < math.inf for row in rows)
+    has_noise_scale = any(row.get("noise_scale", 0) > 0 for row in rows)
     axes = figure.subplots(1, len(shown) + 1 + has_noise_scale, squeeze=False)[0]
     epochs = [row["epoch"] for row in rows]
     look = style.marks(len(rows))
@@ -94,7 +94,15 @@ def _draw_noise_scale(axis: Any, rows: list[dict[str, Any]], batch_size: int | N
     # Zero and infinity have no place on the scale.
     known = [(row["epoch"], v) for row, v in zip(rows, values, strict=True) if 0 < v < math.inf]
     said = readable_noise_scale(values[-1]).partition(":")[0]
-    axis.plot(*zip(*known, strict=True), color=_TRAIN, marker="o", label=f"last: {said}", **style.marks(len(known)))
+    axis.plot(
+        *(zip(*known, strict=True) if known else ((), ())),
+        color=_TRAIN,
+        marker="o",
+        label=f"last: {said}",
+        **style.marks(len(known)),
+    )
+    if not known:
+        axis.set_xlim(rows[0]["epoch"] - 0.5, rows[-1]["epoch"] + 0.5)
     drawn = [value for _, value in known]
     if batch_size is not None:
         axis.axhline(batch_size, color=style.GREY, linestyle="--", linewidth=2, label=f"batch size: {batch_size}")

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HEIGHT = 4.2
-_DEFAULT = ("loss", "accuracy", "learning_rate", "noise_scale")
+_DEFAULT = ("loss", "accuracy", "learning_rate", "batch_size", "noise_scale")
 # Of a run, not of its training or validation images.
-_OF_THE_RUN = ("learning_rate", "noise_scale", "rate")
-_FULL, _DASHED = "-", "--"
+_OF_THE_RUN = ("learning_rate", "batch_size", "noise_scale", "rate")
+_FULL, _DASHED, _DOTTED = "-", "--", "-."
 _NOT_CURVES = ("epoch", "updates", "seconds", "images_per_second")
 
 
@@ -35,8 +35,10 @@ def plot_history(
 ) -> Figure:
     """Draws the curves of one run or several in one picture, and their layer-wise rates as heat maps.
 
-    Each run has a colour and a marker. Training is drawn with a full line, validation (`val_...`) with a dashed one;
-    epochs count from 1. The heat maps, rows from the network's input to its output, share one logarithmic colour scale.
+    Each run has a colour and a marker. Training is drawn with a full line, validation (`val_...`) with a dashed one,
+    adversarial images (`adversarial_...`) with dashes and dots; beside them, training is that of the clean images, not
+    their sum. Epochs count from 1. The heat maps, rows from the network's input to its output, share one logarithmic
+    colour scale.
 
     Args:
         history: What `fit` returned; or a directory that holds a `metrics.csv`, a `layerwise_rates.csv` or both, such
@@ -44,8 +46,8 @@ def plot_history(
             `{label: one of these}` for several runs.
         path: Where to save the picture as PNG; None not to save it. In a notebook with `%matplotlib inline`, the
             returned figure shows itself.
-        metrics: Which metrics to draw, without `val_`; by default those of `loss`, `accuracy`, `learning_rate` and
-            `noise_scale` that were recorded.
+        metrics: Which metrics to draw, without `val_`; by default those of `loss`, `accuracy`, `learning_rate`,
+            `batch_size` and `noise_scale` that were recorded.
         layerwise_rates: Whether to draw the rates, where a directory holds them.
 
     Returns:
@@ -120,7 +122,12 @@ def _draw_curves(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: li
     for axis, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         drawn: list[float] = []
         for number, (label, run) in enumerate(curves.items()):
-            for column, line, kind in ((name, _FULL, "training"), (f"val_{name}", _DASHED, "validation")):
+            trained = f"clean_{name}" if f"clean_{name}" in run else name
+            for column, line, kind in (
+                (trained, _FULL, "training"),
+                (f"adversarial_{name}", _DOTTED, "adversarial"),
+                (f"val_{name}", _DASHED, "validation"),
+            ):
                 if column in run:
                     epochs, values = run[column]
                     if name == "noise_scale":  # infinity has no place on the scale
@@ -141,16 +148,18 @@ def _look(number: int) -> dict[str, Any]:
 
 
 def _draw_legend(figure: Any, curves: Mapping[str, Mapping[str, Any]], shown: list[str]) -> None:
-    """Draws one legend above all curves, where it covers none: runs first, then training and validation."""
+    """Draws one legend above all curves, where it covers none: runs first, then the kinds of lines."""
     from matplotlib.lines import Line2D
 
     said: list[tuple[str, dict[str, Any]]] = [(label, _look(number)) for number, label in enumerate(curves) if label]
-    if any(f"val_{name}" in run for run in curves.values() for name in shown):
-        colour = style.GREY if said else style.COLOURS[0]
-        said += [
-            ("training", {"color": colour, "linestyle": _FULL}),
-            ("validation", {"color": colour, "linestyle": _DASHED}),
-        ]
+    colour = style.GREY if said else style.COLOURS[0]
+    kinds = [
+        (kind, {"color": colour, "linestyle": line})
+        for prefix, line, kind in (("adversarial_", _DOTTED, "adversarial"), ("val_", _DASHED, "validation"))
+        if any(f"{prefix}{name}" in run for run in curves.values() for name in shown)
+    ]
+    if kinds:
+        said += [("training", {"color": colour, "linestyle": _FULL}), *kinds]
     if said:
         lines = [Line2D([], [], linewidth=2, label=label, **look) for label, look in said]
         figure.legend(handles=lines, loc="outside upper center", ncols=min(len(lines), 5), frameon=False)

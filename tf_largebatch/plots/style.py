@@ -18,10 +18,11 @@ GREY = "#333333"
 TITLES = {
     "learning_rate": "Learning rate",
     "noise_scale": "Gradient noise scale",
+    "batch_size": "Batch of an update",
     "rate": "Layer-wise rate, median",
 }
 # The unit of the values, on the axis; a loss has the one that its user gave it.
-UNITS = {"accuracy": "share of images", "noise_scale": "examples"}
+UNITS = {"accuracy": "share of images", "noise_scale": "examples", "batch_size": "examples"}
 _SETTINGS: Any = {"font.size": 13, "axes.spines.top": False, "axes.spines.right": False}
 _DPI = 120
 

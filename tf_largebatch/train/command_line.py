@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -166,9 +167,17 @@ def _failed(sentence: str) -> int:
 
 
 def _interrupted(output_dir: os.PathLike[str] | None) -> int:
-    how = "--resume continues after the last whole epoch" if _has_begun(output_dir) else "nothing was written"
+    how = "nothing was written"
+    if output_dir is not None and _has_begun(output_dir):
+        whole = any(os.scandir(checkpoints)) if os.path.isdir(checkpoints := _checkpoints(output_dir)) else False
+        where = "after the last whole epoch" if whole else "from the beginning, since no epoch was whole"
+        how = f"--resume --output_dir={shlex.quote(os.fspath(output_dir))} continues {where}"
     print(f"\ninterrupted: {how}.", file=sys.stderr)
     return interrupts.INTERRUPTED
+
+
+def _checkpoints(output_dir: os.PathLike[str]) -> str:
+    return os.path.join(output_dir, run_directory.CHECKPOINTS)
 
 
 def _has_begun(output_dir: os.PathLike[str] | None) -> bool:

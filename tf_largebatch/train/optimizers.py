@@ -34,27 +34,33 @@ class OptimizerConfig:
 
     name: str = flag("clars", "clars, lars, lamb, sgd, or another Keras optimizer.", name="optimizer")
     base_learning_rate: float | None = flag(
-        None, "Learning rate for batches of --base_batch_size; default: see train/optimizers.py."
+        None, "Learning rate for batches of --base_batch_size; default: by optimizer, written to config.json."
     )
     base_batch_size: int = flag(128, "Batch size that --base_learning_rate is meant for.")
     scaling: str | None = flag(
-        None, "How the learning rate grows with the batch size; default: see train/optimizers.py.", tuple(SCALINGS)
+        None,
+        "How the learning rate grows with the batch size; default: by optimizer, written to config.json.",
+        tuple(SCALINGS),
     )
     warmup_epochs: float = flag(0.0, "Epochs of linear warmup.")
     power: float = flag(defaults.POWER, "Power of the polynomial decay of the learning rate.")
     end_learning_rate: float = flag(defaults.END_LEARNING_RATE, "Learning rate at the end.")
     momentum: float | None = flag(None, "Momentum, for optimizers that have it; default: 0.9.")
     weight_decay_rate: float | None = flag(
-        None, "Weight decay of tensors of two or more dimensions; default: see train/optimizers.py."
+        None,
+        "Weight decay of tensors of two or more dimensions; default: by optimizer, written to config.json.",
     )
-    eta: float | None = flag(None, "Trust coefficient of clars and lars; default: see train/optimizers.py.")
+    eta: float | None = flag(
+        None, "Trust coefficient of clars and lars; default: by optimizer, written to config.json."
+    )
     max_rate: float | None = flag(
-        None, "Cap on the layer-wise rates of clars and lars, inf for none; default: see train/optimizers.py."
+        None,
+        "Cap on the layer-wise rates of clars and lars, inf for none; default: by optimizer, written to config.json.",
     )
     unadapted_rate_factor: float | None = flag(
         None,
-        "For clars and lars: factor on the learning rate of tensors without layer adaptation; default: see "
-        "train/optimizers.py.",
+        "For clars and lars: factor on the learning rate of tensors without layer adaptation; default: by "
+        "optimizer, written to config.json.",
     )
     norm_exponent: float | None = flag(
         None,

@@ -12,7 +12,16 @@ import keras
 
 # Seconds between two changes of the line. Reading a loss waits for the device.
 _EVERY = 0.5
-_SHOWN = ("loss", "accuracy", "val_loss", "val_accuracy", "adversarial_accuracy", "noise_scale")
+_SHOWN = (
+    "loss",
+    "clean_loss",
+    "adversarial_loss",
+    "accuracy",
+    "val_loss",
+    "val_accuracy",
+    "adversarial_accuracy",
+    "noise_scale",
+)
 
 
 class Progress(keras.callbacks.Callback):
@@ -82,7 +91,11 @@ class Progress(keras.callbacks.Callback):
 
 
 def _numbers(logs: Mapping[str, Any] | None) -> dict[str, float]:
-    return {name: float(keras.ops.convert_to_numpy(value)) for name, value in (logs or {}).items() if name in _SHOWN}
+    """Returns the numbers to show: of adversarial training the losses of its streams, not their sum."""
+    shown = dict(logs or {})
+    if "clean_loss" in shown:
+        shown.pop("loss", None)
+    return {name: float(keras.ops.convert_to_numpy(value)) for name, value in shown.items() if name in _SHOWN}
 
 
 def _in_words(values: Mapping[str, float]) -> str:

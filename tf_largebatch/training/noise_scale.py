@@ -10,7 +10,36 @@ import numpy as np
 from keras import ops
 
 from tf_largebatch.core.noise_scale import estimates
+from tf_largebatch.keras_internals import layers_within
 from tf_largebatch.training.differentiate import dense, value_and_gradients
+
+
+def from_last_batch_norm(model: keras.Model, variables: Sequence[keras.Variable]) -> np.ndarray:
+    """Returns of which variables the examples' gradients are independent, as the noise scale assumes.
+
+    Batch normalization in training mode subtracts from the examples' gradients, on their way back, what they have in
+    common. Behind it the gradient of the batch is therefore smaller than independent examples would have it, often so
+    much that the estimate of `||G||^2` is negative. What the last batch normalization trains, and the layers after it,
+    are not affected. The order is that of the model's variables: in Functional and Sequential models that of the layers
+    from the inputs to the outputs, in subclassed ones that in which layers were assigned.
+
+    Args:
+        model: The network.
+        variables: K of its variables.
+
+    Returns:
+        bool [K]: True from the last batch normalization on; everywhere, without a trained batch normalization and if
+        nothing would be left.
+    """
+    order = {id(variable): number for number, variable in enumerate(model.variables)}
+    normalizations = [
+        [order[id(v)] for v in layer.variables if id(v) in order]
+        for layer in layers_within(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    last = max((min(numbers) for numbers in normalizations if numbers), default=0)
+    kept = np.array([order.get(id(variable), last) >= last for variable in variables], bool)
+    return kept if kept.any() else np.ones_like(kept)
 
 
 class NoiseScaleAverages:
