@@ -233,11 +233,12 @@ def added_shape(shape: tuple[int | None, ...], bias_shape: tuple[int, ...]) -> t
     """
     sizes = [size for size in bias_shape if size != 1]
     axis = next((axis for axis in (-1, 1) if sizes == [shape[axis]]), None)
-    if len(sizes) != 1 or axis is None or not _add_takes_biases():
+    if len(sizes) != 1 or axis is None:
         return bias_shape
     added = [1] * len(shape)
     added[axis] = sizes[0]
-    return tuple(added)
+    lies_elsewhere = tuple(added) != bias_shape
+    return tuple(added) if lies_elsewhere and _add_takes_biases() else bias_shape
 
 
 # Optimizers. `apply` calls these methods one after the other; Keras offers no public one between the gradients and the
