@@ -50,12 +50,19 @@ TOLERANCES = {
 }
 
 
+class PlainKerasFails(Exception):
+    """Keras itself cannot run a network, or finds another gradient each time: there is nothing to compare with."""
+
+
 def check(network: Network, norms: pathlib.Path | None = None) -> Counter[str]:
     """Asserts all of it, and returns how many layers of each rule the network has.
 
     Args:
         network: The network.
         norms: A file of `write_norms`, which takes the place of the slow reference; None for the reference itself.
+
+    Raises:
+        PlainKerasFails: If there is nothing to compare with.
     """
     with built(network) as model:
         check_measurement(network, model, read_norms(norms, model) if norms else reference_norms(network, model))
@@ -114,9 +121,7 @@ def check_measurement(network: Network, model: keras.Model, expected_norms: dict
     x, y, weights = data_of(network)
     loss = loss_of(network)
     before = [ops.convert_to_numpy(v) for v in model.variables]
-    expected, gradients = plain_pass(model, ops.convert_to_tensor(x), lambda y_pred: loss(y, y_pred, weights))
-    after = [ops.convert_to_numpy(v) for v in model.variables]
-    restore(model, before)
+    expected, gradients, after = plain_result(network, model)
     variables = model.trainable_variables
 
     def measured(x: Any, y: Any) -> Any:
@@ -142,8 +147,6 @@ def check_measurement(network: Network, model: keras.Model, expected_norms: dict
     for v, value in zip(model.variables, after, strict=True):
         assert_close(v, value, network.policy, 0.0, f"{v.path} after the pass")
     restore(model, before)
-    gradients = [ops.convert_to_numpy(g) for g in gradients]
-    assert all(np.all(np.isfinite(g.astype("float32"))) for g in gradients), "plain Keras's gradient is not finite"
     of_all = max(float(np.max(np.abs(g))) for g in gradients)
     for i, (v, right) in enumerate(zip(variables, gradients, strict=True)):
         if i in found:
@@ -157,6 +160,29 @@ def check_measurement(network: Network, model: keras.Model, expected_norms: dict
         assert_norms_are(norms, expected_norms, network, paths)
         for v, value in zip(model.variables, before, strict=True):
             assert np.array_equal(ops.convert_to_numpy(v), value), f"{v.path} after per_example_gradient_norms"
+
+
+def plain_result(network: Network, model: keras.Model) -> tuple[Any, list[np.ndarray], list[np.ndarray]]:
+    """Plain Keras's output, gradients and variables after a pass; the model's variables are restored."""
+    x, y, weights = data_of(network)
+    loss = loss_of(network)
+    before = [ops.convert_to_numpy(v) for v in model.variables]
+
+    def one_pass() -> tuple[Any, list[np.ndarray], list[np.ndarray]]:
+        output, gradients = plain_pass(model, ops.convert_to_tensor(x), lambda y_pred: loss(y, y_pred, weights))
+        after = [ops.convert_to_numpy(v) for v in model.variables]
+        restore(model, before)
+        return output, [ops.convert_to_numpy(g) for g in gradients], after
+
+    try:
+        found = one_pass()
+    except Exception as error:
+        raise PlainKerasFails(f"{type(error).__name__}: {error}") from error
+    if network.policy == "mixed_bfloat16" and not ON_JAX:
+        # oneDNN's gradient of a convolution in bfloat16 holds memory that nothing wrote, for some shapes.
+        if not all(np.array_equal(g, again) for g, again in zip(found[1], one_pass()[1], strict=True)):
+            raise PlainKerasFails("its gradient is another one each time")
+    return found
 
 
 def assert_norms_are(found: dict[str, Any], expected: dict[str, Any], network: Network, paths: set[str]) -> None:
@@ -215,6 +241,10 @@ def check_training(network: Network, model: keras.Model) -> None:
         logs = trainer.train_on_batch(x, y, sample_weight=weights, return_dict=True)
         return logs, [ops.convert_to_numpy(v) for v in model.variables]
 
+    calls_again = [piece for piece in network.pieces if piece.wiring in ("averaged", "twice")]
+    if ON_JAX and any(piece.name == "ActivityRegularization" for piece in calls_again):
+        # LargeBatchModel counts both, as Keras does on TensorFlow.
+        raise PlainKerasFails("on JAX its step counts one of the losses of a layer that is called twice")
     plain_logs, plain = trained(model, keras.optimizers.SGD(0.0), plainly)
     logs, values = trained(lb.LargeBatchModel(model), lb.CLARS(0.1), in_its_way)
     restore(model, before)
@@ -268,6 +298,8 @@ def check_numbered(file: pathlib.Path, numbers: range, norms: pathlib.Path | Non
         try:
             written = norms / f"{number}.npz" if norms else None
             line["rules"] = check(network, written if written and written.exists() else None)
+        except PlainKerasFails as error:
+            line["plain Keras fails"] = str(error)
         except Exception as error:
             line |= {"failed": f"{type(error).__name__}: {error}", "network": repr(network)}
         line["seconds"] = round(time.process_time() - began, 1)
@@ -283,7 +315,9 @@ def lines_of(file: pathlib.Path) -> list[dict[str, Any]]:
 def report(file: pathlib.Path) -> str:
     """The counts of a file: networks, failures, ways, dtype policies and layers."""
     lines = lines_of(file)
-    failed = [line["number"] for line in lines if "failed" in line]
+    failed, not_compared = (
+        [line["number"] for line in lines if key in line] for key in ("failed", "plain Keras fails")
+    )
     rules = sum((Counter(line.get("rules", {})) for line in lines), Counter())
     counts = {
         "ways": Counter(line["way"] for line in lines),
@@ -294,7 +328,8 @@ def report(file: pathlib.Path) -> str:
     seconds = sum(line["seconds"] for line in lines)
     return "\n".join(
         [
-            f"{len(lines)} networks in {seconds:.0f} s of processor time; failed: {failed or 'none'}",
+            f"{len(lines)} networks in {seconds:.0f} s of processor time",
+            f"failed: {failed or 'none'}; plain Keras fails: {not_compared or 'none'}",
             *(f"{name}: {', '.join(f'{key} {n}' for key, n in of.most_common())}" for name, of in counts.items()),
         ]
     )
