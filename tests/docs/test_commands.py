@@ -1,16 +1,21 @@
 """The commands that the pages show exist: modules, flags and make targets. What they print is tested elsewhere.
 
-No backend: it reads the pages.
+No backend: it reads the pages, and starts those of the command line in processes of their own.
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
 from tf_largebatch import batch_size
 from tf_largebatch.evaluate import DATA_FLAGS
@@ -85,3 +90,33 @@ def test_the_pages_have_commands():
     found = [command for page in PAGES for command in commands(page)]
     assert sum("python -m tf_largebatch.train" in command for command in found) > 5
     assert sum(command.startswith("make ") for command in found) > 5
+
+
+SHORTER = {
+    "tf_largebatch.train --dataset=folder": "--epochs=1 --batch_size=8",
+    "tf_largebatch.train --optimizer=$optimizer": "--epochs=1",
+}
+
+
+@pytest.mark.long
+def test_the_commands_for_ones_own_images_run_one_after_the_other(tmp_path):
+    """Every block of docs/command_line.md from "Your own images" on, in the page's order, but with one epoch."""
+    numbers = np.random.default_rng(0).integers(0, 256, (16, 96, 96, 3), np.uint8)
+    for number, pixels in enumerate(numbers):
+        for folder in (f"photos/train/class_{number % 2}", f"photos/validation/class_{number % 2}", "new_photos"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{number}.png")
+    text = (ROOT / "docs" / "command_line.md").read_text().partition("## Your own images")[2]
+    blocks = [block for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE) if "python" in block]
+    assert len(blocks) == 4
+    for block in blocks:
+        for command, flag in SHORTER.items():
+            block = block.replace(command, f"{command} {flag}")
+        script = f'set -e\npython() {{ {shlex.quote(sys.executable)} "$@"; }}\n{block}'
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        found = subprocess.run(
+            ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert found.returncode == 0, (block, found.stderr[-1000:])
+    written = ("predictions.csv", "runs/photos/evaluation/evaluation.json", "runs/again/final.keras", "both.png")
+    assert [path for path in written if not (tmp_path / path).is_file()] == []
