@@ -6,13 +6,14 @@ from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
 
 from tf_largebatch.check import require, within_classes
 
 if keras.backend.backend() == "jax":
+    from tf_largebatch.backend.jax.processes import whole
     from tf_largebatch.backend.jax.step_context import is_known
 else:
+    from tf_largebatch.backend.tensorflow.processes import whole
     from tf_largebatch.backend.tensorflow.step_context import is_known
 
 
@@ -60,6 +61,6 @@ def check_classes(loss: Any, y: Any, y_pred: Any) -> None:
     known = isinstance(y, np.ndarray) or (len(keras.tree.flatten(y)) == 1 and is_known(y))
     if not known or not getattr(y_pred, "shape", ()):
         return
-    labels = np.asarray(ops.convert_to_numpy(y))
+    labels = np.asarray(y if isinstance(y, np.ndarray) else whole(y))  # with the other processes' part of the batch
     ignored = getattr(loss, "ignore_class", None)
     within_classes("y", labels if ignored is None else labels[labels != ignored], y_pred.shape[-1])
