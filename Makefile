@@ -36,13 +36,14 @@ test-jax: $(STAMP)
 test-garden: $(GARDEN_STAMP)
 	$(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden --numprocesses=2 --dist=worksteal $(ARGS)
 
-# Which lines and branches of the package the tests of each world execute, those of `make test`; the counting takes its
-# time. ARGS="-k momentum" counts a part.
+# Which lines and branches of the package the tests of each world execute, those of `make test`, on JAX with the files that
+# `make test-long` runs there; the counting takes its time. ARGS="-k momentum" counts a part.
 COUNTED := --numprocesses=2 --dist=worksteal --cov --cov-report=
 
 coverage: $(STAMP) $(GARDEN_STAMP)
 	COVERAGE_FILE=.coverage.tensorflow $(BIN)/python -m pytest tests $(NOT_GARDEN) $(COUNTED) $(ARGS)
-	COVERAGE_FILE=.coverage.jax KERAS_BACKEND=jax $(BIN)/python -m pytest $(shell cat tests/jax_paths.txt) $(COUNTED) $(ARGS)
+	COVERAGE_FILE=.coverage.jax KERAS_BACKEND=jax $(BIN)/python -m pytest \
+	  $(shell cat tests/jax_paths.txt tests/jax_paths_long.txt) $(COUNTED) $(ARGS)
 	COVERAGE_FILE=.coverage.garden $(GARDEN_BIN)/python -m pytest tests/tf_keras tests/model_garden $(COUNTED) $(ARGS)
 	$(BIN)/python tests/reliability/coverage_table.py
 

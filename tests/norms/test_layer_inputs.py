@@ -152,7 +152,11 @@ STEPS = {
     "depthwise": ((3, 5, 5, 2), lambda: L.DepthwiseConv2D(3)),
     "transposed conv": ((3, 4, 4, 2), lambda: L.Conv2DTranspose(3, 3)),
     "einsum": ((3, 4, 5), lambda: L.EinsumDense("abc,cd->abd", (4, 4))),
-    "scales": ((3, 6), lambda: keras.Sequential([L.Dense(4), L.LayerNormalization(), L.PReLU()])),
+    # The steps' largest outputs are of negative inputs too, so that alpha has a gradient.
+    "scales": (
+        (3, 6),
+        lambda: keras.Sequential([L.Dense(4), L.LayerNormalization(), L.PReLU(keras.initializers.Constant(-1.0))]),
+    ),
     "gru": ((3, 4, 2), lambda: L.GRU(3, reset_after=False)),
     "steps of steps": ((2, 3, 4), lambda: L.TimeDistributed(L.Dense(3))),
     "batch norm": ((3, 4), lambda: L.BatchNormalization()),
