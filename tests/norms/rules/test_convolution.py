@@ -121,8 +121,9 @@ def built(case: str, data_format: str) -> Any:
     return layer
 
 
+@pytest.mark.usefixtures("channels_first_anywhere")
 @pytest.mark.parametrize("case", LAYERS)
-def test_both_data_formats(case, channels_first_anywhere):
+def test_both_data_formats(case):
     kind, rank, _, contractions = LAYERS[case]
     x = RNG.normal(size=(BATCH, *SIZES[rank], CHANNELS)).astype("float32")
     rule = RULES.get(kind, convolution)
