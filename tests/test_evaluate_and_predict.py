@@ -104,7 +104,7 @@ def test_predict(trained, tmp_path, capsys):
     output = tmp_path / "predictions.csv"
     arguments = (f"--images={trained / 'images' / 'validation'}", f"--output={output}", "--batch_size=7")
     assert program(predict, f"--model={trained / 'run'}", *arguments) == 0
-    assert "20 images classified" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"20 images classified: {output}\n"
     with open(output) as file:
         header, *rows = csv.reader(file)
     assert header == ["file", "class", "probability", *NAMES] and len(rows) == 20
@@ -113,6 +113,7 @@ def test_predict(trained, tmp_path, capsys):
         assert sum(map(float, all_of_them)) == pytest.approx(1, abs=1e-4)
     one = trained / "images" / "validation" / "left" / "3.png"
     assert program(predict, f"--model={trained / 'run'}", f"--images={one}", f"--output={output}", "--top=2") == 0
+    assert capsys.readouterr().out == f"1 images classified: {output} (replaced)\n"
     with open(output) as file:
         header, row = csv.reader(file)
     assert header == ["file", "class_1", "probability_1", "class_2", "probability_2"]

@@ -108,9 +108,10 @@ def _run(values: flags.FlagValues) -> None:
         logits=final_model.returns_logits(model, information),
         batch_size=given["batch_size"],
     )
+    replaces = output.exists()
     with replacing(output) as temporary, open(temporary, "w", newline="") as file:
         csv.writer(file).writerows(_rows(predictions, names, top))
-    print(f"{len(paths)} images classified: {output}")
+    print(f"{len(paths)} images classified: {output}{' (replaced)' if replaces else ''}")
 
 
 def main(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> int:

@@ -25,6 +25,9 @@ def test_labels_outside_the_classes(loss, kind):
 
 def test_labels_that_are_not_read_as_classes():
     check_classes(keras.losses.SparseCategoricalCrossentropy(ignore_class=-1), np.array([-1, 2]), SCORES)
+    check_classes(SPARSE, np.array([-1, 2]), SCORES, np.array([0.0, 1.0]))
+    # The classes are on another axis than the last.
+    check_classes(keras.losses.SparseCategoricalCrossentropy(axis=1), np.full((2, 1), 2), np.zeros((2, 3, 1)))
     check_classes(keras.losses.MeanSquaredError(), np.array([-1, 7]), SCORES)
     check_classes(keras.losses.CategoricalCrossentropy(), np.eye(3)[:2], SCORES)
 

@@ -138,6 +138,7 @@ NAMES = {
         "compiled": compiled,
         "coupled": coupled,
         "keras": keras,
+        "np": np,
         "surface": surface,
         "IMAGES": IMAGES,
         "X": X,

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 from comparing import ON_JAX
-from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import given, reject
 from network_checks import PlainKerasFails, check, required
-from random_networks import PIECES, RULES, Network, Piece, networks, numbered
+from random_networks import DRAWS, PIECES, RULES, Network, Piece, networks, numbered
 from selection import long_unless
 
 # Networks that once failed, by what was wrong.
@@ -20,7 +20,6 @@ FOUND: dict[str, Network] = {
     # Its second table is not used: no gradient and no norm, in the package and in the slow reference.
     "a variable without gradient": Network((Piece("ReversibleEmbedding", numbers=(0, 0, 1, 1)),)),
 }
-EXAMPLES = 13  # for each of the 38 rules: 494 in all
 # JAX compiles every operation of the slow reference; there most run in `make test-long`.
 QUICK = 4
 
@@ -41,18 +40,11 @@ COUNTS: Counter[str] = Counter()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES)  # 38: 494 networks in all
 def test_networks_with_each_rule(rule, capsys):
     before = COUNTS.total()
 
-    @settings(
-        max_examples=EXAMPLES,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
+    @DRAWS
     @given(network=networks([rule]))
     def holds(network):
         try:

@@ -7,8 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import tf_keras
-from hypothesis import HealthCheck, Phase, given, settings
-from random_networks import WITHOUT_RULE, data_of, loss_of, model_of, networks, numbered, pieces_of_tf_keras
+from hypothesis import given
+from random_networks import DRAWS, WITHOUT_RULE, data_of, loss_of, model_of, networks, numbered, pieces_of_tf_keras
 from tf_keras_norm_reference import assert_measured_right, measured
 
 from tf_largebatch.tf_keras.norms import TF_KERAS
@@ -16,7 +16,6 @@ from tf_largebatch.tf_keras.norms import TF_KERAS
 PIECES = pieces_of_tf_keras(tf_keras.layers)
 RULES = tuple(name for name in PIECES if name not in WITHOUT_RULE)
 DRAWN = {"ways": ("eager", "graph"), "policies": ("float32",), "pieces": PIECES}
-EXAMPLES = 13  # for each of the 15 layers: 195 in all
 
 
 def check(network):
@@ -52,16 +51,9 @@ COUNTS: Counter[str] = Counter()
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES)  # 15: 195 networks in all
 def test_networks_with_each_rule(rule, capsys):
-    @settings(
-        max_examples=EXAMPLES,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate, Phase.shrink],
-        suppress_health_check=list(HealthCheck),
-    )
+    @DRAWS
     @given(network=networks([rule], **DRAWN))
     def holds(network):
         COUNTS.update(check(network))

@@ -20,7 +20,6 @@ from tf_largebatch.conadv import objective
 from tf_largebatch.conadv.class_labels import (
     are_right,
     are_sparse,
-    classes_of,
     in_the_form_of,
     is_for_classes,
     is_of_keras,
@@ -30,7 +29,7 @@ from tf_largebatch.conadv.class_labels import (
 from tf_largebatch.conadv.objective import Scores, scores_of
 from tf_largebatch.conadv.probability_logarithms import plain_value
 from tf_largebatch.keras_internals import build_compile_loss
-from tf_largebatch.norms.targets import check_classes
+from tf_largebatch.norms.targets import check_classes, classes_of
 from tf_largebatch.training.loss_terms import calls_of_terms
 
 

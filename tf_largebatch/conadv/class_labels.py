@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
 from keras import ops
 
 from tf_largebatch.core import random_numbers
@@ -44,25 +43,6 @@ def is_for_classes(loss: Any) -> bool:
     False for Keras's losses of other labels, such as the mean squared error.
     """
     return not is_of_keras(loss) or getattr(loss, "__name__", type(loss).__name__) in _CLASSIFICATION
-
-
-def classes_of(output: Any) -> int:
-    """Returns the number of classes that a classifier gives scores for.
-
-    Args:
-        output: What the classifier gives: tensors or their specifications.
-
-    Raises:
-        ValueError: Unless it is one tensor [batch, classes] with 2 classes or more. The likeliest class of a single
-            score would always be class 0.
-    """
-    shapes = [tuple(leaf.shape) for leaf in keras.tree.flatten(output)]
-    if len(shapes) != 1 or len(shapes[0]) != 2 or not shapes[0][1] or shapes[0][1] < 2:
-        raise ValueError(
-            f"model must give one score per class, [batch, classes] with 2 or more; received output {shapes}: give a "
-            "binary classifier two scores, Dense(2), or the loss BinaryCrossentropy."
-        )
-    return int(shapes[0][1])
 
 
 def loss_sum(loss: Any, y: Any, y_pred: Any) -> Any:

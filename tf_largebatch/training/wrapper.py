@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.keras_internals import default_jit_compile, layers_within
-from tf_largebatch.training import delegation
+from tf_largebatch.training import delegation, fit_data
 from tf_largebatch.training.trainer import Trainer
 
 
@@ -27,6 +27,22 @@ class Wrapper(Trainer, keras.Model):
         if mask is not None and "mask" in inspect.signature(self.model.call).parameters:
             return self.model(inputs, mask=mask)
         return self.model(inputs)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """Trains as `keras.Model.fit` does, on labels that fit the model."""
+        arguments = delegation.fit_arguments(args, kwargs)
+        self.check_labels(arguments["y"], arguments["sample_weight"])
+        return super().fit(*args, **kwargs)
+
+    def check_labels(self, y: Any, sample_weight: Any = None) -> None:
+        """Raises ValueError unless labels name classes of the model; see `fit_data.check_labels`.
+
+        Args:
+            y: Labels, or None.
+            sample_weight: Their weights, or None.
+        """
+        if y is not None and self.compiled and not delegation.overrides(self.model, "compute_loss"):
+            fit_data.check_labels(self.model, self.loss, y, sample_weight)
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
         """Exports the wrapped model: `keras.Model.export` of `.model`."""

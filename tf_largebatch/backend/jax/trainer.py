@@ -49,6 +49,7 @@ class Trainer:
     trainable_variables: Any
     metrics_variables: Any
     _build_wrapped: Any
+    check_labels: Any
     _untracked_variables: Any
     _build_untracked: Any
     evaluation_step: Any
@@ -193,13 +194,20 @@ class Trainer:
         return result, tuple(new)
 
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        """Builds what is not built, before Keras traces a step: the wrapped model under its own names."""
-        if data_batch is None and not all(layer.built for layer in keras_internals.layers_within(self.model)):
+        """Builds what is not built, before Keras traces a step: the wrapped model under its own names.
+
+        After `compile` Keras draws a batch to build the loss. Its labels are checked, as TensorFlow's kernels do.
+        """
+        loss = keras_internals.compiled_loss(self)
+        built = all(layer.built for layer in keras_internals.layers_within(self.model)) and (loss is None or loss.built)
+        if data_batch is None and not built:
             for _, _, batches in iterator:
                 data_batch = batches[0] if isinstance(batches, list | tuple) else next(batches)
                 break
         if data_batch is not None:
-            self._build_wrapped(keras.utils.unpack_x_y_sample_weight(data_batch)[0])
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data_batch)
+            self._build_wrapped(x)
+            self.check_labels(y, sample_weight)
         super()._symbolic_build(iterator, data_batch)  # type: ignore[misc]
         self._build_untracked()
 
