@@ -344,6 +344,32 @@ def test_a_compiled_loss_holds_its_terms():
     assert [tuple(spec.shape) for spec in specs] == [(3, 2), (3,)]
 
 
+def test_compiled_metrics_are_built_ahead():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", metrics=["mae"])
+    y = ops.ones((3, 1))
+    keras_internals.build_compile_metrics(model, y, y, None)
+    assert model._compile_metrics.built, "keras.src.backend.compute_output_spec no longer builds compiled metrics"
+    assert model.evaluate(np.ones((3, 2)), np.ones((3, 1)), verbose=0, return_dict=True).keys() == {"loss", "mae"}
+
+
+@tensorflow_only
+def test_variables_are_created_outside_of_a_traced_function():
+    import tensorflow as tf
+
+    traces, made = [], []
+
+    @tf.function(autograph=False)
+    def step():
+        traces.append(1)
+        with keras_internals.outside_the_graph():
+            made.append(keras.Variable(2.0))
+        return made[0] + 1
+
+    assert float(step()) == 3
+    assert len(traces) == 1, "experimental_enable_variable_lifting no longer keeps a variable out of a tf.function"
+
+
 def test_losses_of_several_outputs():
     inputs = keras.Input((2,))
     model = keras.Model(inputs, [keras.layers.Dense(1, "sigmoid")(inputs) for _ in range(2)])

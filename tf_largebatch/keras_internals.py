@@ -220,7 +220,7 @@ def _add_takes_biases() -> bool:
     """Returns whether `keras.ops.add` adds what looks like a bias to the last axis; here it lies on the middle one."""
     if keras.backend.backend() == "jax":  # jax.numpy's; and inside a trace nothing can be computed and read
         return False
-    with _outside_the_graph():
+    with outside_the_graph():
         y = ops.add(ops.zeros((1, 2, 2)), ops.convert_to_tensor([[[0.0], [1.0]]]))
         return float(ops.convert_to_numpy(y)[0, 0, 1]) == 1.0
 
@@ -477,13 +477,23 @@ def reading_logits(loss: Any, function_of_logits: Any = None) -> Any:
     return changed
 
 
-def _outside_the_graph() -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which TensorFlow creates variables that outlive the graph under construction."""
+@contextlib.contextmanager
+def outside_the_graph() -> Iterator[None]:
+    """Within it TensorFlow creates variables that do not belong to the graph under construction.
+
+    `experimental_enable_variable_lifting`: in `tf.init_scope` alone a `tf.function` takes the variables for its own,
+    and is then traced a second time.
+    """
     if keras.backend.backend() != "tensorflow":
-        return contextlib.nullcontext()
+        yield
+        return
     import tensorflow as tf
 
-    return tf.init_scope()
+    def create(next_creator: Any, **arguments: Any) -> Any:
+        return next_creator(**{**arguments, "experimental_enable_variable_lifting": False})
+
+    with tf.init_scope(), tf.variable_creator_scope(create):
+        yield
 
 
 def build_compile_loss(compile_loss: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
@@ -492,14 +502,28 @@ def build_compile_loss(compile_loss: Any, y: Any, y_pred: Any, sample_weight: An
     `keras.src.backend.compute_output_spec`, by which Keras builds it under a strategy: in a step that is being traced
     the metrics would be created inside the graph.
     """
+    _call_with_specs(compile_loss, y, y_pred, sample_weight)
+
+
+def build_compile_metrics(model: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
+    """Builds the compiled metrics of a model, if they are not, from tensors or their specs; see `build_compile_loss`.
+
+    `_compile_metrics`, which compiles names to metrics, and creates their variables, when it is updated first.
+    """
+    if model._compile_metrics is not None and not model._compile_metrics.built:
+        _call_with_specs(model._compile_metrics.update_state, y, y_pred, sample_weight)
+
+
+def _call_with_specs(function: Any, *arguments: Any) -> None:
+    """Calls a function with the specs of tensors, outside of the graph under construction."""
     from keras.src import backend
 
     def spec(t: Any) -> Any:
         return None if t is None else keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype))
 
-    arguments = keras.tree.map_structure(spec, (y, y_pred, sample_weight))
-    with _outside_the_graph():
-        backend.compute_output_spec(compile_loss, *arguments)
+    specs = keras.tree.map_structure(spec, arguments)
+    with outside_the_graph():
+        backend.compute_output_spec(function, *specs)
 
 
 def output_spec(model: Any, x: Any) -> Any:
@@ -515,7 +539,7 @@ def specs_of(function: Any, x: Any) -> Any:
     from keras.src import backend
 
     specs = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, keras.backend.standardize_dtype(t.dtype)), x)
-    with _outside_the_graph():
+    with outside_the_graph():
         return backend.compute_output_spec(function, specs)
 
 

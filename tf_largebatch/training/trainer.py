@@ -5,6 +5,7 @@ import keras
 if keras.backend.backend() == "jax":
     from tf_largebatch.backend.jax.trainer import (
         Trainer,
+        build_optimizer,
         in_strategy,
         number_of_replicas,
         outside_of_the_step,
@@ -16,6 +17,7 @@ if keras.backend.backend() == "jax":
 else:
     from tf_largebatch.backend.tensorflow.trainer import (  # type: ignore[assignment]
         Trainer,
+        build_optimizer,
         in_strategy,
         number_of_replicas,
         outside_of_the_step,
@@ -27,6 +29,7 @@ else:
 
 __all__ = [
     "Trainer",
+    "build_optimizer",
     "in_strategy",
     "number_of_replicas",
     "outside_of_the_step",

@@ -23,7 +23,12 @@ from tf_largebatch.training.loss_terms import MicroBatchLosses
 from tf_largebatch.training.micro_batches import MicroBatches, batch_size_of, number_of_micro_batches
 from tf_largebatch.training.noise_scale import NoiseScaleAverages
 from tf_largebatch.training.step import Measuring, Pass, Stream, passes_over, run_pass
-from tf_largebatch.training.trainer import number_of_replicas, outside_of_the_step, replica_may_be_empty
+from tf_largebatch.training.trainer import (
+    build_optimizer,
+    number_of_replicas,
+    outside_of_the_step,
+    replica_may_be_empty,
+)
 from tf_largebatch.training.wrapper import Wrapper
 
 
@@ -85,6 +90,7 @@ class UpdatingWrapper(Wrapper):
 
     def _update(self, streams: Sequence[Stream], y: Any, sample_weight: Any) -> dict[str, Any]:
         """Makes one update on the streams of a batch; returns the logs."""
+        build_optimizer(self)
         batch_size = batch_size_of(streams[0].inputs)
         size = self._size_of_micro_batches(batch_size)
         totals = None
@@ -160,8 +166,6 @@ class UpdatingWrapper(Wrapper):
         """Adds a batch to its group, and makes the group's update if the batch completes it."""
         with outside_of_the_step():  # of a model that this step has just built
             self._build_untracked()
-            if not self.optimizer.built:
-                self.optimizer.build(self.trainable_variables)
         accumulation.add(result, batch_size)
 
         def finish() -> None:

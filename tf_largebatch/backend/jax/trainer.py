@@ -25,6 +25,7 @@ from tf_largebatch.training.automatic_size import AUTO
 
 __all__ = [
     "Trainer",
+    "build_optimizer",
     "in_strategy",
     "number_of_replicas",
     "outside_of_the_step",
@@ -256,6 +257,11 @@ def _updated(state: Any, own: Sequence[Any], theirs: Sequence[Any], new: Any) ->
     }
     pairs = zip(own, state, strict=True)
     return tuple([value_of.get(id(v), value) for v, value in zip(*pair, strict=True)] for pair in pairs)
+
+
+def build_optimizer(model: keras.Model) -> None:
+    """Does nothing: on JAX Keras builds the optimizer before a step is traced."""
+    del model
 
 
 def number_of_replicas() -> int:

@@ -17,6 +17,7 @@ from tf_largebatch.training.automatic_size import AUTO
 
 __all__ = [
     "Trainer",
+    "build_optimizer",
     "in_strategy",
     "number_of_replicas",
     "outside_of_the_step",
@@ -68,6 +69,21 @@ class Trainer:
         """The number of examples of the batch for which a step was last traced; None if it is not known."""
         return self._traced_size if isinstance(self._traced_size, int) else None
 
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        """As `keras.Model.compute_loss`; the metrics of several losses are created outside of the traced step."""
+        loss = keras_internals.compiled_loss(self)
+        if loss is not None and not loss.built and _may_create(y, y_pred, sample_weight):
+            keras_internals.build_compile_loss(loss, y, y_pred, sample_weight)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)  # type: ignore[misc]
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """As `keras.Model.compute_metrics`; the metrics are created outside of the traced step."""
+        if _may_create(y, y_pred, sample_weight):
+            keras_internals.build_compile_metrics(self, y, y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, sample_weight)  # type: ignore[misc]
+
     def test_step(self, data: Any) -> dict[str, Any]:
         """Runs one batch of `evaluate`: the wrapped model's own `test_step` if it has one."""
         if not delegation.overrides(self.model, "test_step"):
@@ -83,6 +99,26 @@ class Trainer:
         return self.model.predict_step(data) if own else super().predict_step(data)  # type: ignore[misc]
 
 
+def build_optimizer(model: keras.Model) -> None:
+    """Creates the optimizer's variables outside of the step that is traced.
+
+    TensorFlow traces a step in which variables are created twice.
+    """
+    if not model.optimizer.built and number_of_replicas() == 1:
+        with outside_of_the_step():
+            model.optimizer.build(model.trainable_variables)
+
+
+def _may_create(*tensors: Any) -> bool:
+    """Returns whether variables, made for tensors like these, can be created outside of the step that is being traced.
+
+    Under a strategy of several replicas Keras has created them.
+    """
+    leaves = [t for t in keras.tree.flatten(tensors) if t is not None]
+    known = all(isinstance(t, tf.Tensor) and t.shape.rank is not None for t in leaves)
+    return tf.inside_function() and number_of_replicas() == 1 and known
+
+
 def number_of_replicas() -> int:
     """Returns how many replicas share a batch, each with a loss of its own."""
     return tf.distribute.get_strategy().num_replicas_in_sync
@@ -91,7 +127,7 @@ def number_of_replicas() -> int:
 @contextlib.contextmanager
 def outside_of_the_step() -> Iterator[None]:
     """Within it nothing belongs to the step that is being traced: variables may be created."""
-    with tf.init_scope():
+    with keras_internals.outside_the_graph():
         yield
 
 
