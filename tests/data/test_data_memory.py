@@ -1,16 +1,16 @@
 """Sets held in memory: splits, order, augmentation, standardization, refusals.
 
-TensorFlow only: tf.data makes these batches. test_pipelines.py compares them with those that NumPy makes.
+tf.data makes these batches, whatever Keras computes with. test_pipelines.py compares them with those that NumPy makes.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tf_largebatch import data
-from tf_largebatch.data.tensorflow_pipeline import crop_and_flip
+
+tf = pytest.importorskip("tensorflow")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,8 @@ def test_evaluation_covers_every_image_once_in_order_and_is_never_augmented():
 
 
 def test_crop_and_flip_only_moves_and_mirrors():
+    from tf_largebatch.data.tensorflow_pipeline import crop_and_flip
+
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (200, 8, 8, 3), dtype=np.uint8)
     moved = crop_and_flip(tf.constant(images), tf.constant([1, 2], tf.int64)).numpy()

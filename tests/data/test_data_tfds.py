@@ -1,7 +1,4 @@
-"""Sets of tensorflow_datasets: generated here, the real CIFAR-10 where it is at hand, and what is said without.
-
-TensorFlow only: tensorflow-datasets reads these sets.
-"""
+"""Sets of tensorflow_datasets: generated here, the real CIFAR-10 where it is at hand, and what is said without."""
 
 from __future__ import annotations
 

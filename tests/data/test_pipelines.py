@@ -1,18 +1,26 @@
-"""TensorFlow only: it holds the batches of tf.data against those that NumPy makes where TensorFlow is not installed."""
+"""The batches of tf.data against those that NumPy makes where TensorFlow is not installed."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from comparing import tensorflow_only
 
 from tf_largebatch.core import random_numbers
-from tf_largebatch.data import array_pipeline, philox, tensorflow_pipeline
+from tf_largebatch.data import array_pipeline, philox
 from tf_largebatch.data.batches import ArrayBatches, with_one_hot_labels
 from tf_largebatch.data.standardization import Standardization
 
+tf = pytest.importorskip("tensorflow")
 STANDARD = Standardization((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 255.0, (12, 12))
 RESIZED = Standardization((0.4, 0.5, 0.6), (0.2, 0.3, 0.25), 255.0, (20, 9))
+
+
+@pytest.fixture(scope="module")
+def tensorflow_pipeline():
+    from tf_largebatch.data import tensorflow_pipeline
+
+    return tensorflow_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +44,7 @@ def test_random_numbers_are_those_of_tensorflow(key):
         np.testing.assert_array_equal(philox.permutation(key, count), order)
 
 
+@tensorflow_only
 def test_random_numbers_of_a_seed_are_the_same_eagerly_and_in_a_graph():
     def drawn(seed):
         tensors = [random_numbers.split(seed, 3), random_numbers.fold_in(seed, 5)]
@@ -51,7 +60,7 @@ def test_random_numbers_of_a_seed_are_the_same_eagerly_and_in_a_graph():
 
 @pytest.mark.parametrize("standardization", [STANDARD, RESIZED], ids=["same size", "resized"])
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
-def test_batches_are_those_of_tensorflow(arrays, augment, standardization):
+def test_batches_are_those_of_tensorflow(tensorflow_pipeline, arrays, augment, standardization):
     arguments = (arrays, 5, 3, 1, 3, augment, standardization)
     expected = list(tensorflow_pipeline.training_batches(*arguments).as_numpy_iterator())
     found = array_pipeline.training_batches(*arguments)
@@ -65,7 +74,7 @@ def test_batches_are_those_of_tensorflow(arrays, augment, standardization):
         np.testing.assert_allclose(x, images, atol=2e-6)
 
 
-def test_one_hot_labels(arrays):
+def test_one_hot_labels(tensorflow_pipeline, arrays):
     for pipeline in (tensorflow_pipeline, array_pipeline):
         batches = with_one_hot_labels(pipeline.evaluation_batches(arrays, 23, STANDARD), 23)
         labels = np.asarray(next(iter(batches))[1])

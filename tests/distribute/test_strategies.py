@@ -1,15 +1,12 @@
-"""What is refused before any device is touched, and which batches fit.
-
-TensorFlow only: it tests tf.distribute. tests/jax/test_several_devices.py tests keras.distribution.
-"""
+"""What is refused before any device is touched, and which batches fit."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-import tensorflow as tf
 from absl import flags
+from comparing import ON_JAX, tensorflow_only
 
 from tf_largebatch import train
 from tf_largebatch.distribute import strategies
@@ -28,7 +25,9 @@ def environ(cluster=None, task=("worker", 0)):
         ("two_devices", None, {}, "strategy must be one of one_device, .*strategy='two_devices'"),
         ("tpu", 2, {}, "replicas applies to strategy=mirrored; received replicas=2 with strategy='tpu'"),
         ("mirrored", 0, {}, "replicas must be at least 1; received replicas=0"),
-        ("multi_worker", None, {}, "needs TF_CONFIG, which is not set: for example"),
+        pytest.param(
+            *("multi_worker", None, {}, "needs TF_CONFIG, which is not set: for example"), marks=tensorflow_only
+        ),
         ("mirrored", 2, environ(), "'mirrored' trains on one host, but TF_CONFIG names 2 workers"),
         ("one_device", None, environ(), "unset TF_CONFIG"),
         ("multi_worker", None, {"TF_CONFIG": "worker"}, "TF_CONFIG must be JSON, .*received 'worker'"),
@@ -55,6 +54,7 @@ def test_what_is_accepted():
     strategies.check("multi_worker", environ=environ({"chief": ["c:1"], "worker": WORKERS}, ("worker", 1)))
 
 
+@tensorflow_only
 @pytest.mark.parametrize(
     "cluster, task, chief",
     [
@@ -69,14 +69,18 @@ def test_who_writes(cluster, task, chief):
 
 
 def test_the_name_of_a_worker():
-    assert strategies.task_name(environ(task=("worker", 1))) == "worker-1"
+    """On JAX it is the number of a process that has joined the others, here of none."""
+    assert strategies.task_name(environ(task=("worker", 1))) == f"worker-{0 if ON_JAX else 1}"
 
 
 def test_one_process_writes():
     assert all(strategies.is_chief(name, {}) for name in ("one_device", "mirrored", "tpu"))
 
 
+@tensorflow_only
 def test_devices_that_are_not_there(monkeypatch):
+    import tensorflow as tf
+
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ValueError, match=r"strategy=tpu found no TPU at tpu='local': "):
         strategies.build("tpu")
@@ -91,6 +95,12 @@ def test_devices_that_are_not_there(monkeypatch):
 
 
 def test_one_device_is_no_strategy():
+    if ON_JAX:
+        layout = strategies.layout("one_device")
+        assert (layout.replicas, layout.whole_batches, layout.processes) == (1, False, 1)
+        return
+    import tensorflow as tf
+
     assert strategies.build("one_device") is tf.distribute.get_strategy()
 
 
@@ -112,7 +122,10 @@ def test_batches_that_do_not_fit(batch_size, replicas, micro_batch_size, message
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--strategy=multi_worker", "--output_dir=runs/a"], "needs TF_CONFIG, which is not set"),
+        pytest.param(
+            *(["--strategy=multi_worker", "--output_dir=runs/a"], "needs TF_CONFIG, which is not set"),
+            marks=tensorflow_only,
+        ),
         (["--strategy=mirrored"], "pass replicas, the number of logical devices"),
         (["--strategy=tpu"], "strategy=tpu found no TPU"),
         (

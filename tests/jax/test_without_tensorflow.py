@@ -40,7 +40,7 @@ model.compile(lb.CLARS(0.1, gradient_norms="per_example"), "mse")
 model.fit(np.ones((8, 4)), np.ones((8, 3)), batch_size=8, verbose=0)
 print(sorted(path.split("/")[-1] for path in model.optimizer.layerwise_rates()))
 
-for name in ("tf_keras", "model_garden"):
+for name in ("tf_keras", "model_garden", "distribute.fit"):
     try:
         importlib.import_module(f"tf_largebatch.{name}")
     except ImportError as error:
@@ -62,12 +62,12 @@ def run(code: str, *arguments: object, backend: str = "jax") -> subprocess.Compl
 def test_every_module_is_imported_and_clars_takes_a_step():
     found = run(WORKS)
     assert found.returncode == 0, found.stderr[-2000:]
-    trained, *refused = found.stdout.splitlines()[-3:]
+    trained, *refused = found.stdout.splitlines()[-4:]
     assert trained == "['bias', 'kernel']"
     # What is TensorFlow's says so.
-    for package, message in zip(("tf_keras", "model_garden"), refused, strict=True):
+    for package, message in zip(("tf_keras", "model_garden", "distribute.fit"), refused, strict=True):
         assert message.startswith(f"tf_largebatch.{package} computes with TensorFlow, and Keras runs on jax here")
-        assert "KERAS_BACKEND" in message
+        assert ("keras.distribution" if "fit" in package else "KERAS_BACKEND") in message
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", pytest.param("torch", marks=pytest.mark.long)])

@@ -84,6 +84,8 @@ class Server:
     def __init__(self, directory: pathlib.Path) -> None:
         self._directory, self._number = directory, 0
         environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
+        # Its own, so that no killed process leaves a half-written program to other tests.
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(directory / "jax_cache")
         paths = (TESTS.parent, TESTS, pathlib.Path(__file__).parent)
         environment["PYTHONPATH"] = os.pathsep.join(map(str, paths))
         with open(directory / "server.log", "w") as log:
@@ -128,17 +130,17 @@ class Server:
 
 
 def _serve() -> None:
-    import keras
     import matplotlib.figure
     import sklearn.datasets
     import train_runs
 
     from tf_largebatch import models
+    from tf_largebatch.data import batches
     from tf_largebatch.plots import adversarial_images, run_files
 
     # What a run imports later is imported once, here.
     assert matplotlib.figure and sklearn.datasets and adversarial_images and run_files
-    if keras.backend.backend() == "tensorflow":
+    if batches.tensorflow_is_installed():
         import tensorflow as tf
 
         assert tf.data

@@ -141,9 +141,9 @@ def _fit(run: Run) -> None:
         if config.strategy == "one_device" or run.layout.whole_batches:
             run.model.fit(training, shuffle=False, **settings)
         else:
-            from tf_largebatch.distribute import fit as distributed_fit
+            from tf_largebatch.distribute.fit import fit
 
-            distributed_fit.fit(run.model, training, **settings)
+            fit(run.model, training, **settings)
 
 
 def _callbacks(run: Run, images: Any, labels: Any) -> list[keras.callbacks.Callback]:
