@@ -31,6 +31,28 @@ def test_an_interrupt_in_a_finalizer_is_not_lost(monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
+def test_an_error_that_follows_from_an_interrupt_is_the_interrupt():
+    """As NumPy does, whose code in C makes a SystemError of what Python raises in it."""
+
+    def interrupted():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise SystemError("returned a result with an exception set") from error
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt), interrupts.raising(), interrupts.kept():
+                interrupted()
+            assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            # Without Ctrl-C an error stays what it is.
+            with pytest.raises(SystemError, match="own"), interrupts.raising(), interrupts.kept():
+                raise SystemError("its own")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     ("argv", "command", "is_program"),
     [

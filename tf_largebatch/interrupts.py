@@ -20,6 +20,10 @@ INTERRUPTED = 130  # the exit status
 _SOON = 0.1  # seconds
 
 
+# Whether Ctrl-C was pressed since `raising` was entered.
+_pressed = False
+
+
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
     """Within it Ctrl-C raises KeyboardInterrupt; after it a program of this package ends at once, without a word.
@@ -27,24 +31,50 @@ def raising() -> Iterator[None]:
     Python drops an exception that is raised while a finalizer or a callback of the garbage collector runs; this one is
     raised again then.
     """
-    of_program = signal.getsignal(signal.SIGINT) is _end
-    previous = sys.unraisablehook
+    global _pressed
+    previous, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    of_program = previous is _end
+    # Only the main thread may set handlers; no other is interrupted.
+    set_here = (of_program or previous is signal.default_int_handler) and (
+        threading.current_thread() is threading.main_thread()
+    )
 
     def again(lost: Any) -> None:
         if lost.exc_type is KeyboardInterrupt:
             threading.Timer(_SOON, os.kill, (os.getpid(), signal.SIGINT)).start()
         else:
-            previous(lost)
+            hook(lost)
 
-    sys.unraisablehook = again
-    if of_program:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _pressed, sys.unraisablehook = False, again
+    if set_here:
+        signal.signal(signal.SIGINT, _raise)
     try:
         yield
     finally:
-        if of_program:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        sys.unraisablehook = previous
+        if set_here:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if of_program else previous)
+        sys.unraisablehook = hook
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Within `raising` it turns every error after Ctrl-C into KeyboardInterrupt.
+
+    Code in C that Python interrupts reports an error of its own: NumPy a SystemError, JAX a JaxRuntimeError, an import
+    that stops half-way an AttributeError later.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _pressed:
+            raise KeyboardInterrupt from error
+        raise
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    global _pressed
+    _pressed = True
+    signal.default_int_handler(number, frame)
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

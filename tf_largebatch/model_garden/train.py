@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     # the data.
     is_new = command_line.is_missing(flags.FLAGS.model_dir)
     try:
-        with interrupts.raising():
+        with interrupts.raising(), interrupts.kept():
             params = _resolved(flags.FLAGS)
             command_line.check_mode(flags.FLAGS.mode)
             command_line.check_devices(params.runtime)

@@ -103,14 +103,16 @@ def _main(argv: Sequence[str], flag_values: flags.FlagValues, prepared: list[Run
     """Does what `main` does but for Ctrl-C; adds the run to `prepared` when it may begin to write."""
     try:
         require(len(argv) < 2, "every argument", argv[-1], "a flag, --name=value")
-        prepared.append(prepare(config_from_flags(flag_values)))
+        with interrupts.kept():
+            prepared.append(prepare(config_from_flags(flag_values)))
     except ValueError as error:
         return _failed(str(error))
     except _system_errors() as error:
         return _failed(_reason(error))
     output_dir = prepared[0].output_dir
     try:
-        execute(prepared[0])
+        with interrupts.kept():
+            execute(prepared[0])
     except (TrainingDiverged, run_directory.DirectoryRefused, DamagedFile) as error:
         return _failed(str(error))
     except OutOfMemory as error:
@@ -129,7 +131,7 @@ def reported(argv: Sequence[str], program: Callable[[], None]) -> int:
         program: The program.
     """
     try:
-        with interrupts.raising():
+        with interrupts.raising(), interrupts.kept():
             require(len(argv) < 2, "every argument", argv[-1], "a flag, --name=value")
             program()
     except ValueError as error:
