@@ -14,6 +14,9 @@ OLDEST_VENV ?= .venv-oldest
 OLDEST := tensorflow==2.20.0 keras==3.12.0 tensorflow-datasets==4.9.8
 OLDEST_STAMP := $(OLDEST_VENV)/.installed
 
+# What Python compiles is kept: the tests start many processes, which would compile the tests and the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: train test test-base test-jax test-garden test-long test-oldest coverage docs dist release-check matrix lint clean
 
 # The default run: digits, batch 512, CLARS without warmup. More flags: make train ARGS="--epochs=5"

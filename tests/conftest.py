@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 # Where JAX is not installed, `import jax` would find the folder tests/jax, and Keras takes it for JAX.
 if getattr(importlib.util.find_spec("jax"), "origin", None) is None:
@@ -22,16 +23,22 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).pa
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-import keras
 import pytest
 from selection import mark_long
 
-if os.environ["KERAS_BACKEND"] == "tensorflow":
+if TYPE_CHECKING:
     import tensorflow as tf
 
-    tf.config.set_logical_device_configuration(
-        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-    )
+
+def pytest_configure(config):
+    # With pytest-xdist this process hands out tests and runs none: it needs no TensorFlow.
+    hands_out = getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput")
+    if os.environ["KERAS_BACKEND"] == "tensorflow" and not hands_out:
+        import tensorflow as tf
+
+        tf.config.set_logical_device_configuration(
+            tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+        )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -41,6 +48,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _fresh_keras():
+    import keras
+
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("float32")
     yield
@@ -49,8 +58,10 @@ def _fresh_keras():
 
 @pytest.fixture(scope="session")
 def two_replicas() -> tf.distribute.MirroredStrategy:
-    if keras.backend.backend() != "tensorflow":
+    if os.environ["KERAS_BACKEND"] != "tensorflow":
         pytest.skip("JAX has no replicas: one program computes on global arrays")
+    import tensorflow as tf
+
     # One in a process: each strategy numbers its collectives from the start, and TensorFlow refuses a number
     # that comes again with another shape.
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])

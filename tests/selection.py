@@ -11,14 +11,14 @@ that is marked `quick_on_jax` the named tests stay there.
 from __future__ import annotations
 
 import functools
+import os
 from collections import Counter
 from collections.abc import Collection, Iterable
 from typing import Any
 
-import keras
 import pytest
 
-ON_JAX = keras.backend.backend() == "jax"
+ON_JAX = os.environ.get("KERAS_BACKEND") == "jax"
 long = functools.partial(pytest.param, marks=pytest.mark.long)
 
 

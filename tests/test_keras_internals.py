@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import pathlib
 import re
@@ -79,20 +80,25 @@ def tree_of(path):
     return ast.parse(path.read_text())
 
 
-NAMES = {path.relative_to(ROOT).as_posix(): private_names(tree_of(path)) for path in sorted(ROOT.rglob("*.py"))}
-DEFINED = set().union(*(defined for module, (_, defined, _) in NAMES.items() if module not in LISTS))
-# Tables of names; there are functions for all else.
-LISTED = set().union(
-    *({n.value for n in ast.walk(tree_of(ROOT / module)) if isinstance(n, ast.Constant)} for module in LISTS)
-)
+@functools.cache  # each worker imports this file, and one of them reads the package
+def names():
+    """The `private_names` of each module."""
+    return {path.relative_to(ROOT).as_posix(): private_names(tree_of(path)) for path in sorted(ROOT.rglob("*.py"))}
+
+
+def listed():
+    """What stands in tables of names; there are functions for all else."""
+    found = (ast.walk(tree_of(ROOT / module)) for module in LISTS)
+    return {node.value for nodes in found for node in nodes if isinstance(node, ast.Constant)}
 
 
 def test_what_is_private_in_keras_is_used_in_one_file():
+    own = set().union(*(defined for module, (_, defined, _) in names().items() if module not in LISTS))
     elsewhere = {
         name: module
-        for module, (used, _, _) in NAMES.items()
+        for module, (used, _, _) in names().items()
         if module not in LISTS and not module.startswith(OTHER_LIBRARIES)
-        for name in used - DEFINED - LISTED
+        for name in used - own - listed()
     }
     assert not elsewhere, "move these uses of private names into keras_internals.py, with a reason and a test"
 
@@ -102,8 +108,8 @@ def test_no_private_name_of_keras_is_overridden_by_accident():
         *(private_names(tree_of(pathlib.Path(keras.src.__file__).parent / base))[1] for base in BASES)
     )
     assert {"_flatten_layers", "_symbolic_build", "_trainable_variables"} <= in_keras
-    members = set().union(*(members for *_, members in NAMES.values()))
-    both = (members & in_keras) - LISTED - NOT_FROM_KERAS
+    members = set().union(*(members for *_, members in names().values()))
+    both = (members & in_keras) - listed() - NOT_FROM_KERAS
     assert not both, (
         "Keras has private attributes of these names: rename them, list them in keras_internals.py if they override "
         "Keras's, or in NOT_FROM_KERAS above if the class inherits nothing from Keras"

@@ -6,6 +6,7 @@ No backend: it reads the package's modules.
 from __future__ import annotations
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -49,19 +50,23 @@ def module_name(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-TREES = {module_name(path): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+@functools.cache  # each worker imports this file, and one of them reads the package
+def trees():
+    """The syntax trees of the modules, by name."""
+    return {module_name(path): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 
 
 def imported(module, node):
     """The modules of the package that one import statement names."""
     if isinstance(node, ast.Import):
-        return {alias.name for alias in node.names if alias.name in TREES}
+        return {alias.name for alias in node.names if alias.name in trees()}
     assert not node.level, f"{module}: relative import"
     # `from package import name` imports a module if there is one of that name, else the package.
     named = {f"{node.module}.{alias.name}" for alias in node.names}
-    return (named & TREES.keys()) or ({node.module} & TREES.keys())
+    return (named & trees().keys()) or ({node.module} & trees().keys())
 
 
+@functools.cache
 def imports_of(module):
     """The modules that are imported with this one, and those that it imports later or for its annotations alone."""
     early, late = set(), set()
@@ -74,12 +79,16 @@ def imports_of(module):
             annotations = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
             visit(child, deferred or inside or annotations)
 
-    visit(TREES[module], False)
+    visit(trees()[module], False)
     return early - {module}, late - early - {module}
 
 
-EARLY = {module: imports_of(module)[0] for module in TREES}
-LATE = {module: imports_of(module)[1] for module in TREES}
+def early_imports():
+    return {module: imports_of(module)[0] for module in trees()}
+
+
+def all_imports():
+    return {module: set().union(*imports_of(module)) for module in trees()}
 
 
 def cycles(graph):
@@ -109,11 +118,11 @@ def cycles(graph):
 
 
 def test_no_modules_import_each_other():
-    assert cycles(EARLY) == []
+    assert cycles(early_imports()) == []
 
 
 def test_imports_inside_functions_close_no_cycle():
-    assert cycles({module: EARLY[module] | LATE[module] for module in TREES}) == []
+    assert cycles(all_imports()) == []
 
 
 def test_cycles_are_found():
@@ -122,7 +131,7 @@ def test_cycles_are_found():
 
 def rooms_used_by(room):
     """The rooms that the modules of a room import, at any time."""
-    targets = set().union(*(EARLY[m] | LATE[m] for m in TREES if m.split(".")[1:2] == [room]))
+    targets = set().union(*(imports for m, imports in all_imports().items() if m.split(".")[1:2] == [room]))
     return {target.split(".")[1] for target in targets if "." in target} - {room}
 
 
@@ -131,7 +140,7 @@ def test_a_room_uses_no_room_above_it():
     assert rooms_used_by("core") <= {"check", "backend"}
     assert rooms_used_by("files") <= {"check"}
     assert rooms_used_by("data") <= {"check", "files"}
-    for room in {module.split(".")[1] for module in TREES if "." in module}:
+    for room in {module.split(".")[1] for module in trees() if "." in module}:
         used = rooms_used_by(room)
         # Evaluating and predicting are programs on what the training program has left; another one begins such runs.
         programs = "evaluate", "predict", "batch_size"
@@ -142,7 +151,7 @@ def test_a_room_uses_no_room_above_it():
 
 def test_files_of_one_name_do_one_job():
     # The backends' files are named after the job that they do for each.
-    names = [module.split(".")[-1] for module in TREES if ".backend." not in module]
+    names = [module.split(".")[-1] for module in trees() if ".backend." not in module]
     repeated = {name for name in names if names.count(name) > 1} - {"__main__"}
     assert repeated <= set(SAME_JOB), "rename one of the files, or say here what job they share"
 
