@@ -1,18 +1,19 @@
 """Mutation testing: puts small faults into modules, one at a time, and sees whether the tests that mirror them fail.
 
 python tests/reliability/mutate.py core update rules --mutants=300
+python tests/reliability/mutate.py update_jax --mutants=300
 python tests/reliability/mutate.py --report
 
 The faults are those of `mutations.py`. Of each group the first command draws some at random, in an order that the seed
 fixes, and appends a line for each to `mutants.jsonl`. Faults with a line are not tried again, so that the command goes
-on where it was interrupted; `--survivors` tries those again that no test noticed. The second command writes the table
+on where it was interrupted; `--survivors` tries those again that no test noticed. The last command writes the table
 of docs/reliability.md.
 
-Each fault is tried in a process of its own, forked from one that has imported TensorFlow, but not this package. The
-tests that execute the changed lines run, the quickest first, and the first failure ends the process. The other tests
-run, too, where no test executes these lines, as at the top of a module, and with `--survivors`: what a fixture shares
-may come from lines that only the first test executed. A process that uses more than `--patience` times the processor
-time of all its tests counts as a failure, too: its fault loops for ever.
+Each fault is tried in a process of its own, forked from one that has imported TensorFlow or JAX, but not this package.
+The tests that execute the changed lines run, the quickest first, and the first failure ends the process. The other
+tests run, too, where no test executes these lines, as at the top of a module, and with `--survivors`: what a fixture
+shares may come from lines that only the first test executed. A process that uses more than `--patience` times the
+processor time of all its tests counts as a failure, too: its fault loops for ever.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -47,7 +48,7 @@ PAGE = ROOT / "docs" / "reliability.md"
 RESULTS = pathlib.Path(__file__).with_name("mutants.jsonl")
 REASONS = pathlib.Path(__file__).with_name("surviving_mutants.json")
 # What the package and its tests import of others.
-PRELOADED = ("numpy", "scipy.stats", "tensorflow", "keras", "matplotlib.pyplot", "sklearn.datasets", "PIL.Image")
+PRELOADED = ("numpy", "scipy.stats", "keras", "matplotlib.pyplot", "sklearn.datasets", "PIL.Image")
 STATUSES = {
     pytest.ExitCode.OK: "survived",
     pytest.ExitCode.TESTS_FAILED: "killed",
@@ -57,6 +58,11 @@ STATUSES = {
 _UPDATE = tuple(
     f"tests/optimizers/test_{name}.py"
     for name in ("update", "update_kernels", "reductions", "reference_agreement", "optimizer_base")
+)
+# On JAX XLA compiles the ordinary operations of core.
+_UPDATE_ON_JAX = (
+    *(name for name in _UPDATE if "kernels" not in name),
+    *(f"tests/core/test_{name}.py" for name in ("momentum", "rates")),
 )
 _EAGER = "not (fit or compiled or embedding or zero_head)"
 # For each group its modules, and for each module the arguments of pytest.
@@ -73,6 +79,15 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "update": {
         "tf_largebatch/optimizers/update.py": (*_UPDATE, "-k", _EAGER),
         "tf_largebatch/backend/tensorflow/update_kernels.py": (*_UPDATE, "-k", _EAGER),
+    },
+    "update_jax": {
+        module: (*_UPDATE_ON_JAX, "-k", _EAGER)
+        for module in (
+            "tf_largebatch/optimizers/update.py",
+            "tf_largebatch/backend/jax/update_kernels.py",
+            "tf_largebatch/core/momentum.py",
+            "tf_largebatch/core/rates.py",
+        )
     },
     # The tests of each rule by itself, in eager execution, and of its contractions.
     "rules": {
@@ -91,6 +106,8 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
         "tf_largebatch/norms/rules/normalization.py": ("tests/norms/rules/test_normalization.py",),
     },
 }
+
+ON_JAX = frozenset({"update_jax"})
 
 
 class Faulty(importlib.abc.MetaPathFinder):
@@ -274,6 +291,11 @@ def possible(group: str) -> list[mutations.Mutant]:
     return [m for module in GROUPS[group] for m in mutations.mutants(module, (ROOT / module).read_text())]
 
 
+def name_of(group: str, mutant: mutations.Mutant) -> str:
+    """What a fault is called in the results: one module is tried on both backends."""
+    return f"{mutant.key} on JAX" if group in ON_JAX else mutant.key
+
+
 def drawn(group: str, number: int, seed: int) -> list[mutations.Mutant]:
     """The faults of a group that are tried, in their order."""
     return sorted(possible(group), key=lambda mutant: mutant.rank(seed))[:number]
@@ -289,16 +311,17 @@ def run(group: str, number: int, seed: int, again: bool, patience: float) -> Non
     """Tries the drawn faults of a group that have no result yet, or again those that survived."""
     known = results()
     of_interest = {key for key, line in known.items() if line["outcome"] == "survived"} if again else set()
-    todo = [m for m in drawn(group, number, seed) if m.key not in known or m.key in of_interest]
+    drawn_here = drawn(group, number, seed)
+    todo = [m for m in drawn_here if name_of(group, m) not in known or name_of(group, m) in of_interest]
     if again:
-        todo = [mutant for mutant in todo if mutant.key in of_interest]
+        todo = [mutant for mutant in todo if name_of(group, mutant) in of_interest]
     sharing = defaultdict(list)
     for module, arguments in GROUPS[group].items():
         if any(mutant.module == module for mutant in todo):
             sharing[arguments].append(module)
     without = {module: baseline(modules, arguments) for arguments, modules in sharing.items() for module in modules}
     for i, mutant in enumerate(todo):
-        line = {"group": group, "mutant": mutant.key, "kind": mutant.kind}
+        line = {"group": group, "mutant": name_of(group, mutant), "kind": mutant.kind}
         line |= tried(mutant, GROUPS[group][mutant.module], without[mutant.module], patience, again)
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -315,15 +338,15 @@ def report(number: int, seed: int) -> str:
     lines.append("|---|---|---|---|---|---|---|")
     unnoticed = []
     for group in GROUPS:
-        mine = [m for m in drawn(group, number, seed) if m.key in known]
-        outcomes = Counter(known[m.key]["outcome"] == "survived" for m in mine)
-        survivors = [m for m in mine if known[m.key]["outcome"] == "survived"]
-        equal = sum(reasons.get(m.key, "").startswith("Equivalent") for m in survivors)
-        share = [f"{100 * outcomes[False] / max(of, 1):.1f} %" for of in (len(mine), len(mine) - equal)]
-        counts = (len(possible(group)), len(drawn(group, number, seed)), len(mine))
-        cells = [*counts, f"{outcomes[False]} ({share[0]})", outcomes[True], share[1]]
+        names = [name_of(group, mutant) for mutant in drawn(group, number, seed)]
+        mine = [name for name in names if name in known]
+        survivors = [name for name in mine if known[name]["outcome"] == "survived"]
+        noticed = len(mine) - len(survivors)
+        equal = sum(reasons.get(name, "").startswith("Equivalent") for name in survivors)
+        share = [f"{100 * noticed / max(of, 1):.1f} %" for of in (len(mine), len(mine) - equal)]
+        cells = [len(possible(group)), len(names), len(mine), f"{noticed} ({share[0]})", len(survivors), share[1]]
         lines.append(f"| {group} | {' | '.join(map(str, cells))} |")
-        unnoticed += [f"| `{m.key.replace('|', chr(92) + '|')}` | {reasons.get(m.key, '')} |" for m in survivors]
+        unnoticed += [f"| `{name.replace('|', chr(92) + '|')}` | {reasons.get(name, '')} |" for name in survivors]
     return "\n".join([*lines, "", "| unnoticed | because |", "|---|---|", *unnoticed])
 
 
@@ -339,12 +362,15 @@ def main() -> None:
     for group in options.groups:
         if group not in GROUPS:
             parser.error(f"groups must be of {', '.join(GROUPS)}; received {group!r}.")
+    if ON_JAX & set(options.groups) and not ON_JAX >= set(options.groups):
+        parser.error(f"groups must be of one backend; received {' '.join(options.groups)}.")
+    backend = "jax" if ON_JAX & set(options.groups) else "tensorflow"
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     if options.groups:
         os.chdir(ROOT)
-        os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu")
+        os.environ.update(KERAS_BACKEND=backend, TF_CPP_MIN_LOG_LEVEL="3", JAX_PLATFORMS="cpu")
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        for name in PRELOADED:
+        for name in (backend, *PRELOADED):
             importlib.import_module(name)
         run_tests(["--version", "--noconftest"])  # imports the rest of pytest
         # pytest collects garbage when it ends, which takes half a second with all objects of TensorFlow.

@@ -72,7 +72,6 @@ def test_of_optimizers_under_tf_distribute(optimizer):
 
 
 @pytest.mark.long
-@tensorflow_only
 @pytest.mark.filterwarnings("ignore")
 def test_of_the_trainer():
     TRAINED_WRAPPED.clear()
