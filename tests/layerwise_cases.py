@@ -36,6 +36,7 @@ OTHER_ARGUMENTS = {
     "name": "other",
     "gradient_norms": "replica",
     "norm_exponent": 0.5,
+    "max_agreement": 0.25,
 }
 
 
@@ -71,7 +72,7 @@ MALFORMED_NORMS = [
 def other_arguments(cls, **changes):
     arguments = {**OTHER_ARGUMENTS, **changes}
     if cls is LARS:
-        for name in ("gradient_norms", "norm_exponent"):
+        for name in ("gradient_norms", "norm_exponent", "max_agreement"):
             arguments.pop(name, None)
     return arguments
 

@@ -85,6 +85,9 @@ def setting(number: int) -> Setting:
     }
     if name == "CLARS":
         arguments["norm_exponent"] = one_of(0.0, 1.0, round(float(rng.uniform(0.1, 0.9)), 3))
+        # Drawn apart, so that the other draws of a setting stay what they were before there was this argument.
+        apart = np.random.default_rng([17, number])
+        arguments["max_agreement"] = None if apart.random() < 0.5 else float(np.float32(apart.uniform(0.02, 1.0)))
     has_second_layer = "layer_2/bias" in shapes
     exclusions = [key for key in EXCLUSIONS if key != "two" or has_second_layer]
     average = {}

@@ -1,7 +1,7 @@
 """LARS and CLARS in NumPy float64, one line of code for each line of the equations.
 
 s_k     mean of the per-example gradient norms (CLARS), ||g_k|| (LARS)
-d_k     = s_k; under CLARS's norm_exponent q, ||gradient||^(1-q) * s_k^q
+d_k     = s_k; under CLARS's norm_exponent q, ||gradient||^(1-q) * s_k^q; at least ||gradient|| / max_agreement
 rate_k  = min(eta * ||w_k|| / (d_k + epsilon), max_rate); unadapted_rate_factor for excluded tensors;
           0 where d_k = 0; else min(1, max_rate) where ||w_k|| = 0
 g_k     = gradient + lambda * w_k; under popular momentum LARS's norm is 0 where the gradient is
@@ -33,6 +33,7 @@ class Reference:
     max_rate: float | None = None
     unadapted: float = 1.0
     exponent: float = 1.0
+    max_agreement: float | None = None
     adapted: bool = True
     decayed: bool = True
 
@@ -53,6 +54,8 @@ class Reference:
         divisor = self.norm
         if s is not None and self.exponent != 1:
             divisor = np.sqrt((np.asarray(gradient, np.float64) ** 2).sum()) ** (1 - self.exponent) * s**self.exponent
+        if s is not None and self.max_agreement is not None:
+            divisor = max(divisor, np.sqrt((np.asarray(gradient, np.float64) ** 2).sum()) / self.max_agreement)
         if self.adapted:
             cap = np.inf if self.max_rate is None else self.max_rate
             if divisor == 0:
@@ -74,7 +77,7 @@ def references(arguments, started, not_adapted=(), not_decayed=()):
     """`{path: reference}` for an optimizer made with these arguments, from `{path: weights}`."""
     names = {"lr": "learning_rate", "eta": "eta", "beta": "momentum", "decay": "weight_decay_rate"}
     names |= {"nesterov": "nesterov", "classic": "classic_momentum", "epsilon": "epsilon", "max_rate": "max_rate"}
-    names |= {"unadapted": "unadapted_rate_factor", "exponent": "norm_exponent"}
+    names |= {"unadapted": "unadapted_rate_factor", "exponent": "norm_exponent", "max_agreement": "max_agreement"}
     settings = {name: arguments[argument] for name, argument in names.items() if argument in arguments}
     return {
         path: Reference(w, **settings, adapted=path not in not_adapted, decayed=path not in not_decayed)

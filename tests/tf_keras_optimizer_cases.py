@@ -23,7 +23,7 @@ OTHER_ARGUMENTS = {
 def other_arguments(cls, **changes):
     arguments = {**OTHER_ARGUMENTS, **changes}
     if cls is LARS:
-        for name in ("gradient_norms", "norm_exponent"):
+        for name in ("gradient_norms", "norm_exponent", "max_agreement"):
             arguments.pop(name, None)
     return arguments
 

@@ -37,7 +37,7 @@ DATA_FLAGS = ("dataset", "data_dir", "download", "eval_split", "validation_examp
 MODEL_FLAGS = ("model", "weights", "mixed_precision")
 OPTIMIZER_FLAGS = (
     *("optimizer", "base_learning_rate", "base_batch_size", "scaling", "momentum", "weight_decay_rate", "clip_norm"),
-    *("eta", "max_rate", "unadapted_rate_factor", "norm_exponent", "classic_momentum"),
+    *("eta", "max_rate", "unadapted_rate_factor", "norm_exponent", "max_agreement", "classic_momentum"),
 )
 FLAGS = (*DATA_FLAGS, *MODEL_FLAGS, *OPTIMIZER_FLAGS, "label_smoothing", "norm_examples", "seed", "output_dir")
 SMALLEST = 16  # of the table

@@ -67,7 +67,7 @@ def recipe_rows() -> list[str]:
     rows = ["| | `CLARS` | `LARS` |", "|---|---|---|"]
     said = {"learning_rate": "`learning_rate` without a schedule"}
     for name in clars:
-        values = ["none" if one[name] is None else _said(one[name]) for one in (clars, lars)]
+        values = ["" if name not in one else "none" if one[name] is None else _said(one[name]) for one in (clars, lars)]
         rows.append(f"| {said.get(name, f'`{name}`')} | {values[0]} | {values[1]} |")
     both = {
         "peak of `large_batch_schedule`": defaults.PEAK_LEARNING_RATE,

@@ -20,11 +20,13 @@ NUMBERS = {
     "max_rate": 0.25,
     "unadapted_rate_factor": 0.5,
     "norm_exponent": 0.75,
+    "max_agreement": 0.5,
 }
+OF_CLARS = ("norm_exponent", "max_agreement")
 
 
 def numbers_of(cls):
-    return {name: value for name, value in NUMBERS.items() if cls is CLARS or name != "norm_exponent"}
+    return {name: value for name, value in NUMBERS.items() if cls is CLARS or name not in OF_CLARS}
 
 
 def train(cls, arguments, **fixed):

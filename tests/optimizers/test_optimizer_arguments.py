@@ -46,7 +46,7 @@ def test_numpys_scalars_are_arguments(cls):
         apply_all(optimizer, gradients(2), variables())
 
 
-def test_signatures_are_explicit_and_clars_has_two_arguments_more():
+def test_signatures_are_explicit_and_clars_has_three_arguments_more():
     """CLARS hands its arguments on by position."""
     parameters = {cls: list(inspect.signature(cls).parameters.values()) for cls in (CLARS, LARS)}
     by_name = {
@@ -54,14 +54,18 @@ def test_signatures_are_explicit_and_clars_has_two_arguments_more():
     }
     assert by_name[CLARS].pop("gradient_norms") == "auto"
     assert by_name[CLARS].pop("norm_exponent") == 1.0
+    assert by_name[CLARS].pop("max_agreement") == defaults.CLARS.max_agreement
     for cls, chosen in ((CLARS, defaults.CLARS), (LARS, defaults.LARS)):
         for name, value in dataclasses.asdict(chosen).items():
+            if name == "max_agreement":
+                continue
             assert by_name[cls][name] == value
             by_name[cls][name] = None  # the position alone
     assert list(by_name[CLARS].items()) == list(by_name[LARS].items())
     assert set(by_name[LARS]) >= {*OTHER_ARGUMENTS, "clipvalue", "global_clipnorm"} - {
         "gradient_norms",
         "norm_exponent",
+        "max_agreement",
     }
 
 
@@ -76,6 +80,12 @@ def test_docstrings_are_whole(cls):
 def test_the_exponent_of_the_norms_is_from_0_to_1(value):
     with pytest.raises(ValueError, match=f"^norm_exponent must be a number from 0 to 1; received .*={value!r}"):
         CLARS(norm_exponent=value)
+
+
+@pytest.mark.parametrize("value", [0, -0.1, float("nan"), float("inf"), "0.1"])
+def test_the_cap_of_the_agreement_is_above_0(value):
+    with pytest.raises(ValueError, match=f"^max_agreement must be a number above 0, or None; received .*={value!r}"):
+        CLARS(max_agreement=value)
 
 
 def test_unknown_source_of_norms():

@@ -87,6 +87,25 @@ def test_clars_rate_is_the_lars_rate_times_the_agreement_of_the_examples():
             assert clars.layerwise_rates()[path] == pytest.approx(rate * agreement, rel=1e-6)
 
 
+def test_under_a_low_cap_of_the_agreement_clars_is_lars_with_a_smaller_eta():
+    """For any norms, handed over or its own; and a cap of 1 changes nothing where no gradient was clipped."""
+    lars = apply_all(paper(LARS, 0.5, eta=0.25 * 0.01), gradients(3), variables())
+    for handed in (norms(3), None):
+        source = {"gradient_norms": "per_example" if handed else "replica"}
+        capped = paper(CLARS, 0.5, eta=0.25, max_agreement=0.01, epsilon=0.0, **source)
+        for one, other in zip(apply_all(capped, gradients(3), variables(), handed), lars, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5)
+    free, capped = (paper(CLARS, 0.5, max_agreement=cap, gradient_norms="replica") for cap in (None, 1.0))
+    assert_equal(apply_all(free, gradients(3), variables()), apply_all(capped, gradients(3), variables()))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_cap_of_the_agreement_hides_no_norm_that_is_not_finite(bad):
+    handed = [{path: np.float32(bad) for path in norms(1)[0]}]
+    found = apply_all(paper(CLARS, 0.5, max_agreement=0.1, max_rate=0.1), gradients(1), variables(), handed)
+    assert np.isnan(found[0]).all()
+
+
 @BOTH
 @pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
 def test_without_adaptation_it_is_sgd(cls, momentum, nesterov):

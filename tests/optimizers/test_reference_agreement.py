@@ -25,20 +25,22 @@ def difference(actual, expected):
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
 
 
-# Decay, cap, exclusion from adaptation, exclusion from decay, rate without adaptation, exponent of CLARS's norms.
+# Decay, cap, exclusion from adaptation, exclusion from decay, rate without adaptation; for CLARS the exponent of its norms
+# and the cap of the agreement, which is above it in some steps and below it in others.
 SETTINGS = [
-    (0.0, None, "default", "default", 1.0, 1.0),
-    (0.05, None, "default", "nothing", 0.25, 0.0),
-    (0.05, 0.03, "nothing", "pattern", 1.0, 0.75),
-    (0.05, 0.03, "pattern", "default", 2.0, 0.25),
+    (0.0, None, "default", "default", 1.0, 1.0, None),
+    (0.0, None, "default", "default", 1.0, 1.0, 0.75),
+    (0.05, None, "default", "nothing", 0.25, 0.0, 0.5),
+    (0.05, 0.03, "nothing", "pattern", 1.0, 0.75, None),
+    (0.05, 0.03, "pattern", "default", 2.0, 0.25, 0.9),
 ]
 
 
 @pytest.mark.parametrize("cls", [CLARS, LARS])
 @pytest.mark.parametrize("classic", [True, False])
 @pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize("decay, max_rate, adaptation, decaying, unadapted, exponent", SETTINGS)
-def test_ten_steps(cls, classic, nesterov, decay, max_rate, adaptation, decaying, unadapted, exponent):
+@pytest.mark.parametrize("decay, max_rate, adaptation, decaying, unadapted, exponent, agreement", SETTINGS)
+def test_ten_steps(cls, classic, nesterov, decay, max_rate, adaptation, decaying, unadapted, exponent, agreement):
     arguments = {
         "learning_rate": 0.5,
         "momentum": 0.75,
@@ -51,7 +53,7 @@ def test_ten_steps(cls, classic, nesterov, decay, max_rate, adaptation, decaying
         "unadapted_rate_factor": unadapted,
     }
     if cls is CLARS:
-        arguments["norm_exponent"] = exponent
+        arguments |= {"norm_exponent": exponent, "max_agreement": agreement}
     not_adapted, not_decayed = EXCLUSIONS[adaptation], EXCLUSIONS[decaying]
     exclusions = {"exclude_from_layer_adaptation": not_adapted[0], "exclude_from_weight_decay": not_decayed[0]}
     optimizer, trained = cls(**arguments, **exclusions), variables()

@@ -60,6 +60,7 @@ def test_ten_steps_agree_with_numpy(cls, nesterov, classic, momentum, decay, max
     }
     if cls is CLARS:
         arguments["norm_exponent"] = 0.75 if nesterov else 1.0
+        arguments["max_agreement"] = 0.5 if max_rate else None
     optimizer, trained = make(cls, **arguments, exclude_from_weight_decay=["head"]), variables()
     started = {path: variable.numpy() for path, variable in zip(SHAPES, trained, strict=True)}
     expected = references(arguments, started, not_adapted=["stem/bias"], not_decayed=["head/kernel"])

@@ -48,6 +48,8 @@ def test_defaults_of_the_optimizers():
 
 def test_an_infinite_cap_is_none():
     assert optimizer_of(max_rate=float("inf")).max_rate is None
+    assert optimizer_of(max_agreement=float("inf")).max_agreement is None
+    assert optimizer_of(max_agreement=0.5).max_agreement == 0.5
 
 
 def test_exponent_and_rate_factor_reach_the_optimizer():

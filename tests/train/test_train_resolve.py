@@ -63,6 +63,7 @@ def test_values(arguments, message, tmp_path, monkeypatch, capsys):
         (["--eta=0.1", "--optimizer=sgd"], "eta", "optimizer=sgd", "clars and lars"),
         (["--max_rate=1", "--optimizer=lamb"], "max_rate", "optimizer=lamb", "clars and lars"),
         (["--norm_exponent=0.5", "--optimizer=lars"], "norm_exponent", "optimizer=lars", "clars"),
+        (["--max_agreement=0.5", "--optimizer=lars"], "max_agreement", "optimizer=lars", "clars"),
         (
             ["--unadapted_rate_factor=2", "--optimizer=lamb"],
             "unadapted_rate_factor",

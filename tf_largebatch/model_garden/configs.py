@@ -62,6 +62,7 @@ class CLARSConfig(LayerwiseConfig):
 
     Attributes:
         norm_exponent: Exponent q of the measured norm s in the denominator ||g||^(1-q) s^q, from 0 to 1.
+        max_agreement: Cap on ||g|| divided by that denominator, or null for none, as in the paper.
     """
 
     name: str = "CLARS"
@@ -69,6 +70,7 @@ class CLARSConfig(LayerwiseConfig):
     max_rate: float | None = defaults.CLARS.max_rate
     unadapted_rate_factor: float = defaults.CLARS.unadapted_rate_factor
     norm_exponent: float = 1.0
+    max_agreement: float | None = defaults.CLARS.max_agreement
 
 
 @dataclasses.dataclass

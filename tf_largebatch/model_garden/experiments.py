@@ -35,6 +35,7 @@ CLARS_OPTIMIZER = {
     "classic_momentum": False,
     "max_rate": 0.1,
     "unadapted_rate_factor": 1.0,
+    "max_agreement": None,
     "exclude_from_weight_decay": [],
 }
 # The ConAdv authors' LARS: no decay of batch norms and biases; peak and warmup from their table.

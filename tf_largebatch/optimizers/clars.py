@@ -25,7 +25,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
         s    = (1/B) sum_i ||grad f_i(w)||
         g    = grad + weight_decay_rate * w
-        d    = ||grad||^(1 - q) * s^q                              q = norm_exponent; 1 by default, so that d = s
+        d    = max(||grad||^(1 - q) * s^q, ||grad|| / max_agreement)      q = norm_exponent, 1 by default
         rate = min(eta * ||w|| / (d + epsilon), max_rate)          unadapted_rate_factor for excluded tensors
 
         {{update}}
@@ -50,6 +50,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
             replica's, each accumulated micro-batch's), averaged; with one replica and no accumulation this is LARS.
             `"auto"`: per example if measured, else per replica with one warning.
         {{norm_exponent}}
+        {{max_agreement}}
         {{keras_arguments}}
         name: Name of the optimizer, `"clars"` by default.
 
@@ -120,6 +121,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
         unadapted_rate_factor: float = defaults.CLARS.unadapted_rate_factor,
         gradient_norms: str = "auto",
         norm_exponent: float = 1.0,
+        max_agreement: float | None = defaults.CLARS.max_agreement,
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
         jit_compile: bool = False,
@@ -141,7 +143,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
         scaling = loss_scale_factor, gradient_accumulation_steps
         arguments: Any = (*layerwise, *unadapted, jit_compile, *of_keras, *scaling, name)
         super().__init__(*arguments, **kwargs)
-        self._set_norm_source(gradient_norms, norm_exponent)
+        self._set_norm_source(gradient_norms, norm_exponent, max_agreement)
 
     def build(self, variables: Sequence[Any]) -> None:
         """Creates the velocities, the packed rates and norms, and an accumulator of norms if needed.
@@ -179,6 +181,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
             ValueError: If an `exclude_*` argument holds a predicate that is not registered with Keras.
         """
         config = {**super().get_config(), "gradient_norms": self._norm_source}
+        config["max_agreement"] = saved("max_agreement", self.max_agreement)
         return {**config, "norm_exponent": saved("norm_exponent", self.norm_exponent)}
 
     # Keras hands gradients to the methods below one after the other; the norms go with them.

@@ -15,7 +15,7 @@ from tf_largebatch.core import rates
 from tf_largebatch.core.gradient_norms import GradientNorms
 from tf_largebatch.core.paths import variable_labels
 from tf_largebatch.optimizers import update_kernels
-from tf_largebatch.optimizers.arguments import hyperparameter, may_differ
+from tf_largebatch.optimizers.arguments import hyperparameter, may_differ, optional_number
 from tf_largebatch.optimizers.replica_local import ReplicaLocal
 from tf_largebatch.optimizers.update import ABSENT
 
@@ -49,10 +49,11 @@ class NormSource:
     _trainable_variables: Any
     _index_if_known: Any
 
-    def _set_norm_source(self, gradient_norms: str, norm_exponent: float) -> None:
+    def _set_norm_source(self, gradient_norms: str, norm_exponent: float, max_agreement: float | None) -> None:
         self.norm_exponent = hyperparameter(
             "norm_exponent", norm_exponent, lambda v: 0 <= v <= 1, "a number from 0 to 1", "1 is the paper's CLARS"
         )
+        self.max_agreement = optional_number("max_agreement", max_agreement)
         sources = ", ".join(map(repr, _NORM_SOURCES))
         check.require(gradient_norms in _NORM_SOURCES, "gradient_norms", gradient_norms, f"one of {sources}")
         self._norm_source = str(gradient_norms)
@@ -65,18 +66,30 @@ class NormSource:
         return self._norm_source != "replica" and may_differ(self.norm_exponent, 0)
 
     def measured_denominator(self, norm: Any, gradient: Any) -> Any:
-        """Returns the denominator of the rate of one tensor, `||grad||^(1 - q) * s^q` with `q = norm_exponent`.
+        """Returns the denominator of the rate of one tensor.
+
+            max(||grad||^(1 - q) * s^q, ||grad|| / max_agreement)        q = norm_exponent
 
         Args:
             norm: `s`, scalar.
             gradient: `grad`, clipped and summed, without weight decay.
+
+        Returns:
+            A scalar of the norm's dtype. Without `max_agreement` there is no second term.
         """
-        if not may_differ(self.norm_exponent, 1):
+        mixes = may_differ(self.norm_exponent, 1)
+        if not mixes and self.max_agreement is None:
             return norm
         of_batch = update_kernels.l2_norm(gradient)
-        if not may_differ(self.norm_exponent, 0):
-            return of_batch
-        return of_batch ** (1.0 - self.norm_exponent) * norm**self.norm_exponent
+        found = norm
+        if mixes:
+            found = of_batch
+            if may_differ(self.norm_exponent, 0):
+                found = of_batch ** (1.0 - self.norm_exponent) * norm**self.norm_exponent
+        if self.max_agreement is None:
+            return found
+        least = of_batch / self.max_agreement
+        return ops.where(found < least, least, found)  # keeps a NaN, which a maximum may drop
 
     @contextlib.contextmanager
     def measured_gradient_norms(self, norms: Norms, variables: Sequence[Any] | None = None) -> Iterator[None]:

@@ -53,9 +53,12 @@ def _eta(point: Mapping[str, Any]) -> float:
     return float(point["eta"] if "eta" in point else point["adapted_learning_rate"] / point["learning_rate"])
 
 
-def _cap(point: Mapping[str, Any]) -> float:
-    cap = point.get("max_rate")
-    return math.inf if cap in (None, "none") else float(cap)
+def _cap(name: str) -> Callable[[Mapping[str, Any]], float]:
+    def value(point: Mapping[str, Any]) -> float:
+        cap = point.get(name)
+        return math.inf if cap in (None, "none") else float(cap)
+
+    return value
 
 
 def _given(name: str, default: float) -> Callable[[Mapping[str, Any]], float]:
@@ -74,7 +77,7 @@ def _layerwise(cls: type) -> Callable[[Mapping[str, Any], Any, int], keras.optim
         return (make_clars(point, batch_size) if cls is CLARS else cls)(
             schedule,
             eta=_eta(point),
-            max_rate=_cap(point) if _cap(point) < math.inf else None,
+            max_rate=cap if (cap := _cap("max_rate")(point)) < math.inf else None,
             unadapted_rate_factor=point.get("unadapted_rate_factor", 1.0),
             momentum=point.get("momentum", 0.9),
             nesterov=point.get("nesterov", False),
@@ -118,7 +121,7 @@ _MOMENTS = _COMMON | {"beta_1", "beta_2", "epsilon"}
 _DECAY = {"weight_decay": _given("weight_decay", 0.0)}
 _LAYERWISE_TRACED = {
     "eta": _eta,
-    "max_rate": _cap,
+    "max_rate": _cap("max_rate"),
     "weight_decay_rate": _given("weight_decay", 0.0),
     "unadapted_rate_factor": _given("unadapted_rate_factor", 1.0),
 }
@@ -135,10 +138,10 @@ OPTIMIZERS: dict[str, Row] = {
     "lars": Row(_layerwise(LARS), _LAYERWISE, _RATE, _ADAPTED, _LAYERWISE_TRACED, _STRUCTURE),
     "clars": Row(
         _layerwise(CLARS),
-        _LAYERWISE | {"norm_exponent", "norm_examples", "denominator", "signal_floor"},
+        _LAYERWISE | {"norm_exponent", "max_agreement", "norm_examples", "denominator", "signal_floor"},
         _RATE,
         _ADAPTED,
-        {**_LAYERWISE_TRACED, "norm_exponent": _given("norm_exponent", 1.0)},
+        {**_LAYERWISE_TRACED, "norm_exponent": _given("norm_exponent", 1.0), "max_agreement": _cap("max_agreement")},
         _STRUCTURE | {"norm_examples", "denominator", "signal_floor"},
         measures_norms=True,
     ),

@@ -76,7 +76,12 @@ def denominator_of(point: Mapping[str, Any]) -> str:
 
 def make_clars(point: Mapping[str, Any], batch_size: int) -> Callable[..., CLARS]:
     """Returns the constructor of the CLARS of a point, without the arguments that all layer-wise optimizers have."""
-    arguments = {"gradient_norms": "per_example", "norm_exponent": point.get("norm_exponent", 1.0)}
+    cap = point.get("max_agreement", "none")  # the paper's CLARS unless a study says otherwise
+    arguments = {
+        "gradient_norms": "per_example",
+        "norm_exponent": point.get("norm_exponent", 1.0),
+        "max_agreement": None if cap == "none" else cap,
+    }
     if denominator_of(point) != SIGNAL:
         return functools.partial(CLARS, **arguments)
     floor = point.get("signal_floor", SIGNAL_FLOOR)

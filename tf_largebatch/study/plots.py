@@ -28,6 +28,7 @@ _PHRASES = {
     "adapted_learning_rate": "learning rate of the adapted tensors",
     "denominator": "denominator of the rate",
     "eta": "trust coefficient, eta",
+    "max_agreement": "cap of the agreement",
     "max_rate": "cap of the layer-wise rate",
     "micro_batch_size": "micro-batch, examples",
     "norm_examples": "examples that are measured",

@@ -66,6 +66,11 @@ class OptimizerConfig:
         None,
         "For clars: exponent q of the per-example norms s in the denominator ||g||^(1-q) s^q, from 0 to 1; default: 1.",
     )
+    max_agreement: float | None = flag(
+        None,
+        "For clars: cap on the agreement of the examples' gradients, ||g|| / s, inf for none; default: written to "
+        "config.json.",
+    )
     clip_norm: float | None = flag(
         None, "Scale each update's gradient down to this norm, over all tensors, where it is longer; default: do not."
     )
@@ -89,6 +94,7 @@ class Defaults:
     eta: float | None = None
     max_rate: float | None = None
     unadapted_rate_factor: float | None = None
+    max_agreement: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +142,7 @@ def _layerwise_defaults(chosen: defaults.LayerwiseDefaults) -> Defaults:
         eta=chosen.eta,
         max_rate=chosen.max_rate,
         unadapted_rate_factor=chosen.unadapted_rate_factor,
+        max_agreement=chosen.max_agreement if isinstance(chosen, defaults.CLARSDefaults) else None,
     )
 
 
@@ -164,7 +171,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "clars": Optimizer(
         CLARS,
         _layerwise_defaults(defaults.CLARS),
-        {**LAYERWISE_ARGUMENTS, "norm_exponent": ("norm_exponent",)},
+        {**LAYERWISE_ARGUMENTS, "norm_exponent": ("norm_exponent",), "max_agreement": ("max_agreement",)},
         # Measured norms or an error: the fallback to a replica's gradient norm would make it LARS.
         fixed={"gradient_norms": "per_example"},
         reads_norms=True,
@@ -252,7 +259,7 @@ def build_optimizer(config: OptimizerConfig, schedule: Any, without_decay: Seque
     for name, arguments in row.arguments.items():
         value = getattr(config, name)
         # No cap is a value too; of the other arguments None means the class's own default.
-        if value is not None or name == "max_rate":
+        if value is not None or name in ("max_rate", "max_agreement"):
             options.update(dict.fromkeys(arguments, None if value == math.inf else value))
     optimizer = row.make(**options)
     if not row.layerwise:

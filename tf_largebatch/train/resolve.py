@@ -41,6 +41,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_rate": (lambda value: value > 0, "above 0"),
     "unadapted_rate_factor": _NOT_NEGATIVE,
     "norm_exponent": (lambda value: 0 <= value <= 1, "from 0 to 1"),
+    "max_agreement": (lambda value: value > 0, "above 0"),
     "epsilon": _NOT_NEGATIVE,
     "step_size": _NOT_NEGATIVE,
     "eval_epsilon": _NOT_NEGATIVE,
@@ -98,7 +99,7 @@ APPLIES = (
         Applies((name,), _takes(name), "optimizer", "clars and lars")
         for name in ("eta", "max_rate", "unadapted_rate_factor", "classic_momentum")
     ),
-    Applies(("norm_exponent",), _takes("norm_exponent"), "optimizer", "clars"),
+    *(Applies((name,), _takes(name), "optimizer", "clars") for name in ("norm_exponent", "max_agreement")),
     Applies(
         ("record_every",),
         lambda c: optimizers.OPTIMIZERS[c.optimizer.name].layerwise,

@@ -24,7 +24,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
 
         s    = (1/B) sum_i ||grad f_i(w)||
         g    = grad + weight_decay_rate * w
-        d    = ||grad||^(1 - q) * s^q                              q = norm_exponent; 1 by default, so that d = s
+        d    = max(||grad||^(1 - q) * s^q, ||grad|| / max_agreement)      q = norm_exponent, 1 by default
         rate = min(eta * ||w|| / (d + epsilon), max_rate)          unadapted_rate_factor for excluded tensors
 
         {{update}}
@@ -47,6 +47,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
             the first step raises an error. `"replica"`: the norm of each replica's gradient, averaged; with one
             replica this is LARS. `"auto"`: per example if handed over, else per replica with one warning.
         {{norm_exponent}}
+        {{max_agreement}}
         {{tf_keras_arguments}}
         name: Name of the optimizer, `"clars"` by default.
 
@@ -77,6 +78,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
         unadapted_rate_factor: float = defaults.CLARS.unadapted_rate_factor,
         gradient_norms: str = "auto",
         norm_exponent: float = 1.0,
+        max_agreement: float | None = defaults.CLARS.max_agreement,
         exclude_from_layer_adaptation: Any = None,
         exclude_from_weight_decay: Any = None,
         clipnorm: float | None = None,
@@ -92,7 +94,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
         of_tf_keras = clipnorm, clipvalue, global_clipnorm, gradient_aggregator, gradient_transformers
         arguments: Any = (*layerwise, *unadapted, *of_tf_keras, name)
         super().__init__(*arguments)
-        self._set_norm_source(gradient_norms, norm_exponent)
+        self._set_norm_source(gradient_norms, norm_exponent, max_agreement)
 
     def apply_gradients(
         self,
@@ -121,6 +123,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
                 `keras.saving.register_keras_serializable`.
         """
         config = {**super().get_config(), "gradient_norms": self._norm_source}
+        config["max_agreement"] = saved("max_agreement", self.max_agreement)
         return {**config, "norm_exponent": saved("norm_exponent", self.norm_exponent)}
 
     def _aggregate_gradients(self, grads_and_vars: Sequence[Pair]) -> list[Pair]:
