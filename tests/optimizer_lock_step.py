@@ -23,7 +23,10 @@ COMMON = {"eta": 0.05, "weight_decay_rate": 0.01}
 CASES = {
     "CLARS, classic": (CLARS, COMMON),
     "CLARS, popular, cap, clipped": (CLARS, {**COMMON, "classic_momentum": False, "max_rate": 0.1, "clipnorm": 3.0}),
-    "CLARS, exponent 0.75, Nesterov": (CLARS, {**COMMON, "norm_exponent": 0.75, "nesterov": True, "max_agreement": 0.3}),
+    "CLARS, exponent 0.75, Nesterov": (
+        CLARS,
+        {**COMMON, "norm_exponent": 0.75, "nesterov": True, "max_agreement": 0.3},
+    ),
     "CLARS, accumulated": (CLARS, {**COMMON, "gradient_accumulation_steps": 2}),
     "LARS, classic, average": (LARS, {**COMMON, "use_ema": True, "ema_overwrite_frequency": 10}),
     "LARS, popular, biases slow": (LARS, {**COMMON, "classic_momentum": False, "unadapted_rate_factor": 0.25}),

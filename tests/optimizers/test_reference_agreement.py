@@ -25,8 +25,8 @@ def difference(actual, expected):
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
 
 
-# Decay, cap, exclusion from adaptation, exclusion from decay, rate without adaptation; for CLARS the exponent of its norms
-# and the cap of the agreement, which is above it in some steps and below it in others.
+# Decay, cap, exclusion from adaptation, exclusion from decay, rate without adaptation; for CLARS the exponent of its
+# norms and the cap of the agreement, which binds in some steps.
 SETTINGS = [
     (0.0, None, "default", "default", 1.0, 1.0, None),
     (0.0, None, "default", "default", 1.0, 1.0, 0.75),

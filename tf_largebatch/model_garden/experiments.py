@@ -28,16 +28,16 @@ CIFAR10_BATCH_SIZE = 512
 CLARS_RECIPE = {"epochs": 90.0, "base_learning_rate": 0.128, "base_batch_size": 256}
 CLARS_DECAY = {"power": 2.0, "end_learning_rate": 1e-4}
 # The authors exclude batch norms and biases from layer-wise rates and decay every tensor.
-CLARS_OPTIMIZER = {
+_OPTIMIZER = {
     "momentum": 0.9,
     "weight_decay_rate": 2e-4,
-    "eta": 0.01,
     "classic_momentum": False,
     "max_rate": 0.1,
     "unadapted_rate_factor": 1.0,
-    "max_agreement": None,
     "exclude_from_weight_decay": [],
 }
+CLARS_OPTIMIZER = {**_OPTIMIZER, "eta": 0.01, "max_agreement": None}
+LARS_OPTIMIZER = {**_OPTIMIZER, "eta": 0.001}
 # The ConAdv authors' LARS: no decay of batch norms and biases; peak and warmup from their table.
 CONADV_OPTIMIZER = {
     "momentum": 0.92,
@@ -139,7 +139,7 @@ def clars_mobilenet_imagenet() -> configs.ExperimentConfig:
 @exp_factory.register_config_factory("lars_resnet_imagenet")
 def lars_resnet_imagenet() -> configs.ExperimentConfig:
     """ResNet-50 with LARS and five epochs of warmup, the baseline of clars_resnet_imagenet."""
-    optimization = _optimization("lars_lb", {**CLARS_OPTIMIZER, "eta": 0.001}, CLARS_DECAY)
+    optimization = _optimization("lars_lb", LARS_OPTIMIZER, CLARS_DECAY)
     return _imagenet(_resnet(), optimization, {**CLARS_RECIPE, "warmup_epochs": 5.0})
 
 

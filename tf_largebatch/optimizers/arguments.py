@@ -23,8 +23,8 @@ TEXTS = {
     "norm_exponent": """norm_exponent: Exponent `q` of the measured norm in the denominator, from 0 to 1. 1 is the
             paper's CLARS. 0 divides by the norm of the batch's gradient, as LARS does but without the decay term, and
             needs no measured norms.""",
-    "max_agreement": """max_agreement: Cap on `||grad|| / d`, which for the paper's CLARS is the agreement of the examples'
-            gradients, `||grad|| / s`; above 0, or None for no cap, as in the paper. A step then is no longer than
+    "max_agreement": """max_agreement: Cap on `||grad|| / d`, in the paper's CLARS the agreement `||grad|| / s`.
+            Above 0, or None for no cap, as in the paper. A step then is no longer than
             `learning_rate * eta * max_agreement * ||w||`, momentum aside, which is LARS's with the trust coefficient
             `eta * max_agreement`. Networks without batch normalization need it at the default `eta`.""",
     "zero_norms": """In that step classic momentum moves on by the velocity it has, as SGD does without a gradient.

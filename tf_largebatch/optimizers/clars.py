@@ -68,9 +68,9 @@ class CLARS(NormSource, LayerwiseOptimizer):
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
         >>> model.compile(optimizer=CLARS(gradient_norms="replica"), loss="mse")
 
-        As the papers print it, for long runs: no cap, and the plain learning rate for batch norms and biases.
+        As the papers print it, for long runs: no caps, and the plain learning rate for batch norms and biases.
 
-        >>> optimizer = CLARS(learning_rate=8.0, eta=0.01, max_rate=None, unadapted_rate_factor=1.0)
+        >>> optimizer = CLARS(8.0, eta=0.01, max_rate=None, max_agreement=None, unadapted_rate_factor=1.0)
 
         What the authors' released code does: popular momentum, a cap of 0.1, weight decay on every tensor,
         batch norms and biases excluded from adaptation by name, norms of mini-batches of 8. Here a batch of
@@ -91,6 +91,7 @@ class CLARS(NormSource, LayerwiseOptimizer):
         ...     weight_decay_rate=2e-4,
         ...     classic_momentum=False,
         ...     max_rate=0.1,
+        ...     max_agreement=None,
         ...     unadapted_rate_factor=1.0,
         ...     gradient_norms="replica",
         ...     exclude_from_layer_adaptation=["bn", "bias"],
