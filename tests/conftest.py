@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 
 # Where JAX is not installed, `import jax` would find the folder tests/jax, and Keras takes it for JAX.
 if getattr(importlib.util.find_spec("jax"), "origin", None) is None:
-    sys.modules["jax"] = None
+
+    class WithoutJax:
+        """Ends the search for JAX. An entry in sys.modules would have libraries take JAX for imported."""
+
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            if name == "jax":
+                raise ModuleNotFoundError("JAX is not installed", name=name)
+
+    sys.meta_path.insert(0, WithoutJax)
 
 # KERAS_BACKEND=jax runs the tests in tests/jax_paths.txt, which import no TensorFlow.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")

@@ -25,6 +25,7 @@ def test_a_module_runs_and_reports_its_memory():
 
 
 def test_arguments_have_the_types_of_the_module():
+    pytest.importorskip("jax")
     kinds = {
         "tensor<3x3x8x4xbf16>": ((3, 3, 8, 4), "bfloat16"),
         "tensor<i32>": ((), "int32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pathlib
@@ -39,6 +40,8 @@ CANNOT_HOLD = {
         "test_ema": "gives both replicas one constant as gradient, which tf.distribute does not add up and ours do",
     },
 }
+if importlib.util.find_spec("keras.src.optimizers.sgd_test") is None:  # Keras 3.12
+    pytest.skip("this Keras's wheel holds no tests", allow_module_level=True)
 CASES = [
     pytest.param(module, optimizer, marks=() if quick else pytest.mark.long)
     for module in keras_own_tests.OPTIMIZER_TESTS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import pytest
 from train_runs import add_networks, command_line, rows_of
 
 from tf_largebatch import LARS
@@ -67,7 +68,12 @@ def test_of_conadv_only_kernels_decay_with_any_optimizer(monkeypatch):
     """One update with zero gradients moves what decays, and nothing else; auxiliary batch norms included."""
     add_networks(monkeypatch)
     config = TrainConfig.from_flags(model="tiny", adversarial="conadv", augmented_stream="rand_augment")
-    model = prepare(config.with_flags(optimizer="sgd")).model
+    try:
+        model = prepare(config.with_flags(optimizer="sgd")).model
+    except ValueError as error:
+        if "RandAugment takes them from Keras 3.15 on" not in str(error):
+            raise
+        pytest.skip(str(error))
     variables = model.trainable_variables
     model.optimizer.build(variables)
     assert [model.optimizer._use_weight_decay(v) for v in variables] == [len(v.shape) > 1 for v in variables]
@@ -79,7 +85,7 @@ def test_of_conadv_only_kernels_decay_with_any_optimizer(monkeypatch):
             assert optimizer.weight_decay == 0.5
             assert [optimizer._use_weight_decay(v) for v in variables] == [len(v.shape) > 1 for v in variables], name
     before = [np.asarray(v) for v in variables]
-    for name in ("sgd", "adamw", "muon", "lars"):
+    for name in {"sgd", "adamw", "muon", "lars"} & set(OPTIMIZERS):  # Keras 3.12's Muon is left out
         optimizer = optimizer_of(variables_without_decay(model), optimizer=name, weight_decay_rate=0.5)
         optimizer.apply([np.zeros(v.shape, "float32") for v in variables], variables)
         for variable, old in zip(variables, before, strict=True):
@@ -88,6 +94,7 @@ def test_of_conadv_only_kernels_decay_with_any_optimizer(monkeypatch):
             variable.assign(old)
 
 
+@pytest.mark.skipif("muon" not in OPTIMIZERS, reason="Keras 3.12's Muon fails on TensorFlow")
 def test_muon_decays_what_it_trains_by_adam_at_the_same_rate():
     optimizer = optimizer_of(optimizer="muon", weight_decay_rate=0.25)
     assert (optimizer.weight_decay, optimizer.adam_weight_decay) == (0.25, 0.25)

@@ -113,7 +113,8 @@ def rand_augment(dataset: data.Dataset) -> keras.Sequential:
     """Builds Keras's RandAugment at its default strength, from standardized images to standardized images.
 
     Raises:
-        ValueError: For images that are neither RGB nor grey.
+        ValueError: For images that are neither RGB nor grey, and for grey images before Keras 3.15, which needs three
+            channels.
     """
     channels = dataset.image_shape[-1]
     require(
@@ -122,6 +123,15 @@ def rand_augment(dataset: data.Dataset) -> keras.Sequential:
         "rand_augment",
         f"none for images of {channels} channels",
         "RandAugment takes RGB or grey images",
+    )
+    takes_grey = tuple(map(int, keras.__version__.split(".")[:2])) >= (3, 15)
+    rule = f"none for grey images with Keras {keras.__version__}"
+    require(
+        channels == 3 or takes_grey,
+        "augmented_stream",
+        "rand_augment",
+        rule,
+        "RandAugment takes them from Keras 3.15 on",
     )
     # RandAugment works on values from 0 to 255.
     scale, offset = [255.0 * s for s in dataset.std], [255.0 * m for m in dataset.mean]

@@ -188,7 +188,11 @@ class TrainFunction:
         return function
 
     def _on_replicas(self, step: Any, *arguments: Any) -> Any:
-        return self._model.distribute_strategy.run(tf.autograph.experimental.do_not_convert(step), args=arguments)
+        def of_tensors(*arguments: Any) -> Any:
+            # A metric of Keras 3.12 that has no value yet is a number of Python, which no strategy reduces.
+            return tf.nest.map_structure(lambda v: tf.constant(v) if isinstance(v, float) else v, step(*arguments))
+
+        return self._model.distribute_strategy.run(tf.autograph.experimental.do_not_convert(of_tensors), args=arguments)
 
     def _compiled(self, function: Any, jit: bool = True, jit_alone: bool = False) -> Any:
         """Returns the function, compiled as the model is; `jit_alone` if only XLA makes it a program of its own."""
