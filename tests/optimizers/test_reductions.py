@@ -115,6 +115,9 @@ def test_without_adaptation_it_is_sgd(cls, momentum, nesterov):
     # Bit for bit: a rate of 1 costs no rounding.
     assert_equal(found, apply_all(sgd, gradients(5), variables()))
     assert set(optimizer.layerwise_rates().values()) == {1.0}
+    if momentum:  # velocities are stored with SGD's sign, too
+        for one, other in zip(optimizer._velocities, sgd.momentums, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @BOTH
