@@ -156,9 +156,9 @@ def _keras_row(make: type, customary: Defaults, **defaults_of: Defaults) -> Opti
 
 def _other_keras_optimizers() -> dict[str, Optimizer]:
     # These are built from other optimizers, not from a learning rate.
-    others = ("optimizer", "lossscaleoptimizer", "multioptimizer")
+    others = {"optimizer", "lossscaleoptimizer", "multioptimizer"}
     if "adam_weight_decay" not in inspect.signature(keras.optimizers.Muon).parameters:
-        others = (*others, "muon")  # that of Keras 3.12 fails in its first update on TensorFlow
+        others.add("muon")  # that of Keras 3.12 fails in its first update on TensorFlow
     return {
         name.lower(): _keras_row(value, OTHER_DEFAULTS)
         for name, value in vars(keras.optimizers).items()
