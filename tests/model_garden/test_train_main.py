@@ -153,7 +153,7 @@ def test_killed_and_resumed_equals_undisturbed(records, tmp_path):
 def test_the_documented_export(records, tmp_path):
     experiment = "clars_resnet_imagenet"
     assert runs.run_main(tmp_path, experiment, runs.merged(runs.tiny(records), runs.TINY)) == 0
-    (block,) = re.findall(r"```py\n(.*?)```", (CONFIGS.parent / "docs" / "model_garden.md").read_text(), re.DOTALL)
+    (block,) = re.findall(r"```python\n(.*?)```", (CONFIGS.parent / "docs" / "model_garden.md").read_text(), re.DOTALL)
     exec(block.replace("/tmp/cifar", str(tmp_path)).replace("clars_resnet_cifar10", experiment), {})
     served = tf.saved_model.load(str(tmp_path / "exported")).signatures["serving_default"]
     assert served(tf.zeros([2, 32, 32, 3], tf.uint8))["logits"].shape == (2, 10)
