@@ -198,7 +198,7 @@ def sgd() -> keras.optimizers.Optimizer:
 
 def clars() -> keras.optimizers.Optimizer:
     """CLARS with measured norms."""
-    return tf_largebatch.CLARS(0.01, max_agreement=None, momentum=0.9, gradient_norms="per_example")
+    return tf_largebatch.CLARS(0.01, momentum=0.9, gradient_norms="per_example")
 
 
 def images_and_labels(batch: int, pixels: int, classes: int) -> tuple[jax.Array, jax.Array]:

@@ -128,7 +128,7 @@ def _updates(small: bool) -> dict[str, tuple[Any, list[Any]]]:
 def _clars() -> Any:
     import tf_largebatch
 
-    return tf_largebatch.CLARS(0.01, max_agreement=None, momentum=0.9, gradient_norms="per_example")
+    return tf_largebatch.CLARS(0.01, momentum=0.9, gradient_norms="per_example")
 
 
 def compile_module(module: bytes, repeats: int) -> Any:

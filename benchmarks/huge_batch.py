@@ -116,7 +116,7 @@ def run_part(name: str, size: int, directory: pathlib.Path) -> dict[str, Any]:
             value_range=dataset.value_range(),
             micro_batch_size=micro_batch_size,
         )
-        optimizer = lb.CLARS(1.0, max_agreement=None, weight_decay_rate=2e-4, gradient_norms="per_example")
+        optimizer = lb.CLARS(1.0, weight_decay_rate=2e-4, gradient_norms="per_example")
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
     before = [v.numpy() for v in model.trainable_variables]
     batch = tf.data.Dataset.from_tensors((images, labels))

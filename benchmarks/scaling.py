@@ -56,7 +56,7 @@ def build_step(case: Case, kind: str, strategy: Any) -> Callable[[], Any]:
     keras.utils.set_random_seed(0)
     with strategy.scope():
         model = lb.LargeBatchModel(models.build("resnet20", (32, 32, 3), 10), micro_batch_size=case.micro_batch_size)
-        optimizer = lb.CLARS(1e-3, max_agreement=None) if kind == "clars" else keras.optimizers.SGD(1e-3, momentum=0.9)
+        optimizer = lb.CLARS(1e-3) if kind == "clars" else keras.optimizers.SGD(1e-3, momentum=0.9)
         model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
         optimizer.build(model.trainable_variables)
     share = case.batch // case.replicas

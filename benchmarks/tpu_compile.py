@@ -135,7 +135,7 @@ def build_model(case: Case) -> Any:
             network, norm_examples=case.norm_examples, micro_batch_size=case.micro_batch_size
         )
     if case.clars:
-        optimizer = tf_largebatch.CLARS(0.1, max_agreement=None, momentum=0.9, gradient_norms="per_example")
+        optimizer = tf_largebatch.CLARS(0.1, momentum=0.9, gradient_norms="per_example")
     else:
         optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -23,7 +23,6 @@ FLAGS = flags.FLAGS
 
 BASE = "Keras SGD-momentum"
 DECAY = 1e-4
-DECAYED = {"max_agreement": None, "weight_decay_rate": DECAY}
 
 Update = Callable[[list[Any]], Any]
 
@@ -97,10 +96,10 @@ def updates(sizes: list[tuple[int, ...]]) -> dict[str, Update]:
         BASE: lambda: keras.optimizers.SGD(0.1, momentum=0.9),
         "Keras SGD-momentum, decoupled decay": lambda: keras.optimizers.SGD(0.1, momentum=0.9, weight_decay=DECAY),
         "Keras Lamb": lambda: keras.optimizers.Lamb(1e-3),
-        "CLARS": lambda: CLARS(0.1, max_agreement=None),
-        "CLARS, decay": lambda: CLARS(0.1, **DECAYED),
-        "CLARS, decay, popular momentum": lambda: CLARS(0.1, **DECAYED, classic_momentum=False),
-        "CLARS, decay, compiled by XLA": lambda: CLARS(0.1, **DECAYED, jit_compile=True),
+        "CLARS": lambda: CLARS(0.1),
+        "CLARS, decay": lambda: CLARS(0.1, weight_decay_rate=DECAY),
+        "CLARS, decay, popular momentum": lambda: CLARS(0.1, weight_decay_rate=DECAY, classic_momentum=False),
+        "CLARS, decay, compiled by XLA": lambda: CLARS(0.1, weight_decay_rate=DECAY, jit_compile=True),
         "LARS": lambda: LARS(0.1),
         "LARS, decay": lambda: LARS(0.1, weight_decay_rate=DECAY),
     }

@@ -196,8 +196,10 @@ def test_none_as_the_first_of_several_inputs():
     x, y = np.random.default_rng(0).normal(size=(3, 4)).astype("float32"), np.ones((3, 2), "float32")
     try:
         model([None, keras.ops.convert_to_tensor(x)])
-    except AttributeError:  # Keras 3.12
-        pytest.skip("this Keras cannot call a model whose first input is None")
+    except AttributeError:
+        if not keras.__version__.startswith("3.12."):
+            raise
+        pytest.skip("Keras 3.12 cannot call a model whose first input is None")
     found = per_example_gradient_norms(model, [None, x], y, "mse")
     expected = _alone(model, lambda i: [None, keras.ops.convert_to_tensor(x[i : i + 1])], y, 3)
     np.testing.assert_allclose(np.stack(list(found.values())), expected, rtol=1e-5)

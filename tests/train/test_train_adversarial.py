@@ -49,6 +49,8 @@ def test_the_augmented_view_is_of_standardized_images_in_their_range():
     try:
         rand_augment(dataset)
     except ValueError as error:
+        if "RandAugment takes them from Keras 3.15 on" not in str(error):
+            raise
         pytest.skip(str(error))
     view = np.asarray(rand_augment(dataset)(images, training=True))
     assert view.shape == images.shape and np.abs(view - images).max() > 0.1
