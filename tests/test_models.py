@@ -20,6 +20,7 @@ TRAINABLE = {
     "resnet56": 855_770,
     "resnet110": 1_730_714,
     "conv4": 8_754,
+    "lenet5": 136_886,
     "vgg11": 9_228_362,
     "densenet40": 1_019_722,
     "mobilenetv2": 2_236_682,
@@ -39,7 +40,7 @@ def test_every_name_is_tested():
 
 
 # The others are deeper ones of the same blocks.
-QUICK = ("resnet8", "resnet20", "conv4", "vgg11", "densenet40")
+QUICK = ("resnet8", "resnet20", "conv4", "lenet5", "vgg11", "densenet40")
 
 
 @pytest.mark.parametrize("name", long_unless(TRAINABLE, QUICK))
@@ -52,7 +53,7 @@ def test_size_output_and_layers(name):
         if isinstance(layer, keras.layers.BatchNormalization):
             assert layer.momentum == 0.9
         if isinstance(layer, (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
-            assert not layer.use_bias
+            assert layer.use_bias == (name == "lenet5")  # a batch norm has a bias of its own
 
 
 @pytest.mark.parametrize("name", ["resnet8", "vgg11", long("densenet40"), long("mobilenetv2")])

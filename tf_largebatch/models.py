@@ -135,6 +135,28 @@ def conv4(image_shape: ImageShape, num_classes: int) -> keras.Model:
     return classifier(inputs, x, num_classes, "conv4")
 
 
+def lenet5(image_shape: ImageShape, num_classes: int) -> keras.Model:
+    """Builds LeNet-5 with ReLU, maximum pooling and padded convolutions: biases, and no batch norm.
+
+    Padding lets it take images from 4 pixels on, which the published network (LeCun et al., 1998) does not.
+
+    Args:
+        image_shape: `(height, width, channels)`.
+        num_classes: Number of logits.
+    """
+    x = inputs = keras.Input(image_shape)
+    for number, filters in enumerate((6, 16), start=1):
+        convolution = layers.Conv2D(
+            filters, 5, padding="same", activation="relu", kernel_initializer="he_normal", name=f"conv{number}"
+        )
+        x = layers.MaxPooling2D(name=f"pool{number}")(convolution(x))
+    x = layers.Flatten(name="flatten")(x)
+    for number, units in enumerate((120, 84), start=1):
+        x = layers.Dense(units, "relu", kernel_initializer="he_normal", name=f"dense{number}")(x)
+    logits = layers.Dense(num_classes, dtype="float32", name="logits")(x)
+    return keras.Model(inputs, logits, name="lenet5")
+
+
 def vgg11(image_shape: ImageShape, num_classes: int) -> keras.Model:
     """Builds VGG-11 (configuration A) with batch norm and one dense layer, for small images.
 
@@ -298,6 +320,7 @@ def _application(function: Callable[..., keras.Model], image_shape: ImageShape, 
 NETWORKS: dict[str, Callable[[ImageShape, int], keras.Model]] = {
     **{f"resnet{depth}": functools.partial(resnet, depth) for depth in (8, 20, 32, 44, 56, 110)},
     "conv4": conv4,
+    "lenet5": lenet5,
     "vgg11": vgg11,
     "densenet40": densenet40,
     "mobilenetv2": mobilenetv2_small,
