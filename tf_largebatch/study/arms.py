@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from tf_largebatch.optimizers import CLARS, LARS
-from tf_largebatch.study.denominators import make_clars
+from tf_largebatch.study.denominators import cap_of, make_clars
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ def _eta(point: Mapping[str, Any]) -> float:
 
 def _cap(name: str) -> Callable[[Mapping[str, Any]], float]:
     def value(point: Mapping[str, Any]) -> float:
-        cap = point.get(name)
-        return math.inf if cap in (None, "none") else float(cap)
+        cap = cap_of(point, name)
+        return math.inf if cap is None else cap
 
     return value
 
@@ -77,7 +77,7 @@ def _layerwise(cls: type) -> Callable[[Mapping[str, Any], Any, int], keras.optim
         return (make_clars(point, batch_size) if cls is CLARS else cls)(
             schedule,
             eta=_eta(point),
-            max_rate=cap if (cap := _cap("max_rate")(point)) < math.inf else None,
+            max_rate=cap_of(point, "max_rate"),
             unadapted_rate_factor=point.get("unadapted_rate_factor", 1.0),
             momentum=point.get("momentum", 0.9),
             nesterov=point.get("nesterov", False),

@@ -74,13 +74,18 @@ def denominator_of(point: Mapping[str, Any]) -> str:
     return str(point.get("denominator", MEAN))
 
 
+def cap_of(point: Mapping[str, Any], name: str) -> float | None:
+    """Returns a cap of a point; None where it has none, or `none`."""
+    cap = point.get(name)
+    return None if cap in (None, "none") else float(cap)
+
+
 def make_clars(point: Mapping[str, Any], batch_size: int) -> Callable[..., CLARS]:
     """Returns the constructor of the CLARS of a point, without the arguments that all layer-wise optimizers have."""
-    cap = point.get("max_agreement", "none")  # the paper's CLARS unless a study says otherwise
     arguments = {
         "gradient_norms": "per_example",
         "norm_exponent": point.get("norm_exponent", 1.0),
-        "max_agreement": None if cap == "none" else cap,
+        "max_agreement": cap_of(point, "max_agreement"),  # the paper's CLARS unless a study says otherwise
     }
     if denominator_of(point) != SIGNAL:
         return functools.partial(CLARS, **arguments)
