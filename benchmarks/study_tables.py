@@ -55,6 +55,36 @@ def overview() -> str:
     return _table(["", *arms], rows)
 
 
+# Line of the table of defaults -> arm in the studies.
+DEFAULTS = {
+    "Adam": "adam",
+    "**CLARS, the recipe**": "clars 0.5/3/0.05 linear",
+    "`max_agreement=0.1`": "clars 0.5/3/0.1 linear",
+    "`max_agreement=None`": "clars 0.5/3 linear",
+    "`eta=0.25, max_rate=1.0, max_agreement=None`": "clars 0.25/1 linear",
+    "LARS, the recipe": "lars 0.03/1 linear",
+    "CLARS, searched": "clars searched",
+    "CLARS, searched with `max_agreement`": "clars searched with max_agreement",
+    "LARS with warmup, searched": "lars+w searched",
+}
+
+
+def defaults() -> str:
+    """Returns what defaults and searched settings reach: a line an arm, a column a data set, network and batch size."""
+    studies = {"digits": "digits", "fashion_mnist": "Fashion-MNIST", "lenet5": "LeNet-5"}
+    header, columns = [""], []
+    for study, name in studies.items():
+        runs = runs_of(f"defaults/agreement/{study}")
+        sizes = sorted({int(run["batch_size"]) for run in runs})
+        columns += [(runs, size) for size in sizes]
+        header += [f"{name} {sizes[0]:,}", *(f"{size:,}" for size in sizes[1:])]
+    rows = [
+        [line, *(f"{100 * statistics.mean(_final(runs, arm, size)):.1f}" for runs, size in columns)]
+        for line, arm in DEFAULTS.items()
+    ]
+    return _table(header, rows)
+
+
 def _arms(runs: Sequence[Run]) -> list[str]:
     """Returns the arms, one with warmup after the same without."""
     arms = list(dict.fromkeys(run["arm"] for run in runs))

@@ -41,6 +41,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "gpu": lambda: gpu_table.markdown(harness.read_report(harness.REPORTS / "gpu.json")),
         "tpu_compile": lambda: tpu_compile.markdown(harness.read_report(harness.REPORTS / "tpu_compile.json")),
     },
+    "docs/choosing.md": {"defaults": study_tables.defaults},
     "docs/scale.md": {"huge batch": huge_batch_table},
     "results/README.md": {
         "fashion_mnist": functools.partial(study_tables.by_batch_size, "fashion_mnist"),

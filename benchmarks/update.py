@@ -98,6 +98,7 @@ def updates(sizes: list[tuple[int, ...]]) -> dict[str, Update]:
         "Keras Lamb": lambda: keras.optimizers.Lamb(1e-3),
         "CLARS": lambda: CLARS(0.1),
         "CLARS, decay": lambda: CLARS(0.1, weight_decay_rate=DECAY),
+        "CLARS, decay, no cap of the agreement": lambda: CLARS(0.1, weight_decay_rate=DECAY, max_agreement=None),
         "CLARS, decay, popular momentum": lambda: CLARS(0.1, weight_decay_rate=DECAY, classic_momentum=False),
         "CLARS, decay, compiled by XLA": lambda: CLARS(0.1, weight_decay_rate=DECAY, jit_compile=True),
         "LARS": lambda: LARS(0.1),

@@ -26,7 +26,7 @@ TEXTS = {
     "max_agreement": """max_agreement: Cap on `||grad|| / d`, in the paper's CLARS the agreement `||grad|| / s`.
             Above 0, or None for no cap, as in the paper. A step then is no longer than
             `learning_rate * eta * max_agreement * ||w||`, momentum aside, which is LARS's with the trust coefficient
-            `eta * max_agreement`. With 0.1 networks without batch normalization train at `eta=0.5, max_rate=3.0`.""",
+            `eta * max_agreement`. Networks without batch normalization need it at the default `eta`.""",
     "zero_norms": """In that step classic momentum moves on by the velocity it has, as SGD does without a gradient.
     Popular momentum stands still and keeps its velocity; rate 1 would move it by the whole learning rate times the
     velocity. (A norm close to 0 raises the rate as far as `max_rate` lets it.) A tensor whose weights are all 0 has
