@@ -34,7 +34,7 @@ def huge_batch_table() -> str:
 
 # Page: its tables by name.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"overview": study_tables.overview},
+    "README.md": {"overview": study_tables.overview, "recipe": study_tables.recipe},
     "benchmarks/README.md": {
         "norms, networks": lambda: norms.network_table(harness.read_report(harness.REPORTS / "norms.json")),
         "norms, layers": lambda: norms.layer_table(harness.read_report(harness.REPORTS / "norms.json")),

@@ -24,8 +24,8 @@ class LayerwiseValues:
     Attributes:
         rate: The layer-wise rate, without unit; None for a tensor without layer adaptation.
         weight_norm: `||w||` after the update.
-        gradient_norm: The norm that the rate was divided by, in the unit of the mean loss's gradient: CLARS's mean
-            per-example norm `s`, LARS's `||g||`; None if unknown.
+        gradient_norm: The norm that the rate was divided by, before CLARS's cap of the agreement, in the unit of the
+            mean loss's gradient: CLARS's mean per-example norm `s`, LARS's `||g||`; None if unknown.
         batch_gradient_norm: `||grad||`, the norm of the batch's gradient without weight decay, in the same unit; None
             unless the optimizer keeps it (`keep_batch_gradient_norms`).
         gradient_agreement: `M = ||grad|| / s`, from 0 (the examples' gradients cancel) to 1 (they are parallel); None
