@@ -48,9 +48,6 @@ TOLERANCES = {
     "mixed_float16": (3e-2, 1e-2),
     "mixed_bfloat16": (2e-1, 5e-2),
 }
-# A bias in front of a normalization has the gradient 0, and the terms that cancel there are up to 1 / sqrt(epsilon)
-# times the gradients of the other tensors: the normalizations' epsilon is 1e-3.
-AMPLIFIED = 1e-3**-0.5
 
 
 class PlainKerasFails(Exception):
@@ -280,10 +277,9 @@ def assert_close(found: Any, right: Any, policy: str, of_all: float, what: str) 
     """
     found, right = (np.asarray(ops.convert_to_numpy(t), "float64") for t in (found, right))
     own, shared = TOLERANCES[policy]
-    largest, rounding = float(np.max(np.abs(right), initial=0)), shared * of_all
-    if policy.startswith("float") and largest <= AMPLIFIED * rounding:
-        rounding *= AMPLIFIED  # the gradient is 0
-    np.testing.assert_allclose(found, right, rtol=0, atol=own * largest + rounding + 1e-7, err_msg=what)
+    np.testing.assert_allclose(
+        found, right, rtol=0, atol=own * float(np.max(np.abs(right), initial=0)) + shared * of_all + 1e-7, err_msg=what
+    )
 
 
 def required(number: int) -> tuple[str, str]:
